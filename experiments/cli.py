@@ -1,0 +1,59 @@
+"""What every script here shares: the library's path, the choice of backend, and errors as one line.
+
+    from cli import run_command
+"""
+
+import errno
+import importlib.util
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKENDS = ("tensorflow", "jax", "torch")
+sys.path.insert(0, str(ROOT))
+
+
+def run_command(function):
+    """Runs a script's main function; a user's mistake becomes one line on the screen and exit code 2.
+
+    A mistake is a ValueError or ImportError raised by this project's own code, or a file that cannot be read or
+    written. Any other exception is a fault of the program and keeps its traceback.
+    """
+    try:
+        choose_backend()
+        function()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")
+    except (ValueError, ImportError, OSError) as error:
+        if not isinstance(error, OSError) and not raised_here(error):
+            raise
+        if isinstance(error, OSError):
+            name = f" {str(error.filename)!r}" if error.filename else ""
+            kept = "; what was written before is kept" if error.errno == errno.ENOSPC else ""
+            error = f"cannot read or write{name}: {error.strerror or error}{kept}"
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def raised_here(error):
+    frames = traceback.extract_tb(error.__traceback__)
+    folder = Path(frames[-1].filename).resolve()
+    return any(ROOT / name in folder.parents for name in ("keras_vit", "experiments", "tuning", "benchmarks"))
+
+
+def choose_backend():
+    """Sets KERAS_BACKEND to the first backend that is installed, where neither it nor ~/.keras/keras.json is set."""
+    installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
+    chosen = os.environ.get("KERAS_BACKEND")
+    if not installed:
+        raise ValueError(f"KERAS_BACKEND: none of {', '.join(BACKENDS)} is installed; pip install one of them")
+    if not chosen and not (Path.home() / ".keras" / "keras.json").is_file():
+        os.environ["KERAS_BACKEND"] = installed[0]
+    elif chosen and chosen not in installed:
+        known = "is not installed" if chosen in BACKENDS else "is no backend"
+        raise ValueError(f"KERAS_BACKEND: {chosen!r} {known}; allowed here: {', '.join(installed)}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.filterwarnings("ignore", module="keras")

@@ -1,0 +1,98 @@
+"""Evaluates a run, compares runs, or shows what positions a run has learned.
+
+    python experiments/evaluate.py RUN                          # accuracy, top-5, loss, calibration, every class
+    python experiments/evaluate.py RUN --split validation
+    python experiments/evaluate.py RUN --data folder:PATH       # another data set with as many classes
+    python experiments/evaluate.py RUN_A RUN_B --out both.png   # curves and a table
+    python experiments/evaluate.py RUN --positions              # figure 7 of the ViT paper
+
+Numbers and pictures of one run are written into its folder.
+"""
+
+import argparse
+from pathlib import Path
+
+from cli import run_command
+
+OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(message)
+
+
+def parse_options():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="A run folder; two or more are compared.")
+    parser.add_argument("--data", help="A data set with as many classes, instead of the run's; named as in training.")
+    parser.add_argument("--data-dir", help="Folder of prepared TensorFlow Datasets. Default: as in training.")
+    parser.add_argument("--split", choices=("test", "validation", "train"), help="Which images. Default: test.")
+    parser.add_argument("--batch-size", type=int, help="Images at a time. Default: as in training.")
+    parser.add_argument("--positions", action="store_true", help="Draw the similarity of the position embeddings.")
+    parser.add_argument("--out", type=Path, help="Picture of a comparison. Default: comparison.png.")
+    options = parser.parse_args()
+    if len(options.runs) > 1:
+        check_unused(options, "a comparison of runs", (*OF_AN_EVALUATION, "positions"))
+    else:
+        check_unused(options, "one run", ("out",))
+    if options.positions:
+        check_unused(options, "--positions", OF_AN_EVALUATION)
+    return options
+
+
+def check_unused(options, purpose, names):
+    for name in names:
+        if getattr(options, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')}: not an option of {purpose}")
+
+
+def main():
+    options = parse_options()
+    from rich.console import Console
+
+    from keras_vit.evaluate import comparison_table
+    from keras_vit.plots import curves
+    from keras_vit.run import RunFolder
+
+    console = Console(highlight=False)
+    runs = [RunFolder(path) for path in options.runs]
+    if len(runs) > 1:
+        written = [options.out or Path("comparison.png")]
+        console.print(comparison_table(runs))
+        curves(runs, written[0])
+    elif options.positions:
+        written = draw_positions(runs[0])
+    else:
+        written = evaluate_run(console, runs[0], options)
+    for path in written:
+        console.print(f"written: {path}", soft_wrap=True, markup=False)
+
+
+def evaluate_run(console, run, options):
+    from keras_vit.evaluate import BINS, evaluate, evaluation_table, write_evaluation
+
+    split = options.split or "test"
+    result = evaluate(run, data=options.data, data_dir=options.data_dir, split=split, batch_size=options.batch_size)
+    written = write_evaluation(result, run, data=options.data, split=split)
+    console.print(evaluation_table(result))
+    console.print(f"{options.data or run.recipe.data}, {split}, {result.count.sum():,} images", markup=False)
+    console.print(f"accuracy                    {result.accuracy:8.2%}")
+    console.print(f"top-{result.top_k} accuracy              {result.top_k_accuracy:8.2%}")
+    console.print(f"cross-entropy               {result.loss:8.4f} nats")
+    console.print(f"expected calibration error  {result.calibration.error:8.2%} (mean |accuracy - confidence|, {BINS} bins)")
+    return written
+
+
+def draw_positions(run):
+    from keras_vit.explain import position_similarity
+    from keras_vit.plots import position_maps
+
+    model, path = run.model(), run.plots / "positions.png"
+    title = f"Similarity of {model.config.position} position embeddings, {run.path.resolve().name}"
+    position_maps(position_similarity(model), path, title=title)
+    return [path]
+
+
+if __name__ == "__main__":
+    run_command(main)

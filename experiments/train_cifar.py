@@ -1,0 +1,101 @@
+"""Trains a Vision Transformer on CIFAR-10, or on any images, and leaves a run folder.
+
+    python experiments/train_cifar.py                                         # a recipe that suits this machine
+    python experiments/train_cifar.py --recipe standard --train.epochs 50 --model.depth 6
+    python experiments/train_cifar.py --data folder:PATH --recipe my.yaml
+    python experiments/train_cifar.py --resume runs/quick-cifar10-jax         # after a kill
+    KERAS_BACKEND=torch python experiments/train_cifar.py
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from cli import run_command
+
+
+def make_parser():
+    import jsonargparse
+
+    from keras_vit.recipe import recipe_names, recipe_parser
+
+    parser = jsonargparse.ArgumentParser(
+        description="Trains a Vision Transformer and leaves a run folder. Any setting of the recipe can be overridden; "
+        "the defaults shown are those of the recipe that would run.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    names = ", ".join(recipe_names())
+    parser.add_argument(
+        "--recipe", help=f"One of {names}, or a YAML or JSON file. Default: quick on a CPU, standard on an accelerator."
+    )
+    parser.add_argument("--out", help="The run folder. Default: runs/RECIPE-DATA-BACKEND, numbered if it exists.")
+    parser.add_argument("--overwrite", action="store_true", help="Start again where --out holds a run.")
+    parser.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
+    return recipe_parser(parser)
+
+
+def free_folder(stem):
+    """The first of stem, stem-2, stem-3 ... that does not exist."""
+    path, number = Path(stem), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{stem}-{number}")
+    return path
+
+
+def main():
+    arguments = sys.argv[1:]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--resume")
+    chosen, _ = first.parse_known_args(arguments)
+
+    from keras_vit.recipe import parse_recipe
+
+    name = chosen.recipe
+    if chosen.resume and not name:
+        from keras_vit.run import RunFolder
+
+        name = RunFolder(chosen.resume).path / "recipe.yaml"
+    if not name and not {"-h", "--help"} & set(arguments):
+        from keras_vit.train import accelerator
+
+        name = "standard" if accelerator() else "quick"
+    recipe, options = parse_recipe(name or "quick", arguments, make_parser())
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.panel import Panel
+
+    from keras_vit.train import load_recipe_data, machine, train
+
+    console = Console(highlight=False, soft_wrap=True)
+    data = load_recipe_data(recipe)
+    if data.fallback:
+        notice = f"CIFAR-10 is not at hand: {data.fallback}\nTraining on scikit-learn's small embedded digits instead."
+        if not chosen.recipe:
+            name = "digits"
+            recipe, options = parse_recipe(name, arguments, make_parser())
+            recipe = dataclasses.replace(recipe, data="digits")
+            data = load_recipe_data(recipe)
+        console.print(Panel(escape(notice), title="THIS IS NOT CIFAR-10", border_style="bold red"), style="bold red")
+    machine_facts = machine()
+    backend = machine_facts["backend"]
+    for note in data.notes:
+        console.print(escape(note))
+    console.print(f"recipe {Path(name).stem}, {recipe.train.epochs} epochs; {backend} on {machine_facts['device']}")
+
+    out = options.resume or options.out or free_folder(f"runs/{Path(name).stem}-{data.name.replace(':', '-')}-{backend}")
+    run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite)
+    summary = run.summary
+    accuracy = f"{summary['test_accuracy']:.2%}" if "test_accuracy" in summary else "no test images"
+    console.print(
+        f"{summary['data']}: test accuracy {accuracy}; {summary['parameters']:,} parameters, {summary['epochs']} epochs, "
+        f"{summary['process_seconds']:.0f} s with {backend}; run folder {escape(str(run.path))}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

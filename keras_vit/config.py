@@ -1,0 +1,318 @@
+"""What a Vision Transformer is, in one frozen dataclass; its variants are rows of one table."""
+
+import dataclasses
+import difflib
+import math
+import typing
+
+POOLS = ("cls", "gap", "map")
+POSITIONS = ("learned", "sincos2d", "sincos1d", "none")
+PREFIX_POSITIONS = ("none", "class", "all")
+STEMS = ("patch", "conv")
+MLPS = ("gelu", "gelu_tanh", "swiglu")
+DATA_FORMATS = ("channels_last", "channels_first")
+
+# A variant is a row of this table plus a patch size: "S/16".
+VARIANTS = {
+    # 'An image is worth 16x16 words' (arXiv 2010.11929), 'How to train your ViT?' (2106.10270),
+    # 'Scaling Vision Transformers' (2106.04560; g as in table 2 there).
+    "Ti": {"width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768},
+    "S": {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536},
+    "M": {"width": 512, "depth": 12, "num_heads": 8, "mlp_dim": 2048},
+    "B": {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096},
+    "H": {"width": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
+    "g": {"width": 1408, "depth": 40, "num_heads": 16, "mlp_dim": 6144},
+    # 'Getting ViT in Shape' (2305.13035): the shape-optimised one of SigLIP.
+    "So400m": {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304},
+    # DINOv2 (2304.07193): g with twice the head count and a gated MLP.
+    "g-dinov2": {"width": 1536, "depth": 40, "num_heads": 24, "mlp_dim": 4096, "mlp": "swiglu"},
+    # 'Escaping the Big Data Paradigm with Compact Transformers' (2104.05704), table 8: for 32x32 images.
+    "Lite-6": {"width": 256, "depth": 6, "num_heads": 4, "mlp_dim": 512},
+    "Lite-7": {"width": 256, "depth": 7, "num_heads": 4, "mlp_dim": 512},
+    "Compact-2": {"width": 128, "depth": 2, "num_heads": 2, "mlp_dim": 128},
+    "Compact-4": {"width": 128, "depth": 4, "num_heads": 2, "mlp_dim": 128},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """The architecture of a Vision Transformer. Defaults are ViT-B/16 at 224 px (arXiv 2010.11929).
+
+    Attributes:
+        image_size: Height and width in pixels; one number for a square.
+        channels: Channels of the image, 1 (grey) or 3 (RGB) for the data sets here; any positive number.
+        patch_size: Height and width of a patch in pixels; one number for a square. Divides `image_size`.
+        width: Size D of a token.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads. Divides `width`.
+        mlp_dim: Size of the MLP's hidden layer.
+        num_classes: Size of the output; 0 leaves out the head, the model then returns the pooled features.
+        pool: What the head sees: `cls` (the class token), `gap` (mean of the patch tokens) or `map` (attention
+            pooling with one learned query, arXiv 2106.04560).
+        class_token: Whether a class token is prepended; None means only where `pool` is `cls`.
+        registers: Number of register tokens (arXiv 2309.16588), behind the class token.
+        position: `learned`, `sincos2d` (fixed, arXiv 2104.02057), `sincos1d` (fixed, 'Attention is all you need',
+            arXiv 1706.03762, over the tokens in row-major order) or `none`.
+        prefix_positions: Which prefix tokens have a position of their own: `none`, `class` (the class token) or
+            `all` (registers too). Fixed 2-D positions give prefix tokens none.
+        stem: `patch` (one linear projection of the flattened patch) or `conv` (3x3 convolutions of stride 2, GELU,
+            as many as halve the image down to the patch grid; arXiv 2106.14881). `conv` needs a patch size of 2^n.
+        mlp: `gelu` (exact, erf), `gelu_tanh` (the approximation that Flax takes) or `swiglu` (gated, arXiv 2002.05202).
+        dropout: Dropout of the embedded tokens, the attention output and the MLP, 0 to below 1.
+        attention_dropout: Dropout of the attention weights, 0 to below 1.
+        drop_path: Stochastic depth (arXiv 1603.09382) of the last block, 0 to below 1; linear from 0 at the first.
+        layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
+        qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
+        norm_epsilon: Epsilon of every layer normalisation.
+        norm_after_pool: Whether the last norm follows the pooling (`fc_norm` of timm) instead of preceding it.
+        pre_logits_dim: Size of a tanh layer between pooling and head, as in checkpoints of ImageNet-21k; 0 = none.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        use_bias: Whether the other projections of patches, attention and MLP have a bias.
+        data_format: `channels_last` (B, H, W, C) or `channels_first` (B, C, H, W) images; the weights are the same.
+
+    Raises:
+        ValueError: Naming the field, what was received and what is allowed.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    channels: int = 3
+    patch_size: int | tuple[int, int] = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    num_classes: int = 1000
+    pool: typing.Literal["cls", "gap", "map"] = "cls"
+    class_token: bool | None = None
+    registers: int = 0
+    position: typing.Literal["learned", "sincos2d", "sincos1d", "none"] = "learned"
+    prefix_positions: typing.Literal["none", "class", "all"] = "class"
+    stem: typing.Literal["patch", "conv"] = "patch"
+    mlp: typing.Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_scale: float = 0.0
+    qk_norm: bool = False
+    norm_epsilon: float = 1e-6
+    norm_after_pool: bool = False
+    pre_logits_dim: int = 0
+    qkv_bias: bool = True
+    use_bias: bool = True
+    data_format: typing.Literal["channels_last", "channels_first"] = "channels_last"
+
+    def __post_init__(self):
+        for name in ("image_size", "patch_size"):
+            object.__setattr__(self, name, as_pair(name, getattr(self, name)))
+        for name in ("channels", "width", "depth", "num_heads", "mlp_dim"):
+            check_int(name, getattr(self, name), at_least=1)
+        for name in ("num_classes", "registers", "pre_logits_dim"):
+            check_int(name, getattr(self, name), at_least=0)
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            check_number(name, getattr(self, name), at_least=0, below=1)
+        for name in ("qk_norm", "norm_after_pool", "qkv_bias", "use_bias"):
+            check_choice(name, getattr(self, name), (True, False))
+        for name, allowed in (
+            ("pool", POOLS),
+            ("position", POSITIONS),
+            ("prefix_positions", PREFIX_POSITIONS),
+            ("stem", STEMS),
+            ("mlp", MLPS),
+            ("data_format", DATA_FORMATS),
+            ("class_token", (True, False, None)),
+        ):
+            check_choice(name, getattr(self, name), allowed)
+        check_number("layer_scale", self.layer_scale, at_least=0)
+        check_number("norm_epsilon", self.norm_epsilon, above=0)
+        for side, image, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
+            if image % patch:
+                raise ValueError(
+                    f"patch_size: {patch} does not divide image_size {image} ({side}); "
+                    f"allowed: {', '.join(str(d) for d in range(1, image + 1) if image % d == 0)}"
+                )
+            if self.stem == "conv" and (patch < 2 or patch & (patch - 1)):
+                raise ValueError(f"patch_size: received {patch}; the conv stem takes a power of 2 of at least 2")
+        if self.stem == "conv" and self.patch_size[0] != self.patch_size[1]:
+            raise ValueError(f"patch_size: received {self.patch_size}; the conv stem takes a square patch")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"num_heads: {self.num_heads} does not divide width {self.width}; "
+                f"allowed: {', '.join(str(d) for d in range(1, self.width + 1) if self.width % d == 0)}"
+            )
+        check_position(self.position, self.width)
+        if self.pool == "cls" and self.class_token is False:
+            raise ValueError("class_token: received False, but pool 'cls' needs one; allowed: True or None")
+
+    @classmethod
+    def from_variant(cls, variant, **overrides):
+        """The configuration of a variant such as "S/16"; overrides win, unknown names raise.
+
+        Args:
+            variant: A name of `VARIANTS`, a slash and the patch size in pixels: "Ti/4", "B/16", "g-dinov2/14".
+            **overrides: Any field of `ViTConfig`.
+
+        Raises:
+            ValueError: For an unknown variant or field.
+        """
+        settings = {**decode_variant(variant), **overrides}
+        check_fields(cls, settings)
+        return cls(**settings)
+
+    def to_dict(self):
+        """The fields as plain Python values (pairs become lists); `ViTConfig(**d)` gives an equal configuration."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @property
+    def grid_size(self):
+        """Rows and columns of patches."""
+        return tuple(image // patch for image, patch in zip(self.image_size, self.patch_size, strict=True))
+
+    @property
+    def num_patches(self):
+        return math.prod(self.grid_size)
+
+    @property
+    def has_class_token(self):
+        return self.pool == "cls" if self.class_token is None else self.class_token
+
+    @property
+    def num_tokens(self):
+        """Length N of the sequence: class token, registers and patches."""
+        return self.has_class_token + self.registers + self.num_patches
+
+    @property
+    def head_dim(self):
+        return self.width // self.num_heads
+
+    @property
+    def stem_widths(self):
+        """Channels behind each convolution of the conv stem: doubling, the last one `width`."""
+        steps = int(math.log2(self.patch_size[0]))
+        return tuple(max(self.width >> (steps - 1 - step), 1) for step in range(steps))
+
+    @property
+    def drop_path_rates(self):
+        """The stochastic depth rate of each block, linear from 0 to `drop_path`."""
+        return tuple(self.drop_path * block / max(self.depth - 1, 1) for block in range(self.depth))
+
+    @property
+    def image_shape(self):
+        """Shape of one input image without the batch axis."""
+        if self.data_format == "channels_last":
+            return (*self.image_size, self.channels)
+        return (self.channels, *self.image_size)
+
+    @property
+    def num_params(self):
+        """Number of trainable parameters of the model that `build_vit` makes, counted without building it."""
+        width, mlp_dim, bias = self.width, self.mlp_dim, self.use_bias
+        gate = 2 if self.mlp == "swiglu" else 1
+        norm = 2 * width
+        mlp = width * gate * mlp_dim + mlp_dim * width + bias * (gate * mlp_dim + width)
+        projection = width * width + bias * width
+        block = 2 * norm + 3 * (width * width + self.qkv_bias * width) + projection + mlp
+        block += 2 * width * (self.layer_scale > 0) + 4 * self.head_dim * self.qk_norm
+        patch_dim, stem = math.prod(self.patch_size) * self.channels, 0
+        if self.stem == "conv":
+            widths = (self.channels, *self.stem_widths)
+            stem = sum(9 * a * b + bias * b for a, b in zip(widths, widths[1:], strict=False))
+            patch_dim = width
+        embed = stem + patch_dim * width + bias * width + width * (self.has_class_token + self.registers)
+        if self.position == "learned":
+            embed += width * (self.num_prefix_positions + self.num_patches)
+        pool = 0
+        if self.pool == "map":
+            pool = width + 3 * (width * width + self.qkv_bias * width) + projection + norm + mlp
+        features = self.pre_logits_dim or width
+        pre_logits = (width + 1) * self.pre_logits_dim
+        head = (features + 1) * self.num_classes
+        return embed + self.depth * block + norm + pool + pre_logits + head
+
+    @property
+    def num_prefix_positions(self):
+        """How many prefix tokens have a row of their own in the learned or 1-D position table."""
+        return {
+            "none": 0,
+            "class": int(self.has_class_token),
+            "all": self.has_class_token + self.registers,
+        }[self.prefix_positions]
+
+    @property
+    def flops(self):
+        """Floating-point operations of one image's forward pass; a multiply-add counts as two.
+
+        Counts the matrix products and convolutions, as the papers do; norms, activations and softmax are left out.
+        """
+        width, tokens = self.width, self.num_tokens
+        gate = 2 if self.mlp == "swiglu" else 1
+        mlp = width * gate * self.mlp_dim + self.mlp_dim * width
+        block = tokens * (4 * width * width + mlp) + 2 * tokens * tokens * width
+        embed = self.num_patches * math.prod(self.patch_size) * self.channels * width
+        if self.stem == "conv":
+            widths, pixels, embed = (self.channels, *self.stem_widths), math.prod(self.image_size), 0
+            for a, b in zip(widths, widths[1:], strict=False):
+                pixels //= 4
+                embed += pixels * 9 * a * b
+            embed += self.num_patches * width * width
+        pool = 0
+        if self.pool == "map":
+            pool = 2 * width * width * (1 + tokens) + 2 * tokens * width + mlp
+        head = width * self.pre_logits_dim + (self.pre_logits_dim or width) * self.num_classes
+        return 2 * (embed + self.depth * block + pool + head)
+
+
+def decode_variant(variant):
+    """The fields that a variant such as "S/16" stands for, as a dictionary."""
+    name, slash, patch = str(variant).rpartition("/")
+    if not slash or name not in VARIANTS or not patch.isdecimal() or int(patch) < 1:
+        raise ValueError(
+            f"variant: received {variant!r}; allowed: NAME/PATCH with NAME one of {', '.join(VARIANTS)}, as in 'S/16'"
+        )
+    return {**VARIANTS[name], "patch_size": int(patch)}
+
+
+def check_fields(cls, settings, where=""):
+    """Raises a ValueError that names the first unknown key of `settings` and the nearest field of `cls`."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in settings:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where}{name}: no such field{hint} Allowed: {', '.join(names)}")
+
+
+def as_pair(name, value):
+    """A positive int or a pair of them, as a pair (height, width)."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in pair):
+        raise ValueError(f"{name}: received {value!r}; allowed: an integer of at least 1, or a pair (height, width)")
+    return pair
+
+
+def check_int(name, value, at_least):
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name}: received {value!r}; allowed: an integer of at least {at_least}")
+
+
+def check_number(name, value, *, at_least=-math.inf, above=-math.inf, at_most=math.inf, below=math.inf):
+    """Raises a ValueError unless `value` is a finite number within the bounds."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not (number and at_least <= value <= at_most and above < value < below):
+        bounds = {"of at least": at_least, "above": above, "of at most": at_most, "below": below}
+        allowed = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
+        raise ValueError(f"{name}: received {value!r}; allowed: a number {allowed}")
+
+
+def check_choice(name, value, allowed):
+    # By type too: 1 == True, but 1 is not what a flag takes.
+    if not any(isinstance(value, type(choice)) and value == choice for choice in allowed):
+        raise ValueError(f"{name}: received {value!r}; allowed: {', '.join(str(a) for a in allowed)}")
+
+
+def check_position(position, width):
+    """Raises a ValueError unless fixed positions of this kind fill a token of this width."""
+    if position == "sincos2d" and width % 4:
+        raise ValueError(f"width: received {width}; sincos2d positions need a multiple of 4")
+    if position == "sincos1d" and width % 2:
+        raise ValueError(f"width: received {width}; sincos1d positions need an even number")

@@ -1,0 +1,146 @@
+"""The Vision Transformer of a `ViTConfig` as a functional Keras model."""
+
+import keras
+
+from keras_vit.config import ViTConfig
+from keras_vit.layers import (
+    AttentionPooling,
+    ConvStem,
+    PatchEncoder,
+    Patches,
+    Pooling,
+    TransformerBlock,
+    register,
+)
+
+
+@register
+class ViT(keras.Model):
+    """A functional model (B, H, W, C) -> logits (B, num_classes), or features (B, D) if `num_classes` is 0.
+
+    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `block_0` ... `block_{depth-1}` (B, N, D), `norm`,
+    `pool` (B, D), `pre_logits` (only where the configuration has one) and `head`. `features` gives the output of any.
+
+    Attributes:
+        config: The `ViTConfig` it was built from.
+    """
+
+    def __init__(self, config, name="vit", dtype=None):
+        if not isinstance(config, ViTConfig):
+            raise ValueError(f"config: received {type(config).__name__}; allowed: a ViTConfig")
+        dtype = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        common = {"qkv_bias": config.qkv_bias, "use_bias": config.use_bias, "norm_epsilon": config.norm_epsilon}
+        images = keras.Input(config.image_shape, name="images")  # (B, H, W, C)
+        if config.stem == "conv":
+            stem = ConvStem(config.stem_widths, config.use_bias, config.data_format, name="stem", dtype=dtype)
+        else:
+            stem = Patches(config.patch_size, config.data_format, name="stem", dtype=dtype)
+        x = PatchEncoder(
+            config.width,
+            class_token=config.has_class_token,
+            registers=config.registers,
+            position=config.position,
+            prefix_positions=config.prefix_positions,
+            grid_size=config.grid_size,
+            dropout=config.dropout,
+            use_bias=config.use_bias,
+            name="encoder",
+            dtype=dtype,
+        )(stem(images))  # (B, N, D)
+        for index, drop_path in enumerate(config.drop_path_rates):
+            x = TransformerBlock(
+                config.width,
+                config.num_heads,
+                config.mlp_dim,
+                mlp=config.mlp,
+                dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
+                drop_path=drop_path,
+                layer_scale=config.layer_scale,
+                qk_norm=config.qk_norm,
+                name=f"block_{index}",
+                dtype=dtype,
+                **common,
+            )(x)
+        norm = keras.layers.LayerNormalization(epsilon=config.norm_epsilon, name="norm", dtype=dtype)
+        if config.pool == "map":
+            pool = AttentionPooling(
+                config.width, config.num_heads, config.mlp_dim, mlp=config.mlp, name="pool", dtype=dtype, **common
+            )
+        else:
+            prefix = config.has_class_token + config.registers
+            pool = Pooling(config.pool, prefix, name="pool", dtype=dtype)
+        x = norm(pool(x)) if config.norm_after_pool else pool(norm(x))  # (B, D)
+        if config.pre_logits_dim:
+            x = keras.layers.Dense(config.pre_logits_dim, activation="tanh", name="pre_logits", dtype=dtype)(x)
+        if config.num_classes:
+            # The paper's zero-initialised head; logits in float32 whatever the policy, for a stable softmax.
+            x = keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name="head", dtype="float32")(x)
+        super().__init__(inputs=images, outputs=x, name=name)
+        self.config = config
+        self.dtype_policy = dtype
+
+    def get_config(self):
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        return {"config": self.config.to_dict(), "name": self.name, "dtype": policy}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**{**config, "config": ViTConfig(**config["config"])})
+
+
+def build_vit(config, name="vit", dtype=None):
+    """A Vision Transformer: a functional model from images (B, H, W, C) to logits (B, num_classes).
+
+    Args:
+        config: A `ViTConfig`; `num_classes=0` gives the pooled features (B, D) instead of logits.
+        name: Name of the model.
+        dtype: Keras dtype policy, such as `mixed_bfloat16`; None = the global one. Logits are always float32.
+
+    Returns:
+        A `ViT`, which is a functional `keras.Model`; `model.config == config`.
+
+    Source: 'An image is worth 16x16 words' (arXiv 2010.11929), section 3.1.
+    """
+    return ViT(config, name=name, dtype=dtype)
+
+
+def features(model, names):
+    """A model that gives the named intermediates of a `ViT`, sharing its weights.
+
+    Args:
+        model: A `ViT`.
+        names: One name or a list: a layer of the model (`encoder`, `block_3`, `norm`, `pool`, `pre_logits`, `head`),
+            or `block_3/attention` for that block's attention weights (B, h, N, N).
+
+    Returns:
+        A functional model from images to a dictionary of the named tensors.
+
+    Raises:
+        ValueError: For a name that the model does not have, listing those it has.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    known = [layer.name for layer in model.layers[1:]]
+    known += [f"{name}/attention" for name in known if name.startswith("block_")]
+    outputs = {}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"names: received {name!r}; allowed: {', '.join(known)}")
+        layer_name, _, attention = name.partition("/")
+        layer = model.get_layer(layer_name)
+        outputs[name] = AttentionScores(layer, name=f"{layer_name}_attention")(layer.input) if attention else layer.output
+    return keras.Model(model.input, outputs, name=f"{model.name}_features")
+
+
+class AttentionScores(keras.layers.Layer):
+    """The attention weights (B, h, N, N) of a block for the tokens (B, N, D) that it gets; has no weights of its own.
+
+    Keras counts a layer's outputs once, at its first call, so that the block itself cannot be called again for more.
+    """
+
+    def __init__(self, block, **kwargs):
+        super().__init__(dtype=block.dtype_policy, **kwargs)
+        self.block = block
+
+    def call(self, x):
+        return self.block(x, return_attention_scores=True)[1]

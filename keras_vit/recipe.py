@@ -1,0 +1,237 @@
+"""A recipe: model, data, augmentation and training in one object; from strict YAML or JSON, and from a command line."""
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+
+import jsonargparse
+import yaml
+
+from keras_vit.augment import AugmentConfig
+from keras_vit.config import ViTConfig, check_choice, check_fields, check_int, check_number, decode_variant
+from keras_vit.run import read_yaml
+
+RECIPES = Path(__file__).resolve().parents[1] / "experiments" / "recipes"
+OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
+SCHEDULES = ("cosine", "constant")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Attributes:
+        epochs: Passes over the training images, at least 1.
+        batch_size: Images a step.
+        accumulate: Steps whose gradients are averaged for one update of the weights; 1 = every step updates.
+        optimizer: `adamw`, `adam` (no decoupled decay unless `weight_decay` is set), `sgd` (Nesterov momentum),
+            `lion` or `muon` (Muon on every matrix, AdamW on the rest).
+        learning_rate: Peak learning rate.
+        schedule: `cosine` (to zero at the last step) or `constant`, both behind the warmup.
+        warmup_epochs: Epochs of linear warmup from zero; fractions count.
+        weight_decay: Decoupled weight decay; never on biases, norms, scales, tokens and positions. 0 = off.
+        beta_1: Decay of the first moment; the momentum of `sgd`.
+        beta_2: Decay of the second moment.
+        clip_norm: Largest global norm of the gradient; 0 = no clipping.
+        ema: Decay per update of the averaged weights that are then evaluated and saved, such as 0.999; 0 = off.
+        precision: `float32`, `bfloat16` or `float16` (with loss scaling); the weights stay in float32.
+        jit: `auto` (the backend's habit), `on` (compile: XLA, torch.compile) or `off`.
+        validate_every: Epochs between two validations; the last epoch is always validated.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    accumulate: int = 1
+    optimizer: typing.Literal["adamw", "adam", "sgd", "lion", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: typing.Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = 5.0
+    weight_decay: float = 0.05
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    clip_norm: float = 1.0
+    ema: float = 0.0
+    precision: typing.Literal["float32", "bfloat16", "float16"] = "float32"
+    jit: typing.Literal["auto", "on", "off"] = "auto"
+    validate_every: int = 1
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
+            check_int(name, getattr(self, name), at_least=1)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("warmup_epochs", self.warmup_epochs, at_least=0, below=self.epochs)
+        check_number("weight_decay", self.weight_decay, at_least=0)
+        check_number("clip_norm", self.clip_norm, at_least=0)
+        for name in ("beta_1", "beta_2", "ema"):
+            check_number(name, getattr(self, name), at_least=0, below=1)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("jit", self.jit, ("auto", "on", "off"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the outcome of a training run.
+
+    Attributes:
+        model: The architecture. The number of classes is the data set's.
+        data: `auto` (CIFAR-10 if it is at hand or can be downloaded, else digits), `cifar10`, `cifar100`, `mnist`,
+            `fashion_mnist`, another TensorFlow Datasets name, `folder:PATH`, `arrays:FILE.npz` or `digits`.
+        data_dir: Folder of prepared TensorFlow Datasets; null = TFDS_DATA_DIR or the default of that library.
+        validation: Part of the training images held out for validation: a share below 1, a number of images, or null
+            for a tenth and 5000 at most; 0 = none.
+        mean: Subtracted from images scaled to 0..1, one number or one a channel.
+        std: What is then divided by, one number or one a channel.
+        augment: What happens to the training images.
+        train: Optimisation.
+        seed: Decides initial weights, split, order, augmentation and dropout.
+    """
+
+    model: ViTConfig = ViTConfig()
+    data: str = "auto"
+    data_dir: str | None = None
+    validation: int | float | None = None
+    mean: list[float] = dataclasses.field(default_factory=lambda: [0.5])
+    std: list[float] = dataclasses.field(default_factory=lambda: [0.5])
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        check_int("seed", self.seed, at_least=0)
+        if self.validation is not None:
+            check_number("validation", self.validation, at_least=0)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            object.__setattr__(self, name, list(values) if isinstance(values, (list, tuple)) else [values])
+            values = getattr(self, name)
+            if len(values) not in (1, self.model.channels):
+                raise ValueError(f"{name}: received {len(values)} numbers; allowed: 1 or {self.model.channels} (channels)")
+            for value in values:
+                check_number(name, value, **({"above": 0} if name == "std" else {}))
+
+    def to_dict(self):
+        """The recipe as plain values, in the order of the fields."""
+        return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+
+    def to_yaml(self):
+        """The recipe as YAML that `load_recipe` reads back as an equal one."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+SECTIONS = {"model": ViTConfig, "augment": AugmentConfig, "train": TrainConfig}
+
+
+def recipe_names():
+    """The recipes in experiments/recipes."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(name):
+    """The file of a recipe: a path, or the name of one in experiments/recipes."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        if not path.is_file():
+            raise ValueError(f"recipe: no file {str(name)!r}")
+        return path
+    names = recipe_names()
+    if str(name) not in names:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"recipe: received {str(name)!r}{hint} Allowed: {', '.join(names)}, or a .yaml or .json file")
+    return RECIPES / f"{name}.yaml"
+
+
+def read_settings(name, variant=None):
+    """The settings in a recipe file as {"model.depth": 4, ...}, its names checked and its variant expanded.
+
+    Args:
+        name: A name in experiments/recipes or a YAML or JSON file.
+        variant: Replaces the model's shape by that of a variant such as "Ti/4".
+    """
+    path = recipe_path(name)
+    tree = read_yaml(path) or {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: received a {type(tree).__name__}; allowed: a mapping of settings")
+    settings = flatten(tree, where=f"{path}: ")
+    if variant:
+        settings.update({f"model.{name}": item for name, item in decode_variant(variant).items()})
+    settings.pop("model.num_classes", None)
+    return settings
+
+
+def flatten(tree, where):
+    """Settings {"model": {"depth": 4}} as {"model.depth": 4}, names checked; a `variant` in `model` is expanded."""
+    check_fields(Recipe, tree, where)
+    settings = {}
+    for key, value in tree.items():
+        if key not in SECTIONS:
+            settings[key] = value
+            continue
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}{key}: received {value!r}; allowed: a mapping of settings")
+        if key == "model" and "variant" in value:
+            value = {**decode_variant(value["variant"]), **{k: v for k, v in value.items() if k != "variant"}}
+        check_fields(SECTIONS[key], value, f"{where}{key}.")
+        settings.update({f"{key}.{name}": item for name, item in value.items()})
+    return settings
+
+
+def recipe_parser(parser=None):
+    """A parser with an option for every setting of a recipe, `--train.epochs` and so on, each explained by --help."""
+    parser = parser or jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument(
+        "--model.variant",
+        help="Replaces the recipe's width, depth, num_heads, mlp_dim and patch_size by those of a variant such as Ti/4.",
+    )
+    parser.add_class_arguments(Recipe, as_group=False, skip={"model.num_classes"})
+    return parser
+
+
+def parse_recipe(name, arguments, parser=None):
+    """A recipe file with settings from a command line on top.
+
+    Args:
+        name: A name in experiments/recipes or a YAML or JSON file.
+        arguments: Options such as ["--train.epochs", "3"].
+        parser: A parser of `recipe_parser` that may have further options.
+
+    Returns:
+        The `Recipe` and a namespace with the values of the further options.
+
+    Raises:
+        ValueError: Naming the setting, what was received and what is allowed.
+    """
+    variant = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    variant.add_argument("--model.variant", dest="variant")
+    variant, _ = variant.parse_known_args(arguments)
+    return _parse(read_settings(name, variant.variant), arguments, parser or recipe_parser())
+
+
+def load_recipe(name, **overrides):
+    """A `Recipe` from a file, with settings on top.
+
+    Args:
+        name: A name in experiments/recipes ("quick") or a YAML or JSON file.
+        **overrides: Sections as dictionaries and other fields as values: `train={"epochs": 3}, seed=1`.
+
+    Raises:
+        ValueError: Naming the setting, what was received and what is allowed.
+    """
+    return _parse({**read_settings(name), **flatten(overrides, "")}, [], recipe_parser())[0]
+
+
+def _parse(settings, arguments, parser):
+    try:
+        parser.set_defaults(settings)
+        namespace = parser.parse_args([option.replace("--data-dir", "--data_dir") for option in arguments])
+    except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
+        raise ValueError(" ".join(str(error).replace("Parser key ", "").split())) from None
+    namespace.model.pop("variant", None)
+    namespace = parser.instantiate(namespace)
+    fields = {field.name: namespace.pop(field.name) for field in dataclasses.fields(Recipe)}
+    return Recipe(**fields), namespace

@@ -1,0 +1,208 @@
+"""The run folder: what lies in it, read and written in one place.
+
+    recipe.yaml            the resolved recipe
+    metrics.csv            a row an epoch
+    best.keras             the model with the best validation accuracy (of the averaged weights where there is an EMA)
+    last/state.safetensors the full training state behind the last finished epoch
+    summary.json           the outcome, once the run has ended
+    plots/  tensorboard/   pictures and event files
+
+Every file is written beside its place and then moved there, so that a kill at any moment leaves the old or the new one.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import yaml
+
+# Columns of metrics.csv, in order. Seconds count training time, those of earlier parts of a resumed run included.
+METRICS = (
+    "epoch",
+    "seconds",
+    "epoch_seconds",
+    "images_per_second",
+    "learning_rate",
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "memory_mb",
+)
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Gives a path to write to; on success the file written there replaces `path` in one step, else it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class RunFolder:
+    """A run folder on disk.
+
+    Args:
+        path: The folder. It must hold a `recipe.yaml`; `RunFolder.create` makes a new one.
+
+    Raises:
+        ValueError: If the folder is not there or is no run folder.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"run: no folder {str(self.path)!r}")
+        if not (self.path / "recipe.yaml").is_file():
+            raise ValueError(f"run: {str(self.path)!r} is not a run folder: recipe.yaml is missing")
+
+    @classmethod
+    def create(cls, path, recipe, overwrite=False):
+        """Makes a run folder with its recipe.
+
+        Args:
+            path: A folder that is not there, or is empty; an existing run folder only with `overwrite`.
+            recipe: The `Recipe`.
+            overwrite: Whether the files of an existing run there are deleted first.
+
+        Raises:
+            ValueError: If there is something at `path` that may not be overwritten.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"run: {str(path)!r} is a file, not a folder")
+        if path.is_dir() and any(path.iterdir()):
+            if not (path / "recipe.yaml").is_file():
+                raise ValueError(f"run: {str(path)!r} is not empty and not a run folder; choose another folder")
+            if not overwrite:
+                raise ValueError(f"run: {str(path)!r} exists; go on with --resume, or start again with --overwrite")
+            run = cls(path)
+            # The recipe goes last: until then the folder can still be told for what it is.
+            for file in (run.state_path, run.model_path, path / "metrics.csv", path / "summary.json"):
+                file.unlink(missing_ok=True)
+            for folder in (run.state_path.parent, run.plots, run.tensorboard):
+                shutil.rmtree(folder, ignore_errors=True)
+            for file in path.glob("evaluation-*.json"):
+                file.unlink()
+        write_text(path / "recipe.yaml", recipe.to_yaml())
+        return cls(path)
+
+    @property
+    def plots(self):
+        return self.path / "plots"
+
+    @property
+    def tensorboard(self):
+        return self.path / "tensorboard"
+
+    @property
+    def model_path(self):
+        return self.path / "best.keras"
+
+    @property
+    def state_path(self):
+        return self.path / "last" / "state.safetensors"
+
+    @property
+    def recipe(self):
+        from keras_vit.recipe import load_recipe
+
+        return load_recipe(self.path / "recipe.yaml")
+
+    @property
+    def metrics(self):
+        """The rows of metrics.csv, a dictionary an epoch; empty before the first epoch has ended."""
+        path = self.path / "metrics.csv"
+        if not path.is_file():
+            return []
+        with open(path, newline="", encoding="utf-8") as file:
+            return [
+                {name: int(value) if name == "epoch" else float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
+
+    def write_metrics(self, rows):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path / "metrics.csv", text.getvalue())
+
+    @property
+    def summary(self):
+        """The contents of summary.json.
+
+        Raises:
+            ValueError: If the run has not ended.
+        """
+        path = self.path / "summary.json"
+        if not path.is_file():
+            raise ValueError(f"run: {str(self.path)!r} has no summary.json: it has not ended; go on with --resume")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def write_summary(self, summary):
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def model(self):
+        """The trained model, from best.keras.
+
+        Raises:
+            ValueError: If no epoch has ended yet.
+        """
+        import keras_vit.model  # noqa: F401  registers the classes that the file names
+
+        if not self.model_path.is_file():
+            raise ValueError(f"run: {str(self.path)!r} has no best.keras: no epoch has ended yet")
+        return keras.models.load_model(self.model_path, compile=False)
+
+    def write_model(self, model):
+        with atomic_path(self.model_path) as temporary:
+            model.save(temporary)
+
+    def read_state(self):
+        """The training state: a dictionary of arrays and one of plain values; None if no epoch has ended."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.state_path.is_file():
+            return None
+        try:
+            with safe_open(self.state_path, framework="numpy") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"run: {str(self.state_path)!r} is damaged ({error}); start again with --overwrite") from None
+
+    def write_state(self, arrays, values):
+        from safetensors.numpy import save_file
+
+        with atomic_path(self.state_path) as temporary:
+            arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            save_file(arrays, temporary, metadata={"state": json.dumps(values)})
+
+
+def read_yaml(path):
+    """A YAML or JSON file as plain values; a ValueError with the line if it cannot be read."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None

@@ -1,0 +1,481 @@
+"""A recipe goes in, a run folder comes out: the only place that calls `fit`."""
+
+import dataclasses
+import datetime
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import keras
+import numpy as np
+import psutil
+from keras import ops
+
+from keras_vit.data import evaluation_batches, load_data, training_batch, training_batches
+from keras_vit.layers import NO_DECAY
+from keras_vit.model import build_vit
+from keras_vit.run import METRICS, RunFolder
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
+
+
+class Diverged(ValueError):
+    """The loss is no longer a finite number."""
+
+
+def train(recipe, run_dir, *, data=None, resume=False, overwrite=False, verbose="auto"):
+    """Trains the model of a recipe and leaves a run folder; goes on with an interrupted run.
+
+    Args:
+        recipe: The `Recipe`. To resume, the one that the run was started with.
+        run_dir: The run folder: new or empty, unless `resume` or `overwrite`.
+        data: The recipe's `DataSet` where it has been loaded already.
+        resume: Goes on behind the last finished epoch of the run in `run_dir`, to the same final numbers as if it had
+            never stopped (same backend and machine).
+        overwrite: Deletes the run in `run_dir` first.
+        verbose: 0 silent, 1 progress bars, 2 a line an epoch, "auto" 1 on a terminal and else 2.
+
+    Returns:
+        The `RunFolder`.
+
+    Raises:
+        ValueError: For settings or data that cannot be used, and a folder that holds something else.
+        Diverged: If the loss became NaN or infinite; what was written until then is kept.
+    """
+    data = data or load_recipe_data(recipe)
+    classes = len(data.class_names)
+    # What `auto` stood for is written down, so that a resumed run cannot come to another answer.
+    recipe = dataclasses.replace(recipe, data=data.name, model=dataclasses.replace(recipe.model, num_classes=classes))
+    updates_per_step = 1 / recipe.train.accumulate
+    steps_per_epoch = len(data.train) // recipe.train.batch_size
+    if not steps_per_epoch:
+        raise ValueError(f"batch_size: received {recipe.train.batch_size}; {data.name} has {len(data.train)} images")
+    total_steps = steps_per_epoch * recipe.train.epochs
+    if total_steps * updates_per_step < 1:
+        raise ValueError(f"accumulate: received {recipe.train.accumulate}; the whole training has {total_steps} steps")
+    run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
+    if resume:
+        check_same_recipe(run, recipe)
+
+    keras.utils.set_random_seed(recipe.seed)
+    model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision])
+    # Validated and saved is a second model with the averaged weights, in float32 whatever the training's precision.
+    evaluated = build_vit(recipe.model, dtype="float32")
+    compile_model(model, make_optimizer(recipe.train, total_steps), recipe.train.jit)
+    compile_model(evaluated, "sgd", recipe.train.jit)
+    model.optimizer.build(model.trainable_variables)
+
+    session = Session(run, recipe, data, model, evaluated, steps_per_epoch)
+    first_epoch = session.restore() if resume else 0
+    if not first_epoch:
+        picture_of_batch(run, recipe, data, total_steps)
+    if first_epoch < recipe.train.epochs:
+        batches = training_batches(
+            data.train,
+            recipe.augment,
+            num_classes=classes,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.seed,
+            mean=recipe.mean,
+            std=recipe.std,
+            start_step=first_epoch * steps_per_epoch,
+            total_steps=total_steps,
+        )
+        verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
+        callbacks = [session, StopOnNaN()] + ([Progress(recipe.train, steps_per_epoch)] if verbose else [])
+        model.fit(
+            batches,
+            epochs=recipe.train.epochs,
+            initial_epoch=first_epoch,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+    finish(run, recipe, data, evaluated, session)
+    return run
+
+
+def load_recipe_data(recipe):
+    """The `DataSet` of a recipe: its images in the size and with the channels of the recipe's model."""
+    return load_data(
+        recipe.data,
+        data_dir=recipe.data_dir,
+        image_size=recipe.model.image_size,
+        channels=recipe.model.channels,
+        validation=recipe.validation,
+        seed=recipe.seed,
+    )
+
+
+def compile_model(model, optimizer, jit):
+    jit = {"auto": "auto", "on": True, "off": False}[jit]
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+    model.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=jit)
+
+
+def make_optimizer(config, total_steps):
+    """The Keras optimizer of a `TrainConfig`.
+
+    Weight decay spares the variables of `keras_vit.layers.NO_DECAY`. The averaged weights are Keras's own EMA; where
+    gradients are accumulated it moves every step, so that its decay is spread over the steps of an update.
+
+    Args:
+        config: The `TrainConfig`.
+        total_steps: Steps of the whole training, before accumulation.
+    """
+    updates = max(total_steps // config.accumulate, 1)
+    warmup = round(updates * config.warmup_epochs / config.epochs)
+    settings = {
+        "learning_rate": WarmupSchedule(config.learning_rate, warmup, updates, config.schedule == "cosine"),
+        "weight_decay": config.weight_decay or None,
+        "global_clipnorm": config.clip_norm or None,
+        "use_ema": config.ema > 0,
+        "ema_momentum": config.ema ** (1 / config.accumulate),
+        "gradient_accumulation_steps": config.accumulate if config.accumulate > 1 else None,
+    }
+    optimizers = keras.optimizers
+    if config.optimizer == "sgd":
+        optimizer = optimizers.SGD(momentum=config.beta_1, nesterov=config.beta_1 > 0, **settings)
+    elif config.optimizer == "lion":
+        optimizer = optimizers.Lion(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
+    elif config.optimizer == "muon":
+        optimizer = optimizers.Muon(
+            adam_beta_1=config.beta_1,
+            adam_beta_2=config.beta_2,
+            adam_weight_decay=config.weight_decay or None,
+            exclude_layers=["probe$"],  # a single row, not a matrix
+            **settings,
+        )
+    else:
+        kind = optimizers.AdamW if config.optimizer == "adamw" and config.weight_decay else optimizers.Adam
+        optimizer = kind(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
+    optimizer.exclude_from_weight_decay(var_names=[f"^{name}$" for name in NO_DECAY])
+    return optimizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vit")
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear from zero to `peak` within `warmup` steps, then a cosine to zero at step `total`, or constant.
+
+    Args:
+        peak: The largest learning rate.
+        warmup: Steps of the warmup; 0 = none.
+        total: Steps of the training, the warmup included.
+        cosine: Whether the rate falls behind the warmup.
+    """
+
+    def __init__(self, peak, warmup, total, cosine=True):
+        self.peak = peak
+        self.warmup = warmup
+        self.total = total
+        self.cosine = cosine
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        rate = ops.minimum((step + 1) / max(self.warmup, 1), 1.0) if self.warmup else 1.0
+        if self.cosine:
+            done = (step - self.warmup) / max(self.total - self.warmup, 1)
+            rate = rate * 0.5 * (1 + ops.cos(math.pi * ops.clip(done, 0.0, 1.0)))
+        return self.peak * rate
+
+    def get_config(self):
+        return {"peak": self.peak, "warmup": self.warmup, "total": self.total, "cosine": self.cosine}
+
+
+class Session(keras.callbacks.Callback):
+    """Behind every epoch: averages the weights, validates, and writes metrics, best model and training state."""
+
+    def __init__(self, run, recipe, data, model, evaluated, steps_per_epoch):
+        super().__init__()
+        self.run = run
+        self.recipe = recipe
+        self.data = data
+        self.training_model = model
+        self.evaluated = evaluated
+        self.steps_per_epoch = steps_per_epoch
+        self.rows = []
+        self.best = -math.inf
+        self.earlier_seconds = 0.0
+        self.writer = None
+
+    def arrays(self):
+        """Every array that training depends on, by a name that is the same in every process."""
+        optimizer = self.training_model.optimizer
+        variables = {"model": self.training_model.variables, "optimizer": optimizer.variables}
+        return {
+            f"{kind}/{index:04d}/{variable.path}": variable
+            for kind, members in variables.items()
+            for index, variable in enumerate(members)
+        }
+
+    def restore(self):
+        """Loads the training state; returns the number of finished epochs."""
+        state = self.run.read_state()
+        if state is None:
+            self.run.write_metrics([])
+            return 0
+        arrays, values = state
+        variables = self.arrays()
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        stored = {name: array.shape for name, array in arrays.items()}
+        if shapes != stored:
+            name = next(name for name in {**shapes, **stored} if shapes.get(name) != stored.get(name))
+            raise ValueError(
+                f"run: {str(self.run.path)!r} was made by another model: {name} has shape {stored.get(name)} there "
+                f"and {shapes.get(name)} here"
+            )
+        if values["fingerprint"] != self.data.fingerprint:
+            raise ValueError(f"run: {str(self.run.path)!r} was made with other data than {self.data.name} holds now")
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        self.rows = [row for row in self.run.metrics if row["epoch"] <= values["epoch"]]
+        if len(self.rows) != values["epoch"]:
+            raise ValueError(f"run: metrics.csv has {len(self.rows)} of {values['epoch']} epochs; restore it, or --overwrite")
+        self.run.write_metrics(self.rows)
+        self.best = values["best"]
+        self.earlier_seconds = values["seconds"]
+        return values["epoch"]
+
+    def on_train_begin(self, logs=None):
+        from tensorboardX import SummaryWriter
+
+        self.writer = SummaryWriter(str(self.run.tensorboard), purge_step=len(self.rows) + 1 if self.rows else None)
+        self.started = time.perf_counter()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch_started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise Diverged(
+                f"loss: {logs['loss']} in epoch {epoch + 1}; {self.run.path} holds the state behind epoch {epoch}. "
+                f"Lower train.learning_rate ({self.recipe.train.learning_rate:g}), warm up longer or set train.clip_norm"
+            )
+        config = self.recipe.train
+        seconds = time.perf_counter() - self.epoch_started
+        logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
+        self.copy_weights()
+        last = epoch + 1 == config.epochs
+        if self.data.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
+            validation = evaluate(self.evaluated, self.data.validation, self.recipe)
+            logs.update({f"val_{name}": value for name, value in validation.items()})
+        optimizer = getattr(self.training_model.optimizer, "inner_optimizer", self.training_model.optimizer)
+        row = {
+            **logs,
+            "epoch": epoch + 1,
+            "seconds": self.earlier_seconds + time.perf_counter() - self.started,
+            "epoch_seconds": seconds,
+            "learning_rate": float(ops.convert_to_numpy(optimizer.learning_rate)),
+            "memory_mb": psutil.Process().memory_info().rss / 2**20,
+        }
+        row = {name: row[name] for name in METRICS if name in row}
+        self.rows.append(row)
+        # Without validation images there is nothing to choose by: the last epoch is the best one.
+        score = row.get("val_accuracy", -math.inf) if self.data.validation is not None else epoch
+        if score > self.best:
+            self.best = score
+            self.run.write_model(self.evaluated)
+        self.run.write_metrics(self.rows)
+        # The state goes last: whatever a kill before this line leaves is made again when the epoch is repeated.
+        values = {
+            "epoch": epoch + 1,
+            "best": self.best,
+            "seconds": row["seconds"],
+            "fingerprint": self.data.fingerprint,
+            "backend": keras.backend.backend(),
+        }
+        self.run.write_state({name: ops.convert_to_numpy(value) for name, value in self.arrays().items()}, values)
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, epoch + 1)
+        self.writer.flush()
+
+    def on_train_end(self, logs=None):
+        self.writer.close()
+
+    def copy_weights(self):
+        """Gives the evaluated model the averaged weights, or the current ones where there is no average."""
+        optimizer = getattr(self.training_model.optimizer, "inner_optimizer", self.training_model.optimizer)
+        sources = self.training_model.trainable_variables
+        if optimizer.use_ema:
+            sources = optimizer._model_variables_moving_average  # no public access in Keras 3.15
+        for source, target in zip(sources, self.evaluated.trainable_variables, strict=True):
+            target.assign(ops.convert_to_numpy(source))
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends the epoch soon after the loss stopped being finite; `Session` then says so.
+
+    Looks once in a while and off the main thread where Keras allows it, so that no step waits for its predecessor.
+    """
+
+    async_safe = True
+    every = 20
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch % self.every == 0 and not math.isfinite(logs["loss"]):
+            self.model.stop_training = True
+
+
+class Progress(keras.callbacks.ProgbarLogger):
+    """Keras's progress bar with images/s and, at each epoch's start, the time left."""
+
+    async_safe = True
+
+    def __init__(self, config, steps_per_epoch):
+        super().__init__()
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch_seconds = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+        self._reset_progbar()
+        self._maybe_init_progbar()
+        left = ""
+        if self.epoch_seconds:
+            left = datetime.timedelta(seconds=round(self.epoch_seconds * (self.config.epochs - epoch)))
+            left = f", about {left} left"
+        print(f"Epoch {epoch + 1}/{self.config.epochs}{left}", flush=True)
+
+    def on_train_batch_end(self, batch, logs=None):
+        rate = (batch + 1) * self.config.batch_size / (time.perf_counter() - self.started)
+        super().on_train_batch_end(batch, {**logs, "images_per_second": rate})
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epoch_seconds = time.perf_counter() - self.started
+        super().on_epoch_end(epoch, logs)
+
+
+def evaluate(model, split, recipe):
+    """Loss and accuracy of a compiled model on a split, as floats."""
+    batches = evaluation_batches(
+        split,
+        num_classes=recipe.model.num_classes,
+        batch_size=even_batch_size(len(split)),
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+    return {name: float(value) for name, value in model.evaluate(batches, verbose=0, return_dict=True).items()}
+
+
+def even_batch_size(count, largest=500):
+    """A batch size that divides `count` if there is one above 100: a smaller last batch would be compiled again."""
+    return next((size for size in range(largest, 100, -1) if count % size == 0), min(largest, count))
+
+
+def finish(run, recipe, data, model, session):
+    """Reads the test images once, with the best model, and writes the summary and the curves."""
+    from keras_vit.plots import curves
+
+    model.load_weights(run.model_path)
+    test = evaluate(model, data.test, recipe) if data.test is not None else {}
+    rows = session.rows
+    best = max(rows, key=lambda row: row.get("val_accuracy", row["epoch"] - 1e9))
+    run.write_summary(
+        {
+            "data": data.name,
+            "data_notes": data.notes,
+            "fingerprint": data.fingerprint,
+            **{f"test_{name}": value for name, value in test.items()},
+            "best_epoch": best["epoch"],
+            "val_accuracy": best.get("val_accuracy"),
+            "epochs": len(rows),
+            "parameters": model.count_params(),
+            "flops": recipe.model.flops,
+            "seconds": rows[-1]["seconds"],
+            "process_seconds": time.time() - psutil.Process().create_time(),
+            "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
+            "peak_memory_mb": peak_memory_mb(),
+            "seed": recipe.seed,
+            "precision": recipe.train.precision,
+            **machine(),
+            "command": " ".join([Path(sys.executable).name, *sys.argv]),
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+    )
+    curves([run], run.plots / "curves.png")
+
+
+def picture_of_batch(run, recipe, data, total_steps):
+    from keras_vit.plots import batch_picture
+
+    images, targets = training_batch(
+        data.train,
+        recipe.augment,
+        0,
+        num_classes=len(data.class_names),
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        total_steps=total_steps,
+    )
+    batch_picture(images, targets, data.class_names, run.plots / "batch.png")
+
+
+def check_same_recipe(run, recipe):
+    """Raises a ValueError that names the settings in which a recipe differs from that of a run."""
+    from keras_vit.recipe import flatten
+
+    theirs, ours = flatten(run.recipe.to_dict(), ""), flatten(recipe.to_dict(), "")
+    changed = [name for name in ours if ours[name] != theirs[name] and name not in ("data_dir", "model.num_classes")]
+    if changed:
+        differences = ", ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in changed)
+        raise ValueError(f"run: {str(run.path)!r} was made by another recipe: {differences}")
+
+
+def accelerator():
+    """The name of the accelerator that the backend would use; None on a CPU."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        devices = tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU")
+        return tf.config.experimental.get_device_details(devices[0]).get("device_name", "GPU") if devices else None
+    if backend == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return None if device.platform == "cpu" else device.device_kind
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "Apple GPU" if torch.backends.mps.is_available() else None
+
+
+def machine():
+    """Where this process runs: device, backend, versions, and the commit of this library where git knows it."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = accelerator() or f"{cpu}, {cores} cores"
+    return {"device": device, "backend": keras.backend.backend(), "versions": versions, "commit": commit}
+
+
+def peak_memory_mb():
+    """The largest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

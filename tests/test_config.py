@@ -1,0 +1,213 @@
+"""`ViTConfig`: every bad value raises by name, every variant has its published number of parameters."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import pytest
+from reference import Reference, random_images, randomise, weights_of
+
+from keras_vit import VARIANTS, ViTConfig, build_vit
+
+TINY = {"image_size": (16, 24), "patch_size": (4, 4), "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
+MACS_TOLERANCE = 0.002  # published numbers of multiply-adds leave out, or count in, a bias or a norm
+MILLION = 1e6
+
+# Exact numbers of parameters. `ViT-*` of 'vision_transformer' (vit_jax/models_test.py) at 224 px with 1000 classes;
+# H/14 also torchvision's vit_h_14; So400m is SiglipVisionModel of transformers, siglip-so400m-patch14-384 (378 px are
+# used of the 384).
+PUBLISHED = (
+    ("Ti/16", {}, 5_717_416),
+    ("S/16", {}, 22_050_664),
+    ("S/16", {"pool": "gap"}, 22_049_896),
+    ("S/32", {}, 22_878_952),
+    ("B/8", {}, 86_576_872),
+    ("B/16", {}, 86_567_656),
+    ("B/16", {"pool": "gap"}, 86_566_120),
+    ("B/32", {}, 88_224_232),
+    ("L/16", {}, 304_326_632),
+    ("L/32", {}, 306_535_400),
+    ("H/14", {}, 632_045_800),
+    ("So400m/14", {"image_size": 378, "pool": "map", "num_classes": 0}, 428_225_600),
+    # Dinov2Model of transformers, dinov2-giant: 1,136,480,768 with the mask token, which only its pretraining uses.
+    ("g-dinov2/14", {"image_size": 518, "num_classes": 0, "layer_scale": 1.0}, 1_136_480_768 - 1_536),
+)
+CIFAR = {"image_size": 32, "num_classes": 10}
+# Published in millions only: timm's results-imagenet.csv (M: vit_medium_patch16_gap_256, g: vit_giant_patch14_224)
+# and arXiv 2104.05704's repository (ViT-Lite, whose queries, keys and values have no bias).
+PUBLISHED_MILLIONS = (
+    ("M/16", {"image_size": 256, "pool": "gap", "norm_after_pool": True}, 38_867_432, 38.86, 0.01),
+    ("g/14", {}, 1_012_611_432, 1012.61, 0.005),
+    ("Lite-6/4", {**CIFAR, "qkv_bias": False}, 3_190_538, 3.191, 0.0005),
+    ("Lite-7/4", {**CIFAR, "qkv_bias": False}, 3_716_874, 3.717, 0.0005),
+)
+# CCT-2/3x2 and CCT-4/3x2 (arXiv 2104.05704) have 0.284M and 0.482M: with a class token and 256 other positions instead
+# of 64 and no convolutions (3x3x3x64 and 3x3x64x128) and no sequence pooling (129) it is these.
+DERIVED = (
+    ("Compact-2/4", {**CIFAR, "qkv_bias": False}, 214_666, 0.284),
+    ("Compact-4/4", {**CIFAR, "qkv_bias": False}, 413_066, 0.482),
+)
+# Billions of multiply-adds of torchvision 0.20's vit_*_16/14/32 (`_ops` of its weights).
+PUBLISHED_MACS = (("B/16", 17.564), ("B/32", 4.409), ("L/16", 61.555), ("L/32", 15.378), ("H/14", 167.295))
+
+
+@pytest.mark.parametrize(("variant", "overrides", "count"), PUBLISHED)
+def test_published_parameters(variant, overrides, count):
+    assert ViTConfig.from_variant(variant, **overrides).num_params == count
+
+
+@pytest.mark.parametrize(("variant", "overrides", "count", "millions", "rounding"), PUBLISHED_MILLIONS)
+def test_parameters_published_in_millions(variant, overrides, count, millions, rounding):
+    config = ViTConfig.from_variant(variant, **overrides)
+    assert config.num_params == count
+    assert config.num_params / MILLION == pytest.approx(millions, abs=rounding)
+
+
+@pytest.mark.parametrize(("variant", "overrides", "count", "millions"), DERIVED)
+def test_parameters_of_compact_variants(variant, overrides, count, millions):
+    config = ViTConfig.from_variant(variant, **overrides)
+    assert config.num_params == count
+    patches = 4 * 4 * 3 * 128 + 128 + 128 + (1 + 64) * 128  # projection, class token, positions
+    convolutions = 27 * 64 + 9 * 64 * 128 + 64 * 128 + (128 + 1)  # and their 8x8 positions, and sequence pooling
+    assert (count - patches + convolutions) / MILLION == pytest.approx(millions, abs=0.0005)
+
+
+@pytest.mark.parametrize("variant", ["Ti/16", "S/32", "Lite-7/4", "Compact-2/4"])
+def test_built_variants_have_the_counted_parameters(variant):
+    overrides = CIFAR if "-" in variant else {}
+    config = ViTConfig.from_variant(variant, **overrides)
+    assert build_vit(config).count_params() == config.num_params
+
+
+def test_every_variant_has_a_count():
+    counted = {row[0].rpartition("/")[0] for row in (*PUBLISHED, *PUBLISHED_MILLIONS, *DERIVED)}
+    assert counted == set(VARIANTS)
+
+
+OPTIONS = (
+    *({"pool": p, "stem": s, "mlp": m} for p, s, m in itertools.product(("cls", "gap", "map"), ("patch", "conv"), ("gelu", "swiglu"))),
+    {"use_bias": False, "qkv_bias": False, "pool": "map", "mlp": "swiglu", "stem": "conv"},
+    {"use_bias": False, "layer_scale": 0.1, "qk_norm": True, "registers": 3, "prefix_positions": "all"},
+    {"pool": "gap", "class_token": True, "prefix_positions": "none", "pre_logits_dim": 10, "norm_after_pool": True},
+    {"pool": "gap", "registers": 2, "prefix_positions": "all", "position": "sincos1d", "num_classes": 0},
+    {"position": "sincos2d", "registers": 2, "pre_logits_dim": 10, "num_classes": 0},
+    {"position": "none", "patch_size": (8, 4), "channels": 1, "depth": 3, "data_format": "channels_first"},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_counts_match_the_model_and_the_reference(options):
+    config = ViTConfig(**{**TINY, "num_classes": 7, **options})
+    model = randomise(build_vit(config))
+    assert config.num_params == model.count_params() == sum(v.size for v in weights_of(model).values())
+    reference = Reference(config, weights_of(model))
+    reference(random_images(config, batch=1))
+    assert config.flops == 2 * reference.macs
+
+
+@pytest.mark.parametrize(("variant", "giga_macs"), PUBLISHED_MACS)
+def test_published_macs(variant, giga_macs):
+    assert ViTConfig.from_variant(variant).flops / 2e9 == pytest.approx(giga_macs, rel=MACS_TOLERANCE)
+
+
+def test_overrides_win():
+    config = ViTConfig.from_variant("S/16", width=100, num_heads=10, patch_size=(8, 32))
+    assert (config.width, config.num_heads, config.mlp_dim, config.patch_size) == (100, 10, 1536, (8, 32))
+
+
+def test_derived_values():
+    config = ViTConfig(**{**TINY, "patch_size": (8, 4), "registers": 2, "depth": 4, "drop_path": 0.3})
+    assert config.grid_size == (2, 6)
+    assert config.num_patches == 12
+    assert config.num_tokens == 1 + 2 + 12
+    assert config.head_dim == 8
+    assert config.drop_path_rates == pytest.approx((0, 0.1, 0.2, 0.3))
+    assert config.image_shape == (16, 24, 3)
+    assert dataclasses.replace(config, data_format="channels_first").image_shape == (3, 16, 24)
+    assert ViTConfig(**{**TINY, "stem": "conv", "width": 20}).stem_widths == (10, 20)
+    assert ViTConfig(**TINY, pool="gap").num_tokens == 24
+
+
+def test_round_trip_through_json():
+    config = ViTConfig(**TINY, layer_scale=0.1, class_token=True)
+    assert ViTConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    assert hash(ViTConfig(**config.to_dict())) == hash(config)
+
+
+NOT_A_SIZE = (0, -1, 1.5, "4", None, True, math.nan)
+NOT_A_RATE = (-0.1, 1, 1.5, "0.1", None, True, math.nan, math.inf)
+NOT_A_FLAG = (None, 1, 0, "yes", 2.0)
+NOT_A_CHOICE = (None, "", "CLS", 0, True, [])
+BAD = {
+    "image_size": (*NOT_A_SIZE, (16,), (16, 24, 3), (16, 0), "16x24"),
+    "patch_size": (*NOT_A_SIZE, (4,), (4, 4, 3), (4, 0), 5, (4, 5), 32),
+    "channels": NOT_A_SIZE,
+    "width": NOT_A_SIZE,
+    "depth": NOT_A_SIZE,
+    "num_heads": (*NOT_A_SIZE, 3, 32),
+    "mlp_dim": NOT_A_SIZE,
+    "num_classes": (-1, 1.5, "4", None, True),
+    "registers": (-1, 1.5, "4", None, True),
+    "pre_logits_dim": (-1, 1.5, "4", None, True),
+    "pool": NOT_A_CHOICE,
+    "position": NOT_A_CHOICE,
+    "prefix_positions": NOT_A_CHOICE,
+    "stem": NOT_A_CHOICE,
+    "mlp": NOT_A_CHOICE,
+    "data_format": NOT_A_CHOICE,
+    "class_token": (False, 1, 0, "yes"),  # False: the default pool is `cls`
+    "dropout": NOT_A_RATE,
+    "attention_dropout": NOT_A_RATE,
+    "drop_path": NOT_A_RATE,
+    "layer_scale": (-0.1, "0.1", None, True, math.nan, math.inf),
+    "norm_epsilon": (0, -1e-6, "1e-6", None, True, math.nan, math.inf),
+    "qk_norm": NOT_A_FLAG,
+    "norm_after_pool": NOT_A_FLAG,
+    "qkv_bias": NOT_A_FLAG,
+    "use_bias": NOT_A_FLAG,
+}
+
+
+def test_every_field_has_bad_values():
+    assert set(BAD) == {field.name for field in dataclasses.fields(ViTConfig)}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_bad_values_name_the_field(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: .*(received|does not divide)") as error:
+        ViTConfig(**{**TINY, name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("patch_size", {"image_size": 48, "patch_size": 12, "stem": "conv"}),
+        ("patch_size", {"image_size": 16, "patch_size": 1, "stem": "conv"}),
+        ("patch_size", {"image_size": 16, "patch_size": (2, 4), "stem": "conv"}),
+        ("width", {"width": 18, "num_heads": 2, "position": "sincos2d"}),
+        ("width", {"width": 15, "num_heads": 3, "position": "sincos1d"}),
+    ],
+)
+def test_bad_combinations_name_the_field(field, settings):
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        ViTConfig(**{**TINY, **settings})
+
+
+@pytest.mark.parametrize("variant", ["", "B", "B16", "b/16", "X/16", "B/", "B/x", "B/0", "B/-4", "B/²", "/16", 16, None])
+def test_unknown_variants_are_listed(variant):
+    with pytest.raises(ValueError, match=r"^variant: received .*So400m"):
+        ViTConfig.from_variant(variant)
+
+
+def test_unknown_fields_get_a_hint():
+    with pytest.raises(ValueError, match=r"^num_head: .*did you mean 'num_heads'"):
+        ViTConfig.from_variant("B/16", num_head=4)
+    with pytest.raises(ValueError, match=r"^zzz: no such field"):
+        ViTConfig.from_variant("B/16", zzz=4)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ViTConfig().width = 8

@@ -1,0 +1,270 @@
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import log_loss, top_k_accuracy_score
+
+from keras_vit import ViTConfig, build_vit
+from keras_vit.data import load_data, normalize
+from keras_vit.evaluate import calibrate, compare, comparison_table, evaluate, evaluation_table, score, write_evaluation
+from keras_vit.recipe import Recipe, TrainConfig
+from keras_vit.run import RunFolder
+
+EXACT = 1e-12
+TOLERANCE = 1e-5  # float32 logits
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def test_calibration_against_numbers_by_hand():
+    # Four bins of 0.25. (0.25, 0.5]: 0.3 and 0.5, one right; (0.5, 0.75]: 0.6, wrong; (0.75, 1]: 0.8, 0.9 and 1.0, two right.
+    result = calibrate([0.3, 0.5, 0.6, 0.8, 0.9, 1.0], [True, False, False, True, True, False], bins=4)
+    np.testing.assert_allclose(result.edges, [0, 0.25, 0.5, 0.75, 1])
+    assert result.count.tolist() == [0, 2, 1, 3]
+    np.testing.assert_allclose(result.confidence, [np.nan, 0.4, 0.6, 0.9])
+    np.testing.assert_allclose(result.accuracy, [np.nan, 0.5, 0, 2 / 3])
+    assert result.error == pytest.approx((2 * 0.1 + 1 * 0.6 + 3 * (0.9 - 2 / 3)) / 6, abs=EXACT)
+
+
+def test_calibration_has_fifteen_bins_closed_above():
+    result = calibrate([1 / 15, 1 / 15 + 1e-9, 1.0, 0.0], [True] * 4)
+    assert len(result.count) == 15
+    assert result.count[[0, 1, 14]].tolist() == [2, 1, 1]
+    assert calibrate(np.full(10, 0.7), [True] * 7 + [False] * 3).error == pytest.approx(0, abs=EXACT)
+
+
+def test_score_against_numbers_by_hand():
+    # Softmax of (ln 2, 0, 0) is (1/2, 1/4, 1/4).
+    two = math.log(2)
+    logits = np.array([[two, 0, 0], [0, two, 0], [0, two, 0], [0, 0, two]])
+    result = score(logits, [0, 1, 0, 0], ["a", "b", "c"])
+    assert result.accuracy == 0.5 and result.top_k == 3 and result.top_k_accuracy == 1
+    assert result.loss == pytest.approx((2 * math.log(2) + 2 * math.log(4)) / 4, abs=EXACT)
+    assert result.confusion.tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
+    assert result.count.tolist() == [3, 1, 0]
+    np.testing.assert_allclose(result.precision, [1, 1 / 2, 0])
+    np.testing.assert_allclose(result.recall, [1 / 3, 1, np.nan])  # there is no c to be found
+    np.testing.assert_allclose(result.f1, [1 / 2, 2 / 3, 0])
+    assert result.calibration.error == pytest.approx(0, abs=EXACT)  # confidence 1/2, accuracy 1/2
+
+
+def test_score_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(200, 12)) * 3, rng.integers(12, size=200)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    result = score(logits, labels, range(12))
+    assert result.top_k == 5
+    assert result.top_k_accuracy == pytest.approx(top_k_accuracy_score(labels, logits, k=5), abs=EXACT)
+    assert result.accuracy == pytest.approx(top_k_accuracy_score(labels, logits, k=1), abs=EXACT)
+    assert result.loss == pytest.approx(log_loss(labels, probabilities), abs=1e-9)
+    assert score(1000 * logits, labels, range(12)).loss > 100  # no overflow
+
+
+def test_equal_logits_are_no_perfect_score():
+    result = score(np.zeros((20, 10)), np.arange(20) % 10, range(10))
+    assert result.accuracy == 0.1 and result.top_k_accuracy == 0.5
+    assert result.calibration.error == pytest.approx(0, abs=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((0, 3)), [], "at least 1"),
+        (np.zeros((2, 4)), [0, 1], r"received shape \(2, 4\); allowed: \(2, 3\)"),
+        (np.array([[0, np.nan, 0], [0, 1, 2.0]]), [0, 1], "NaN or infinity for 1 of 2 images"),
+    ],
+)
+def test_what_cannot_be_scored(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        score(logits, labels, ["a", "b", "c"])
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A run folder of an untrained model for the digits whose head is random."""
+
+    def make(name="run", seed=0, summary=True, **model):
+        config = ViTConfig(
+            **{"image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+            | {"num_classes": 10, "pool": "gap"}
+            | model
+        )
+        keras.utils.set_random_seed(seed)
+        vit = build_vit(config)
+        if config.num_classes:
+            kernel = np.random.default_rng(seed).normal(size=(16, config.num_classes))
+            vit.get_layer("head").kernel.assign(kernel)
+        recipe = Recipe(model=config, data="digits", train=TrainConfig(epochs=2, warmup_epochs=0, batch_size=100), seed=seed)
+        run = RunFolder.create(tmp_path / name, recipe)
+        run.write_model(vit)
+        numbers = {"loss": 2.0, "accuracy": 0.2, "learning_rate": 0.1}
+        rows = [
+            {"epoch": 1, "seconds": 3.0, "epoch_seconds": 3.0, "images_per_second": 400.0, "val_accuracy": 0.4, "val_loss": 1.5},
+            {"epoch": 2, "seconds": 5.0, "epoch_seconds": 2.0, "images_per_second": 600.0},
+        ]
+        run.write_metrics([{**numbers, **row} for row in rows])
+        if summary:
+            outcome = {"test_accuracy": 0.5, "parameters": vit.count_params(), "flops": config.flops}
+            run.write_summary({**outcome, "data": "digits", "backend": "jax", "device": "a CPU"})
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("split", ["test", "validation", "train"])
+def test_evaluate_sees_every_image_of_a_split_once(make_run, split):
+    run = make_run()
+    result = evaluate(run, split=split, batch_size=64)
+    data = getattr(load_data("digits", image_size=8, channels=1, seed=0), split)
+    images = normalize(data.images(np.arange(len(data))), [0.5], [0.5])
+    logits = keras.ops.convert_to_numpy(run.model()(images))
+    expected = score(logits, data.labels, range(10))
+    assert result.count.tolist() == np.bincount(data.labels, minlength=10).tolist()
+    assert result.loss == pytest.approx(expected.loss, rel=TOLERANCE)
+    assert result.accuracy == pytest.approx(expected.accuracy, abs=1.5 / len(data))  # one image may be a tie
+
+
+def test_evaluate_another_data_set(make_run, tmp_path):
+    rng = np.random.default_rng(0)
+    run = make_run()
+    arrays = {"x_train": rng.integers(0, 256, (60, 10, 10), dtype=np.uint8), "y_train": np.arange(60) % 10}
+    arrays |= {"x_test": arrays["x_train"][:20], "y_test": arrays["y_train"][:20]}
+    np.savez(tmp_path / "ten.npz", **arrays)
+    data = f"arrays:{tmp_path}/ten.npz"
+    result = evaluate(run, data=data)
+    assert result.count.tolist() == [2] * 10
+    written = write_evaluation(result, run, data=data)
+    assert len({path.name for path in written}) == 3 and all("ten.npz-test" in path.name for path in written)
+    assert not (run.path / "evaluation-test.json").exists()
+
+    np.savez(tmp_path / "three.npz", **{name: array % 3 if name[0] == "y" else array for name, array in arrays.items()})
+    with pytest.raises(ValueError, match="has 3 classes; allowed: a data set of 10"):
+        evaluate(run, data=f"arrays:{tmp_path}/three.npz")
+
+
+def test_what_cannot_be_evaluated(make_run):
+    run = make_run()
+    with pytest.raises(ValueError, match="split: received 'dev'"):
+        evaluate(run, split="dev")
+    with pytest.raises(ValueError, match="batch_size: received 0"):
+        evaluate(run, batch_size=0)
+    with pytest.raises(ValueError, match="num_classes: received 0"):
+        evaluate(make_run("headless", num_classes=0))
+
+
+def test_written_evaluation(make_run):
+    run = make_run()
+    result = evaluate(run)
+    paths = write_evaluation(result, run)
+    assert [path.relative_to(run.path).as_posix() for path in paths] == [
+        "evaluation-test.json",
+        "plots/confusion-test.png",
+        "plots/reliability-test.png",
+    ]
+    content = json.loads(paths[0].read_text(encoding="utf-8"))
+    assert content["accuracy"] == result.accuracy and content["images"] == 359 and content["split"] == "test"
+    assert content["top_k"] == 5 and content["expected_calibration_error"] == result.calibration.error
+    assert np.trace(content["confusion"]) == round(result.accuracy * 359)
+    assert sum(row["count"] for row in content["calibration_bins"]) == 359
+    assert [row["name"] for row in content["classes"]] == result.class_names
+    empty = [row for row in content["calibration_bins"] if not row["count"]]
+    assert empty and empty[0]["accuracy"] is None
+    for path in paths[1:]:
+        assert min(Image.open(path).size) > 600
+
+
+def test_evaluation_table_keeps_the_worst_of_many_classes():
+    labels = np.arange(100) % 50
+    logits = np.eye(50)[labels]
+    logits[7] = np.eye(50)[9]
+    table = evaluation_table(score(logits, labels, [f"[{index}]" for index in range(50)]), most=3)
+    names = [str(cell).replace("\\", "") for cell in table.columns[0].cells]
+    assert names[:2] == ["[7]", "[9]"] and len(names) == 3
+    assert "50 classes" in table.caption
+
+
+def test_compare(make_run):
+    runs = [make_run("a"), make_run("b", position="sincos2d", summary=False)]
+    rows = compare(runs)
+    assert rows["test accuracy"] == [0.5, None]
+    assert rows["best validation accuracy"] == [0.4, 0.4]
+    assert rows["training time (s)"] == [5.0, 5.0]
+    assert rows["images/s (median epoch)"] == [500.0, 500.0]
+    assert rows["backend"] == ["jax", None]
+    assert rows["model.position"] == ["learned", "sincos2d"]
+    assert not [name for name in rows if name.startswith(("model.", "train.", "augment.")) and name != "model.position"]
+    assert [column.header for column in comparison_table(runs).columns] == ["", "a", "b"]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs experiments/evaluate.py in this process; returns exit code, output and errors."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.setenv("COLUMNS", "200")
+    spec = importlib.util.spec_from_file_location("evaluate_script", EXPERIMENTS / "evaluate.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        code = 0
+        try:
+            script.run_command(script.main)
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_command_evaluates(command, make_run):
+    run = make_run()
+    code, output, _ = command(run.path, "--split", "validation")
+    assert not code
+    content = json.loads((run.path / "evaluation-validation.json").read_text(encoding="utf-8"))
+    assert f"{content['accuracy']:.2%}" in output and f"{content['top_k_accuracy']:.2%}" in output
+    assert "digits, validation, 144 images" in output
+
+
+def test_command_compares(command, make_run, tmp_path):
+    code, output, _ = command(make_run("a").path, make_run("b", seed=1).path, "--out", tmp_path / "both.png")
+    assert not code and "50.00%" in output and "seed" in output and "both.png" in output
+    assert Image.open(tmp_path / "both.png").size == (2100, 1125)
+
+
+def test_command_draws_positions(command, make_run):
+    run = make_run(image_size=(8, 16), pool="cls")
+    code, _, _ = command(run.path, "--positions")
+    picture = Image.open(run.plots / "positions.png")
+    assert not code and picture.size[0] > picture.size[1]
+    code, _, errors = command(make_run("none", position="none").path, "--positions")
+    assert code == 2 and errors.startswith("error: position: received 'none'") and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: RUN"),
+        (["nowhere"], "no folder 'nowhere'"),
+        (["run", "--split", "dev"], "invalid choice: 'dev'"),
+        (["run", "--out", "x.png"], "--out: not an option of one run"),
+        (["run", "run", "--data", "digits"], "--data: not an option of a comparison"),
+        (["run", "--positions", "--batch-size", "3"], "--batch-size: not an option of --positions"),
+        (["run", "--batch-size", "-3"], "batch_size: received -3"),
+        (["run", "--data", "arrays:nothing.npz"], "nothing.npz"),
+    ],
+)
+def test_command_refuses_in_one_line(command, make_run, monkeypatch, arguments, message):
+    monkeypatch.chdir(make_run().path.parent)
+    code, _, errors = command(*arguments)
+    assert code == 2 and message in errors and errors.startswith("error: ") and errors.count("\n") == 1
+
+
+def test_command_answers_help(command):
+    code, output, _ = command("--help")
+    assert not code and "--positions" in output

@@ -1,0 +1,404 @@
+"""Every layer on its own: its configuration, its dtypes, its numbers."""
+
+import inspect
+import json
+
+import keras
+import numpy as np
+import pytest
+from gradients import gradients
+from keras import ops
+from reference import Reference, randomise, weights_of
+
+from keras_vit import (
+    MLP,
+    Attention,
+    AttentionPooling,
+    ConvStem,
+    LayerScale,
+    PatchEncoder,
+    Patches,
+    Pooling,
+    TransformerBlock,
+    ViTConfig,
+    layers,
+)
+
+FORWARD = 1e-5  # absolute, float32 against float64
+EXACT = 1e-6  # the same sums in another order
+HALF = 0.1  # absolute, bfloat16 or float16 against float32, values near 1
+MEAN = 0.05  # of some thousand random draws
+
+# Constructor's arguments, none of them a default; shape of an input; shape of the output.
+CASES = {
+    Patches: ({"patch_size": (4, 5), "data_format": "channels_first"}, (2, 3, 8, 15), (2, 6, 60)),
+    ConvStem: ({"filters": (6, 8), "use_bias": False, "data_format": "channels_first"}, (2, 3, 8, 12), (2, 6, 8)),
+    PatchEncoder: (
+        {
+            "width": 8,
+            "class_token": False,
+            "registers": 2,
+            "position": "sincos2d",
+            "prefix_positions": "all",
+            "grid_size": (2, 3),
+            "dropout": 0.1,
+            "use_bias": False,
+        },
+        (2, 6, 10),
+        (2, 8, 8),
+    ),
+    Attention: (
+        {
+            "width": 8,
+            "num_heads": 2,
+            "attention_dropout": 0.1,
+            "qk_norm": True,
+            "norm_epsilon": 1e-5,
+            "qkv_bias": False,
+            "use_bias": False,
+        },
+        (2, 6, 8),
+        (2, 6, 8),
+    ),
+    MLP: (
+        {"width": 8, "hidden_dim": 12, "kind": "swiglu", "dropout": 0.1, "use_bias": False},
+        (2, 6, 8),
+        (2, 6, 8),
+    ),
+    LayerScale: ({"initial_value": 0.3}, (2, 6, 8), (2, 6, 8)),
+    TransformerBlock: (
+        {
+            "width": 8,
+            "num_heads": 2,
+            "mlp_dim": 12,
+            "mlp": "gelu_tanh",
+            "dropout": 0.1,
+            "attention_dropout": 0.2,
+            "drop_path": 0.3,
+            "layer_scale": 0.4,
+            "qk_norm": True,
+            "norm_epsilon": 1e-5,
+            "qkv_bias": False,
+            "use_bias": False,
+        },
+        (2, 6, 8),
+        (2, 6, 8),
+    ),
+    Pooling: ({"kind": "gap", "num_prefix_tokens": 2}, (2, 6, 8), (2, 8)),
+    AttentionPooling: (
+        {
+            "width": 8,
+            "num_heads": 2,
+            "mlp_dim": 12,
+            "mlp": "swiglu",
+            "norm_epsilon": 1e-5,
+            "qkv_bias": False,
+            "use_bias": False,
+        },
+        (2, 6, 8),
+        (2, 8),
+    ),
+}
+every_layer = pytest.mark.parametrize("cls", CASES, ids=lambda cls: cls.__name__)
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def tree(layer):
+    """A layer and every layer inside it."""
+    found = [layer]
+    for value in vars(layer).values():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, keras.layers.Layer) and part not in found:
+                found += tree(part)
+    return found
+
+
+def test_every_layer_has_a_case():
+    defined = {c for c in vars(layers).values() if inspect.isclass(c) and issubclass(c, layers.Layer)}
+    assert defined - {layers.Layer} == set(CASES)
+
+
+@every_layer
+def test_config_is_the_constructors_arguments(cls):
+    arguments, _, _ = CASES[cls]
+    signature = list(inspect.signature(cls.__init__).parameters)
+    assert signature == ["self", *arguments, "kwargs"]
+    config = cls(**arguments, name="x", trainable=False, dtype="mixed_bfloat16").get_config()
+    assert set(config) == {*arguments, "name", "trainable", "dtype"}
+    assert {name: config[name] for name in arguments} == arguments
+    assert config["name"] == "x"
+    assert config["trainable"] is False
+
+
+@every_layer
+def test_unknown_arguments_raise(cls):
+    with pytest.raises((TypeError, ValueError), match="typo"):
+        cls(**CASES[cls][0], typo=1)
+
+
+@every_layer
+def test_round_trip_gives_the_same_numbers(cls):
+    arguments, shape, output_shape = CASES[cls]
+    layer, x = cls(**arguments), random(*shape)
+    layer(x)
+    expected = numpy(randomise(layer)(x))
+    assert expected.shape == output_shape
+    serialized = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
+    for copy in (cls.from_config(layer.get_config()), keras.saving.deserialize_keras_object(serialized)):
+        assert copy.get_config() == layer.get_config()
+        copy(x)
+        assert list(weights_of(copy)) == list(weights_of(layer))
+        copy.set_weights(layer.get_weights())
+        np.testing.assert_array_equal(numpy(copy(x)), expected)
+
+
+@every_layer
+def test_symbolic_and_eager_agree(cls):
+    arguments, shape, output_shape = CASES[cls]
+    layer, x = cls(**arguments), random(*shape)
+    inputs = keras.Input(shape[1:])
+    outputs = layer(inputs)
+    assert outputs.shape == (None, *output_shape[1:])
+    randomise(layer)
+    np.testing.assert_allclose(keras.Model(inputs, outputs).predict(x, verbose=0), numpy(layer(x)), atol=EXACT)
+
+
+@every_layer
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_dtype_policy_reaches_every_sublayer(cls, policy):
+    arguments, shape, _ = CASES[cls]
+    layer, x = cls(**arguments, dtype=policy), random(*shape)
+    layer(x)
+    assert {part.dtype_policy.name for part in tree(layer)} == {policy}
+    assert {keras.backend.standardize_dtype(weight.dtype) for weight in layer.weights} <= {"float32"}
+    full = cls(**arguments)
+    full(x)
+    expected, y = randomise(full)(x), randomise(layer)(x)
+    assert keras.backend.standardize_dtype(y.dtype) == policy.removeprefix("mixed_")
+    np.testing.assert_allclose(numpy(ops.cast(y, "float32")), numpy(expected), atol=HALF)
+
+
+@every_layer
+def test_every_weight_gets_a_gradient(cls):
+    arguments, shape, output_shape = CASES[cls]
+    inputs = keras.Input(shape[1:])
+    model = randomise(keras.Model(inputs, cls(**arguments)(inputs)))
+    if not model.trainable_variables:
+        return
+    values = gradients(model, random(*shape), random(*output_shape, seed=1))
+    assert set(values) == {variable.path for variable in model.trainable_variables}
+    for path, value in values.items():
+        assert np.isfinite(value).all(), path
+        if not path.endswith("k_norm/beta"):  # the same for every key: softmax takes it out
+            assert np.abs(value).max() > FORWARD, path
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_patches_with_a_dense_layer_are_a_convolution(data_format):
+    images, kernel = random(2, 8, 15, 3), random(4, 5, 3, 7, seed=1)
+    convolution = keras.layers.Conv2D(7, (4, 5), strides=(4, 5), use_bias=False, data_format="channels_last")
+    convolution(images)
+    convolution.kernel.assign(kernel)
+    expected = numpy(convolution(images)).reshape(2, 2 * 3, 7)
+    given = images if data_format == "channels_last" else np.moveaxis(images, 3, 1)
+    patches = numpy(Patches((4, 5), data_format)(given))
+    np.testing.assert_allclose(patches @ kernel.reshape(-1, 7), expected, atol=FORWARD)
+
+
+def test_patches_refuse_images_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"patch_size: \(4, 4\) must divide the image; received 8 x 15"):
+        Patches(4, "channels_last")(random(2, 8, 15, 3))
+    with pytest.raises(ValueError, match=r"images: received shape \(None, None, None, 3\)"):
+        Patches(4, "channels_last")(keras.Input((None, None, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Patches(0), "patch_size"),
+        (lambda: Patches(4, "NHWC"), "data_format"),
+        (lambda: PatchEncoder(0), "width"),
+        (lambda: PatchEncoder(8, registers=-1), "registers"),
+        (lambda: PatchEncoder(8, position="rope"), "position"),
+        (lambda: PatchEncoder(8, prefix_positions="registers"), "prefix_positions"),
+        (lambda: PatchEncoder(8, grid_size=(2, 0)), "grid_size"),
+        (lambda: PatchEncoder(6, position="sincos2d"), "width"),
+        (lambda: PatchEncoder(7, position="sincos1d"), "width"),
+        (lambda: PatchEncoder(8, position="sincos2d")(random(2, 6, 10)), "grid_size"),
+        (lambda: Attention(8, 3), "num_heads"),
+        (lambda: MLP(8, 0), "hidden_dim"),
+        (lambda: MLP(8, 8, kind="relu"), "kind"),
+        (lambda: TransformerBlock(8, 3, 12), "num_heads"),
+        (lambda: TransformerBlock(8, 2, 12)(random(2, 6, 10)), "width"),
+        (lambda: Pooling("max"), "kind"),
+        (lambda: AttentionPooling(8, 3, 12), "num_heads"),
+    ],
+)
+def test_bad_arguments_are_named(make, name):
+    with pytest.raises(ValueError, match=f"{name}: .*(received|does not)"):
+        make()
+
+
+def block(**options):
+    """A random block of width 16, and its reference."""
+    config = ViTConfig(image_size=8, patch_size=4, width=16, num_heads=4, mlp_dim=24, depth=1, **options)
+    layer = TransformerBlock(
+        16, 4, 24, mlp=config.mlp, qk_norm=config.qk_norm, layer_scale=config.layer_scale, name="block_0"
+    )
+    layer.build((None, None, 16))
+    return randomise(layer), Reference(config, weights_of(layer))
+
+
+def masks(kind):
+    """A mask (B, N) or (B, N, N) that leaves every query a key, and its keys' complement."""
+    mask = np.random.default_rng(5).random((3, 7) if kind == "keys" else (3, 7, 7)) < 0.6
+    mask[..., 0] = True
+    return mask
+
+
+@pytest.mark.parametrize("mask", ["keys", "pairs", None])
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "layer_scale": 0.1}, {"mlp": "swiglu"}], ids=str)
+def test_block_matches_the_reference(mask, options):
+    layer, reference = block(**options)
+    x, mask = random(3, 7, 16), mask and masks(mask)
+    expected, expected_scores = reference.block(x.astype("float64"), "block_0", mask)
+    weights = layer.get_weights()
+    np.testing.assert_allclose(numpy(layer(x, mask=mask)), expected, atol=FORWARD)
+    y, scores = layer(x, mask=mask, return_attention_scores=True)
+    np.testing.assert_allclose(numpy(y), expected, atol=FORWARD)
+    np.testing.assert_allclose(numpy(scores), expected_scores, atol=FORWARD)
+    np.testing.assert_allclose(numpy(scores).sum(-1), np.ones((3, 4, 7)), atol=EXACT)
+    for before, after in zip(weights, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("mask", ["keys", "pairs"])
+def test_masked_keys_have_no_influence(monkeypatch, mask, fused):
+    monkeypatch.setattr(layers, "has_fused_attention", lambda: fused)
+    layer, _ = block()
+    x, keep = random(3, 7, 16), np.ones((3, 7), bool)
+    keep[0, 4:], keep[1, 2] = False, False
+    changed = np.where(keep[..., None], x, 100 * random(3, 7, 16, seed=1))
+    mask = keep if mask == "keys" else np.repeat(keep[:, None], 7, axis=1)
+    np.testing.assert_allclose(numpy(layer(x, mask=mask))[keep], numpy(layer(changed, mask=mask))[keep], atol=EXACT)
+    assert np.abs(numpy(layer(x))[keep] - numpy(layer(changed))[keep]).max() > HALF
+
+
+@pytest.mark.parametrize("mask", ["keys", "pairs", None])
+def test_fused_and_explicit_attention_agree(monkeypatch, mask):
+    q, k, v = (random(3, 4, 7, 8, seed=seed) for seed in range(3))
+    mask = mask and masks(mask)
+    results = []
+    for fused in (True, False):
+        monkeypatch.setattr(layers, "has_fused_attention", lambda fused=fused: fused)
+        q_, k_, v_ = (ops.convert_to_tensor(x) for x in (q, k, v))
+        results.append(numpy(layers.attend(q_, k_, v_, None if mask is None else ops.convert_to_tensor(mask))[0]))
+    np.testing.assert_allclose(*results, atol=EXACT)
+
+
+def test_mask_of_keras_reaches_the_attention():
+    layer, reference = block()
+    x, keep = random(3, 7, 16), np.ones((3, 7), bool)
+    keep[0, 4:] = False
+    x[~keep] = 0  # what `Masking` looks for
+    masked = keras.layers.Masking()(ops.convert_to_tensor(x))
+    expected, _ = reference.block(x.astype("float64"), "block_0", keep)
+    np.testing.assert_allclose(numpy(layer(masked)), expected, atol=FORWARD)
+
+
+def test_number_of_tokens_may_be_unknown():
+    layer, reference = block()
+    inputs = keras.Input((None, 16))
+    model = keras.Model(inputs, layer(inputs))
+    for tokens in (3, 7):
+        x = random(3, tokens, 16)
+        expected, _ = reference.block(x.astype("float64"), "block_0")
+        np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=FORWARD)
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    layer = TransformerBlock(8, 2, 12, drop_path=0.25)
+    x = np.repeat(random(1, 6, 8), 4000, axis=0)
+    layer.build(x.shape)
+    randomise(layer)
+    y = numpy(layer.residual(ops.convert_to_tensor(x), layer.dropout1, layer.scale1, layer.drop_path1))
+    np.testing.assert_array_equal(y, x)  # not in training
+    y = numpy(layer.drop_path1(x, training=True))
+    dropped = (y == 0).all((1, 2))
+    np.testing.assert_allclose(y[~dropped], x[~dropped] / 0.75, atol=EXACT)
+    assert dropped.mean() == pytest.approx(0.25, abs=MEAN)
+    np.testing.assert_allclose(y.mean(0), x[0], atol=MEAN * np.abs(x).max())
+
+
+def test_drop_path_of_a_block_leaves_dropped_examples_alone():
+    layer = TransformerBlock(8, 2, 12, drop_path=0.5)
+    x = random(400, 6, 8)
+    layer.build(x.shape)
+    randomise(layer)
+    unchanged = (numpy(layer(x, training=True)) == x).all((1, 2))
+    assert unchanged.mean() == pytest.approx(0.25, abs=2 * MEAN)  # both branches dropped
+    assert not (numpy(layer(x)) == x).all((1, 2)).any()
+
+
+@pytest.mark.parametrize("rates", [{"dropout": 0.4}, {"attention_dropout": 0.4}, {"drop_path": 0.4}], ids=str)
+def test_dropout_is_active_in_training_only(rates):
+    layer, plain = TransformerBlock(8, 2, 12, **rates), TransformerBlock(8, 2, 12)
+    x = random(16, 6, 8)
+    for made in (layer, plain):
+        made.build(x.shape)
+        randomise(made)
+    expected = numpy(plain(x))
+    np.testing.assert_allclose(numpy(layer(x)), expected, atol=EXACT)
+    np.testing.assert_allclose(numpy(layer(x, training=False)), expected, atol=EXACT)
+    first, second = numpy(layer(x, training=True)), numpy(layer(x, training=True))
+    assert np.abs(first - expected).max() > HALF
+    assert np.abs(first - second).max() > HALF
+    np.testing.assert_array_equal(numpy(plain(x, training=True)), expected)
+
+
+def test_attention_dropout_drops_weights_and_returns_whole_ones():
+    scores = layers.attend(
+        *(ops.convert_to_tensor(random(2, 2, 5, 4, seed=seed)) for seed in range(3)),
+        dropout=keras.layers.Dropout(0.5),
+        return_scores=True,
+    )[1]
+    np.testing.assert_allclose(numpy(scores).sum(-1), np.ones((2, 2, 5)), atol=EXACT)
+
+
+def test_dropout_of_the_encoder():
+    layer = PatchEncoder(8, dropout=0.5)
+    x = random(50, 6, 10)
+    layer.build(x.shape)
+    randomise(layer)
+    kept, y = numpy(layer(x)), numpy(layer(x, training=True))
+    assert (y == 0).mean() == pytest.approx(0.5, abs=MEAN)
+    np.testing.assert_allclose(y[y != 0], 2 * kept[y != 0], atol=EXACT)
+
+
+@pytest.mark.parametrize("approximate", [True, False])
+def test_gelu(approximate):
+    x = 3 * random(1000)
+    expected = numpy(ops.gelu(ops.convert_to_tensor(x), approximate=approximate))
+    np.testing.assert_allclose(numpy(layers.gelu(ops.convert_to_tensor(x), approximate)), expected, atol=EXACT)
+
+
+def test_fused_projection_starts_as_three_glorot_ones():
+    kernel = numpy(layers.split_glorot_uniform(3)((200, 600)))
+    limit = np.sqrt(6 / (200 + 200))
+    assert np.abs(kernel).max() == pytest.approx(limit, rel=0.01)
+    assert kernel.std() == pytest.approx(limit / np.sqrt(3), rel=0.01)
+    with pytest.raises(AssertionError):
+        assert numpy(keras.initializers.GlorotUniform()((200, 600))).std() == pytest.approx(kernel.std(), rel=0.01)
+
+
+def test_layer_scale_starts_at_its_value():
+    x = random(2, 6, 8)
+    np.testing.assert_allclose(numpy(LayerScale(0.3)(x)), 0.3 * x, atol=EXACT)

@@ -1,0 +1,246 @@
+"""The whole model: its numbers against the NumPy reference, its intermediates, its gradients, its file."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from gradients import gradients
+from keras import ops
+from reference import Reference, random_images, randomise, weights_of
+
+import keras_vit
+from keras_vit import ViT, ViTConfig, build_vit
+
+FORWARD = 1e-5  # absolute, float32 against float64
+HALF = 0.1  # absolute, bfloat16 or float16 against float32, logits near 1
+NON_ZERO = 1e-6  # what a gradient of a weight exceeds; those here are near 1
+
+# 4 x 3 patches of 3 x 6 pixels; the conv stem takes square patches of 2^n pixels, on an image that is not square.
+TINY = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24, "num_classes": 7}
+SIZES = {
+    "patch": {"image_size": (12, 18), "patch_size": (3, 6), **TINY},
+    "conv": {"image_size": (16, 12), "patch_size": (4, 4), **TINY},
+}
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def check_forward(config):
+    model, images = randomise(build_vit(config)), random_images(config)
+    expected = Reference(config, weights_of(model))(images)["output"]
+    assert np.abs(expected).std() > FORWARD * 1000
+    np.testing.assert_allclose(numpy(model(images)), expected, atol=FORWARD)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("pool", "position", "stem", "mlp"),
+    itertools.product(
+        ("cls", "gap", "map"),
+        ("learned", "sincos2d", "sincos1d", "none"),
+        ("patch", "conv"),
+        ("gelu", "gelu_tanh", "swiglu"),
+    ),
+)
+def test_forward_pass(pool, position, stem, mlp):
+    check_forward(ViTConfig(**SIZES[stem], pool=pool, position=position, stem=stem, mlp=mlp))
+
+
+OPTIONS = (
+    {"depth": 3},
+    *({"registers": 2, "prefix_positions": p, "position": q} for p in ("none", "class", "all") for q in ("learned", "sincos1d")),
+    {"registers": 2, "position": "sincos2d", "pool": "gap", "prefix_positions": "all"},
+    {"pool": "gap", "class_token": True},
+    {"pool": "map", "class_token": True, "registers": 1, "mlp": "swiglu"},
+    {"qk_norm": True, "depth": 2},
+    {"layer_scale": 0.1, "depth": 2},
+    {"use_bias": False, "qkv_bias": False, "stem": "conv"},
+    {"use_bias": False, "qkv_bias": False, "pool": "map", "mlp": "swiglu"},
+    {"use_bias": False},
+    {"qkv_bias": False},
+    {"pre_logits_dim": 10},
+    {"norm_after_pool": True, "pool": "gap"},
+    {"norm_after_pool": True, "pool": "map"},
+    {"num_classes": 0, "pre_logits_dim": 10},
+    {"num_classes": 0, "pool": "gap"},
+    {"norm_epsilon": 0.1, "qk_norm": True, "pool": "map"},
+    {"channels": 1},
+    {"data_format": "channels_first"},
+    {"data_format": "channels_first", "stem": "conv"},
+    {"dropout": 0.5, "attention_dropout": 0.5, "drop_path": 0.5, "depth": 2},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_forward_pass_with_options(options):
+    check_forward(ViTConfig(**{**SIZES[options.get("stem", "patch")], **options}))
+
+
+FULL = {
+    "depth": 2,
+    "registers": 2,
+    "prefix_positions": "all",
+    "class_token": True,
+    "pool": "map",
+    "mlp": "swiglu",
+    "qk_norm": True,
+    "layer_scale": 0.1,
+    "pre_logits_dim": 10,
+}
+
+
+@pytest.mark.parametrize("options", [FULL, {"pool": "gap", "norm_after_pool": True, "depth": 2}], ids=["full", "gap"])
+def test_intermediates_match_the_reference(options):
+    config = ViTConfig(**{**SIZES["patch"], **options})
+    model, images = randomise(build_vit(config)), random_images(config)
+    weights = weights_of(model)
+    expected = Reference(config, weights)(images)
+    expected.pop("output")
+    values = keras_vit.features(model, list(expected))(images)
+    assert list(values) == list(expected)
+    for name, value in values.items():
+        np.testing.assert_allclose(numpy(value), expected[name], atol=FORWARD, err_msg=name)
+    scores = numpy(keras_vit.features(model, "block_1/attention")(images)["block_1/attention"])
+    assert scores.shape == (2, config.num_heads, config.num_tokens, config.num_tokens)
+    np.testing.assert_allclose(scores.sum(-1), 1, atol=FORWARD)
+    np.testing.assert_allclose(numpy(model(images)), expected["head"], atol=FORWARD)
+    assert list(weights_of(model)) == list(weights)
+
+
+def test_unknown_intermediates_are_listed():
+    model = build_vit(ViTConfig(**SIZES["patch"]))
+    for name in ("block_1", "images", "norm/attention", "block_0/scores", ""):
+        with pytest.raises(ValueError, match=r"^names: received .*allowed: stem, encoder, block_0, norm, pool, head"):
+            keras_vit.features(model, ["pool", name])
+
+
+@pytest.mark.parametrize(
+    "options", [FULL, {"depth": 2}, {"stem": "conv", "pool": "gap"}, {"position": "none", "pool": "map"}], ids=str
+)
+def test_every_weight_gets_a_finite_gradient(options):
+    config = ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
+    model = randomise(build_vit(config))
+    direction = np.random.default_rng(1).normal(size=(2, 7)).astype("float32")
+    values = gradients(model, random_images(config), direction)
+    assert list(values) == [weight.path for weight in model.weights]
+    for path, value in values.items():
+        assert np.isfinite(value).all(), path
+        if path.endswith("k_norm/beta"):  # one number for all keys: softmax takes it out
+            assert np.abs(value).max() < NON_ZERO, path
+        else:
+            assert np.abs(value).max() > NON_ZERO, path
+
+
+@pytest.mark.parametrize("options", [FULL, {"stem": "conv", "position": "sincos1d"}], ids=["full", "conv"])
+def test_saved_model_gives_the_same_numbers(tmp_path, options):
+    config = ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
+    model, images = randomise(build_vit(config)), random_images(config)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    assert isinstance(loaded, ViT)
+    assert loaded.config == model.config == config
+    assert loaded.get_config() == model.get_config()
+    assert list(weights_of(loaded)) == list(weights_of(model))
+    np.testing.assert_array_equal(numpy(loaded(images)), numpy(model(images)))
+
+
+def test_weights_files_and_clones(tmp_path):
+    config = ViTConfig(**SIZES["patch"])
+    model, images = randomise(build_vit(config, name="one")), random_images(config)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = build_vit(config)
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(numpy(other(images)), numpy(model(images)))
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(numpy(clone(images)), numpy(model(images)))
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("options", [FULL, {"stem": "conv"}], ids=["full", "conv"])
+def test_mixed_precision(tmp_path, policy, options):
+    config = ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
+    model, images = randomise(build_vit(config, dtype=policy)), random_images(config)
+    logits = model(images)
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    assert {layer.dtype_policy.name for layer in model.layers[1:] if layer.name != "head"} == {policy}
+    assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.weights} == {"float32"}
+    expected = Reference(config, weights_of(model))(images)["output"]
+    np.testing.assert_allclose(numpy(logits), expected, atol=HALF)
+    scores = keras_vit.features(model, "block_0/attention")(images)["block_0/attention"]
+    assert keras.backend.standardize_dtype(scores.dtype) == policy.removeprefix("mixed_")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.dtype_policy.name == policy
+    np.testing.assert_array_equal(numpy(loaded(images)), numpy(logits))
+
+
+def test_data_formats_share_weights():
+    last = ViTConfig(**SIZES["conv"], stem="conv")
+    first = ViTConfig(**SIZES["conv"], stem="conv", data_format="channels_first")
+    one, other, images = randomise(build_vit(last)), build_vit(first), random_images(last)
+    other.set_weights(one.get_weights())
+    np.testing.assert_allclose(numpy(other(np.moveaxis(images, 3, 1))), numpy(one(images)), atol=FORWARD)
+
+
+def test_fresh_model_is_undecided():
+    config = ViTConfig(**SIZES["patch"])
+    np.testing.assert_array_equal(numpy(build_vit(config)(random_images(config))), np.zeros((2, 7)))
+
+
+def test_initial_weights_follow_the_seed():
+    config, models = ViTConfig(**SIZES["patch"]), []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        models.append(weights_of(build_vit(config)))
+    one, same, other = models
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, same[path])
+        if value.std() > 0:
+            assert np.abs(value - other[path]).max() > FORWARD, path
+
+
+def test_dropout_changes_training_only():
+    config = ViTConfig(**SIZES["patch"], dropout=0.3)
+    model, images = randomise(build_vit(config)), random_images(config)
+    calm, noisy = numpy(model(images)), numpy(model(images, training=True))
+    np.testing.assert_array_equal(numpy(model(images)), calm)
+    assert np.abs(noisy - calm).max() > HALF
+
+
+def test_one_step_of_fit_learns():
+    config = ViTConfig(**SIZES["patch"], dropout=0.1, drop_path=0.1)
+    model, images = build_vit(config), random_images(config, batch=14)
+    labels = np.arange(14) % 7
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.AdamW(1e-2), loss)
+    losses = model.fit(images, labels, batch_size=14, epochs=30, verbose=0).history["loss"]
+    assert losses[0] == pytest.approx(np.log(7), abs=FORWARD)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("config", [None, "S/16", {"width": 8}])
+def test_config_must_be_one(config):
+    with pytest.raises(ValueError, match=r"^config: received"):
+        build_vit(config)
+
+
+def test_layers_have_the_documented_names_and_shapes():
+    config = ViTConfig(**{**SIZES["patch"], "depth": 2, "pre_logits_dim": 10})
+    model = build_vit(config, name="mine")
+    assert model.name == "mine"
+    shapes = {layer.name: layer.output.shape for layer in model.layers[1:]}
+    tokens = (None, 13, 16)
+    assert shapes == {
+        "stem": (None, 12, 54),
+        "encoder": tokens,
+        "block_0": tokens,
+        "block_1": tokens,
+        "norm": tokens,
+        "pool": (None, 16),
+        "pre_logits": (None, 10),
+        "head": (None, 7),
+    }
