@@ -55,5 +55,5 @@ def choose_backend():
     elif chosen and chosen not in installed:
         known = "is not installed" if chosen in BACKENDS else "is no backend"
         raise ValueError(f"KERAS_BACKEND: {chosen!r} {known}; allowed here: {', '.join(installed)}")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore", module="keras")

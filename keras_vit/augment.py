@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from keras_vit.config import check_choice, check_int, check_number
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
@@ -50,20 +52,15 @@ class AugmentConfig:
 
     def __post_init__(self):
         for name in ("flip", "three_augment"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false. Received: {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), (False, True))
         for name in ("crop", "randaugment_layers"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a whole number, 0 or more. Received: {value!r}")
-        largest = dict.fromkeys(("color_jitter", "erasing", "mix_probability", "mix_until"), 1.0)
-        largest |= {"randaugment_magnitude": 10.0, "mixup": math.inf, "cutmix": math.inf, "label_smoothing": 1.0}
-        for name, limit in largest.items():
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not 0 <= value <= limit or (name == "label_smoothing" and value == 1):
-                bound = "or more" if limit == math.inf else f"to {'below ' if name == 'label_smoothing' else ''}{limit:g}"
-                raise ValueError(f"{name} must be a number from 0 {bound}. Received: {value!r}")
+            check_int(name, getattr(self, name), at_least=0)
+        for name in ("color_jitter", "erasing", "mix_probability", "mix_until"):
+            check_number(name, getattr(self, name), at_least=0, at_most=1)
+        for name in ("mixup", "cutmix"):
+            check_number(name, getattr(self, name), at_least=0)
+        check_number("randaugment_magnitude", self.randaugment_magnitude, at_least=0, at_most=10)
+        check_number("label_smoothing", self.label_smoothing, at_least=0, below=1)
 
 
 def augment(images, labels, config, *, num_classes, rng, progress=0.0):
@@ -178,7 +175,7 @@ def _posterize(images, level):
 def _solarize(images, level):
     """Inverts values from 256 (level 0: none) or 0 (level 1: all) upwards."""
     threshold = 256 * (1 - np.abs(level))[:, None, None]
-    return np.where(_VALUES < threshold, _VALUES, 255 - _VALUES).astype(np.uint8)  # (n, 1, 256)
+    return np.where(threshold > _VALUES, _VALUES, 255 - _VALUES).astype(np.uint8)  # (n, 1, 256)
 
 
 def _autocontrast(images, level):

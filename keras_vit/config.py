@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
 
@@ -216,7 +217,7 @@ class ViTConfig:
         patch_dim, stem = math.prod(self.patch_size) * self.channels, 0
         if self.stem == "conv":
             widths = (self.channels, *self.stem_widths)
-            stem = sum(9 * a * b + bias * b for a, b in zip(widths, widths[1:], strict=False))
+            stem = sum(9 * a * b + bias * b for a, b in itertools.pairwise(widths))
             patch_dim = width
         embed = stem + patch_dim * width + bias * width + width * (self.has_class_token + self.registers)
         if self.position == "learned":
@@ -251,7 +252,7 @@ class ViTConfig:
         embed = self.num_patches * math.prod(self.patch_size) * self.channels * width
         if self.stem == "conv":
             widths, pixels, embed = (self.channels, *self.stem_widths), math.prod(self.image_size), 0
-            for a, b in zip(widths, widths[1:], strict=False):
+            for a, b in itertools.pairwise(widths):
                 pixels //= 4
                 embed += pixels * 9 * a * b
             embed += self.num_patches * width * width
@@ -266,9 +267,7 @@ def decode_variant(variant):
     """The fields that a variant such as "S/16" stands for, as a dictionary."""
     name, slash, patch = str(variant).rpartition("/")
     if not slash or name not in VARIANTS or not patch.isdecimal() or int(patch) < 1:
-        raise ValueError(
-            f"variant: received {variant!r}; allowed: NAME/PATCH with NAME one of {', '.join(VARIANTS)}, as in 'S/16'"
-        )
+        raise ValueError(f"variant: received {variant!r}; allowed: NAME/PATCH with NAME one of {', '.join(VARIANTS)}, as in 'S/16'")
     return {**VARIANTS[name], "patch_size": int(patch)}
 
 

@@ -1,7 +1,8 @@
 """A data set's name, folder or file -> uint8 images in memory (or on disk) -> batches for `model.fit`, on every backend.
 
-A training batch is a pure function of (seed, step): `training_batch`. tf.data where TensorFlow is installed and a
-`keras.utils.PyDataset` where it is not only decide who calls it, so both give the same numbers, and resuming at a step skips nothing.
+A training batch is a pure function of (seed, step): `training_batch`. A tf.data pipeline (TensorFlow backend) or a
+`keras.utils.PyDataset` (others, TensorFlow need not be installed) only calls it, so the numbers are the same, and resuming at
+a step skips nothing.
 
 Shapes: N images of a split, B of a batch, H height, W width, C channels (1 or 3), K classes.
 """
@@ -90,9 +91,9 @@ def load_data(name, *, data_dir=None, image_size, channels=3, validation=None, s
 
     Args:
         name: `auto` (CIFAR-10 if prepared or downloadable, otherwise digits); `digits` (scikit-learn's 1,797 of 8x8 pixels);
-            `arrays:FILE.npz` (x_train, y_train and, if there, x_test, y_test, x_val, y_val; (N, H, W) or (N, H, W, 1 or 3), uint8 or
-            float 0 to 1); `folder:PATH` (a folder of images for each class, or train/, test/ and validation/ of such); or the
-            name of a TensorFlow data set with `image` and `label`: `cifar10`, `cifar100`, `mnist`, `fashion_mnist`...
+            `arrays:FILE.npz` (x_train, y_train and, if there, x_test, y_test, x_val, y_val; (N, H, W) or (N, H, W, 1 or 3),
+            uint8 or float 0 to 1); `folder:PATH` (a folder of images for each class, or train/, test/ and validation/ of such); or
+            the name of a TensorFlow data set with `image` and `label`: `cifar10`, `cifar100`, `mnist`, `fashion_mnist`...
         data_dir: where prepared TensorFlow data sets lie; None = TFDS_DATA_DIR, then TFDS's own default.
         image_size: pixels, one number or (height, width). Images of another size are resized (bicubic, antialiased) so that they
             cover it, and the middle is kept.
@@ -157,8 +158,8 @@ def load_data(name, *, data_dir=None, image_size, channels=3, validation=None, s
 def training_batch(split, augment, step, *, num_classes, batch_size, seed, total_steps):
     """The augmented batch of one training step: a pure function of its arguments.
 
-    Epoch e is steps e·(N // B) to (e + 1)·(N // B) - 1 and visits the examples in the order that (seed, e) gives; the N % B that are
-    left over are others in each epoch.
+    Epoch e is steps e·(N // B) to (e + 1)·(N // B) - 1 and visits the examples in the order that (seed, e) gives; the N % B that
+    are left over are others in each epoch.
 
     Args:
         split: the training `Split`.
@@ -213,7 +214,8 @@ def training_batches(split, augment, *, num_classes, batch_size, seed, mean, std
         split, augment, num_classes, batch_size, seed, total_steps: as in `training_batch`.
         mean, std: of a pixel scaled to 0..1; a number, or one for each channel.
         start_step: the step of the first batch: the number of steps already trained.
-        pipeline: "tf.data" or "PyDataset"; None = "tf.data" where TensorFlow is installed. The numbers are the same.
+        pipeline: "tf.data" or "PyDataset"; None = "tf.data" under the TensorFlow backend, "PyDataset" under the others, which
+            then need not import TensorFlow. The numbers are the same.
 
     Returns:
         A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, H, W, C) and float32 targets (B, K).
@@ -256,7 +258,7 @@ def _stream(batch, start, count, image_shape, target_shape, pipeline):
     """batch(start), batch(start + 1), ...: `count` of them or, with None, without an end."""
     if pipeline not in (None, "tf.data", "PyDataset"):
         raise ValueError(f"pipeline must be 'tf.data', 'PyDataset' or None. Received: {pipeline!r}")
-    if (pipeline or ("tf.data" if sources.installed("tensorflow") else "PyDataset")) == "PyDataset":
+    if (pipeline or ("tf.data" if keras.backend.backend() == "tensorflow" else "PyDataset")) == "PyDataset":
         return _Batches(batch, start, count)
     tf = sources.import_tensorflow()
 
@@ -355,9 +357,7 @@ def _count(value, total, name):
     """A share (float) or a number (int) of `total` examples as a number, at least one of each class being left."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value < (1 if isinstance(value, float) else total):
-        raise ValueError(
-            f"{name} must be a share from 0 to below 1 or a number below the {total:,} examples. Received: {value!r}"
-        )
+        raise ValueError(f"{name} must be a share from 0 to below 1 or a number below the {total:,} examples. Received: {value!r}")
     return round(value * total) if isinstance(value, float) else value
 
 
@@ -391,6 +391,4 @@ def _check_moments(mean, std, channels):
     for name, value in (("mean", mean), ("std", std)):
         array = np.asarray(value, np.float64)
         if array.shape not in ((), (1,), (channels,)) or not np.isfinite(array).all() or (name == "std" and (array <= 0).any()):
-            raise ValueError(
-                f"{name} must be a number, or {channels} of them{', above 0' * (name == 'std')}. Received: {value!r}"
-            )
+            raise ValueError(f"{name} must be a number, or {channels} of them{', above 0' * (name == 'std')}. Received: {value!r}")

@@ -95,9 +95,7 @@ class Evaluation:
                 confidence=bins.confidence,
                 accuracy=bins.accuracy,
             ),
-            "classes": _rows(
-                name=self.class_names, precision=self.precision, recall=self.recall, f1=self.f1, count=self.count
-            ),
+            "classes": _rows(name=self.class_names, precision=self.precision, recall=self.recall, f1=self.f1, count=self.count),
             "confusion": self.confusion.tolist(),
         }
 

@@ -70,7 +70,7 @@ class Patches(Layer):
     def build(self, input_shape):
         # Here and not in `call`: JAX and PyTorch try a call with sizes made up for the unknown ones.
         if len(input_shape) != 4 or None in input_shape[1:]:
-            raise ValueError(f"images: received shape {tuple(input_shape)}; allowed: four axes, all but the batch known")
+            raise ValueError(f"images: received shape {tuple(input_shape)}; allowed: 4 axes, all but the batch known")
 
     def call(self, images):
         images = to_channels_last(images, self.data_format)  # (B, H, W, C)
@@ -373,6 +373,7 @@ class LayerScale(Layer):
 
     def __init__(self, initial_value, **kwargs):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.initial_value = initial_value
 
     def build(self, input_shape):
@@ -532,9 +533,7 @@ class AttentionPooling(Layer):
 
     arguments = ("width", "num_heads", "mlp_dim", "mlp", "norm_epsilon", "qkv_bias", "use_bias")
 
-    def __init__(
-        self, width, num_heads, mlp_dim, mlp="gelu", norm_epsilon=1e-6, qkv_bias=True, use_bias=True, **kwargs
-    ):
+    def __init__(self, width, num_heads, mlp_dim, mlp="gelu", norm_epsilon=1e-6, qkv_bias=True, use_bias=True, **kwargs):
         super().__init__(**kwargs)
         check_heads(width, num_heads)
         self.width = width

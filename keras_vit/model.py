@@ -128,7 +128,8 @@ def features(model, names):
             raise ValueError(f"names: received {name!r}; allowed: {', '.join(known)}")
         layer_name, _, attention = name.partition("/")
         layer = model.get_layer(layer_name)
-        outputs[name] = AttentionScores(layer, name=f"{layer_name}_attention")(layer.input) if attention else layer.output
+        scores = AttentionScores(layer, name=f"{layer_name}_attention") if attention else None
+        outputs[name] = scores(layer.input) if attention else layer.output
     return keras.Model(model.input, outputs, name=f"{model.name}_features")
 
 

@@ -45,7 +45,7 @@ def batch_picture(images, targets, class_names, path, *, limit=64):
         limit: Number of images that are drawn at most.
     """
     images, targets = np.asarray(images), np.asarray(targets, np.float64)
-    total, height, width, channels = images.shape
+    total, height, width, _ = images.shape
     images, targets = images[:limit], targets[:limit]
     # All lengths in inches: the axes are the whole figure and count in them.
     columns = min(8, len(images))
@@ -87,8 +87,7 @@ def label_lines(target, class_names, characters):
     chosen = [index for index in two if target[index] > floor + 0.005] or two[:1]
     weights = ["" if target[index] > 0.995 else f" {target[index]:.2f}" for index in chosen]
     return [
-        class_label(class_names, index, characters - len(weight)) + weight
-        for index, weight in zip(chosen, weights, strict=True)
+        class_label(class_names, index, characters - len(weight)) + weight for index, weight in zip(chosen, weights, strict=True)
     ]
 
 
@@ -201,7 +200,8 @@ def confusion(matrix, class_names, path, *, title="Confusion matrix"):
                 color = "white" if share[row, column] > 0.35 else "black"
                 label = f"{matrix[row, column]:,}"
                 axes.text(column, row, label, ha="center", va="center", size=8 if len(label) < 5 else 7, color=color)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)", ticks=(0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1))
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
+    bar.set_ticks((0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     save(figure, path)
 
@@ -239,9 +239,8 @@ def reliability(calibration, path, *, title="Reliability"):
     upper.plot((0, 1), (0, 1), color="black", linestyle="--", linewidth=1.2, label="perfect calibration")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy (%)")
     add_title(upper, title)
-    upper.legend(loc="upper left", frameon=False, fontsize=9)
-    error = f"ECE = {100 * calibration.error:.2f}%\n{len(count)} bins, {count.sum():,} images"
-    upper.text(0.97, 0.04, error, ha="right", va="bottom", size=10, bbox={"facecolor": "white", "edgecolor": GREY, "pad": 5})
+    error = f"ECE = {100 * calibration.error:.2f}%, {len(count)} bins, {count.sum():,} images"
+    upper.legend(loc="upper left", frameon=False, fontsize=9, title=error, title_fontsize=10, alignment="left")
     lower.bar(left, count[filled] / count.sum(), width, align="edge", color=GREY, edgecolor="white", linewidth=0.8)
     lower.set(xlabel="confidence (%)", ylabel="images (%)")
     for axis in (upper.yaxis, lower.yaxis, lower.xaxis):

@@ -103,6 +103,8 @@ class Recipe:
 
     def __post_init__(self):
         check_int("seed", self.seed, at_least=0)
+        if self.model.data_format != "channels_last":
+            raise ValueError("data_format: received channels_first; training takes channels_last (the weights are the same)")
         if self.validation is not None:
             check_number("validation", self.validation, at_least=0)
         for name in ("mean", "std"):
@@ -160,7 +162,6 @@ def read_settings(name, variant=None):
     settings = flatten(tree, where=f"{path}: ")
     if variant:
         settings.update({f"model.{name}": item for name, item in decode_variant(variant).items()})
-    settings.pop("model.num_classes", None)
     return settings
 
 
@@ -226,6 +227,7 @@ def load_recipe(name, **overrides):
 
 
 def _parse(settings, arguments, parser):
+    num_classes = settings.pop("model.num_classes", ViTConfig.num_classes)
     try:
         parser.set_defaults(settings)
         namespace = parser.parse_args([option.replace("--data-dir", "--data_dir") for option in arguments])
@@ -234,4 +236,5 @@ def _parse(settings, arguments, parser):
     namespace.model.pop("variant", None)
     namespace = parser.instantiate(namespace)
     fields = {field.name: namespace.pop(field.name) for field in dataclasses.fields(Recipe)}
+    fields["model"] = dataclasses.replace(fields["model"], num_classes=num_classes)
     return Recipe(**fields), namespace

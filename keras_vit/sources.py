@@ -7,8 +7,10 @@ Shapes: M images of a part, n of a chunk, `shape` = (H, W, C) height, width and 
 """
 
 import concurrent.futures
+import contextlib
 import difflib
 import hashlib
+import http.client
 import importlib.util
 import itertools
 import math
@@ -236,7 +238,11 @@ def read_tfds(name, data_dir, shape, notes):
         raise ValueError(f"data set {name!r}: {_line(error)}") from error
     features = builder.info.features
     usable = isinstance(features, tfds.features.FeaturesDict) and "image" in features and "label" in features
-    if not usable or not isinstance(features["label"], tfds.features.ClassLabel) or tf.as_dtype(features["image"].dtype) != tf.uint8:
+    if (
+        not usable
+        or not isinstance(features["label"], tfds.features.ClassLabel)
+        or tf.as_dtype(features["image"].dtype) != tf.uint8
+    ):
         raise ValueError(f"data set {name!r} must have an 8-bit 'image' and a class 'label'. Received: {list(features or [])}")
     _prepare(builder, name, others)
 
@@ -289,7 +295,7 @@ def _reachable(url):
             answers.append(True)
         except urllib.error.HTTPError as error:
             answers.append(error.code not in (403, 407))  # what a proxy says that lets nothing through
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             answers.append(False)
 
     # In a thread, as looking a name up has no time limit of its own.
@@ -358,18 +364,12 @@ def _check_complete(found, count, part):
 
 def _memory_limit():
     """Bytes that the images of one split may take: a third of what is available now, within the container's limit."""
-    available = []
-    try:
-        fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
-        available.append(1024 * int(fields["MemAvailable"].split()[0]))
-    except (OSError, KeyError, ValueError):
-        with_sysconf = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
-        available.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if with_sysconf else 4 * 2**30)
-    try:
+    import psutil
+
+    available = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
         limit, used = (int(pathlib.Path("/sys/fs/cgroup", file).read_text()) for file in ("memory.max", "memory.current"))
         available.append(max(limit - used, 0))
-    except (OSError, ValueError):  # no container, or no limit ("max")
-        pass
     return min(available) // 3
 
 
@@ -398,8 +398,6 @@ def import_tensorflow():
     import tensorflow as tf
 
     if keras.backend.backend() != "tensorflow":
-        try:
+        with contextlib.suppress(RuntimeError):  # already in use by whoever imported it first
             tf.config.set_visible_devices([], "GPU")  # it would take the memory that JAX or PyTorch trains in
-        except RuntimeError:  # already in use by whoever imported it first
-            pass
     return tf

@@ -52,12 +52,11 @@ def train(recipe, run_dir, *, data=None, resume=False, overwrite=False, verbose=
     classes = len(data.class_names)
     # What `auto` stood for is written down, so that a resumed run cannot come to another answer.
     recipe = dataclasses.replace(recipe, data=data.name, model=dataclasses.replace(recipe.model, num_classes=classes))
-    updates_per_step = 1 / recipe.train.accumulate
     steps_per_epoch = len(data.train) // recipe.train.batch_size
     if not steps_per_epoch:
         raise ValueError(f"batch_size: received {recipe.train.batch_size}; {data.name} has {len(data.train)} images")
     total_steps = steps_per_epoch * recipe.train.epochs
-    if total_steps * updates_per_step < 1:
+    if total_steps < recipe.train.accumulate:
         raise ValueError(f"accumulate: received {recipe.train.accumulate}; the whole training has {total_steps} steps")
     run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
     if resume:
@@ -123,17 +122,17 @@ def compile_model(model, optimizer, jit):
 def make_optimizer(config, total_steps):
     """The Keras optimizer of a `TrainConfig`.
 
-    Weight decay spares the variables of `keras_vit.layers.NO_DECAY`. The averaged weights are Keras's own EMA; where
-    gradients are accumulated it moves every step, so that its decay is spread over the steps of an update.
+    Weight decay spares the variables of `keras_vit.layers.NO_DECAY`. The averaged weights are Keras's own EMA. Where
+    gradients are accumulated, Keras moves schedule and EMA at every step, not at every update: the schedule is therefore
+    counted in steps, and the EMA's decay is spread over the steps of an update.
 
     Args:
         config: The `TrainConfig`.
         total_steps: Steps of the whole training, before accumulation.
     """
-    updates = max(total_steps // config.accumulate, 1)
-    warmup = round(updates * config.warmup_epochs / config.epochs)
+    warmup = round(total_steps * config.warmup_epochs / config.epochs)
     settings = {
-        "learning_rate": WarmupSchedule(config.learning_rate, warmup, updates, config.schedule == "cosine"),
+        "learning_rate": WarmupSchedule(config.learning_rate, warmup, total_steps, config.schedule == "cosine"),
         "weight_decay": config.weight_decay or None,
         "global_clipnorm": config.clip_norm or None,
         "use_ema": config.ema > 0,

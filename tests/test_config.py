@@ -86,7 +86,10 @@ def test_every_variant_has_a_count():
 
 
 OPTIONS = (
-    *({"pool": p, "stem": s, "mlp": m} for p, s, m in itertools.product(("cls", "gap", "map"), ("patch", "conv"), ("gelu", "swiglu"))),
+    *(
+        {"pool": p, "stem": s, "mlp": m}
+        for p, s, m in itertools.product(("cls", "gap", "map"), ("patch", "conv"), ("gelu", "swiglu"))
+    ),
     {"use_bias": False, "qkv_bias": False, "pool": "map", "mlp": "swiglu", "stem": "conv"},
     {"use_bias": False, "layer_scale": 0.1, "qk_norm": True, "registers": 3, "prefix_positions": "all"},
     {"pool": "gap", "class_token": True, "prefix_positions": "none", "pre_logits_dim": 10, "norm_after_pool": True},

@@ -35,9 +35,7 @@ def test_learned_positions_without_those_of_prefix_tokens(settings, prefix):
     model = make_model(**settings)
     table = np.random.default_rng(0).normal(size=(prefix + 15, 12)).astype("float32")
     model.get_layer("encoder").position_embedding.assign(table[None])
-    np.testing.assert_allclose(
-        position_similarity(model), plain_cosine(table[prefix:].astype("float64"), 3, 5), atol=TOLERANCE
-    )
+    np.testing.assert_allclose(position_similarity(model), plain_cosine(table[prefix:].astype("float64"), 3, 5), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("position", ["learned", "sincos2d", "sincos1d"])

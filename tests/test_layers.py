@@ -249,9 +249,7 @@ def test_bad_arguments_are_named(make, name):
 def block(**options):
     """A random block of width 16, and its reference."""
     config = ViTConfig(image_size=8, patch_size=4, width=16, num_heads=4, mlp_dim=24, depth=1, **options)
-    layer = TransformerBlock(
-        16, 4, 24, mlp=config.mlp, qk_norm=config.qk_norm, layer_scale=config.layer_scale, name="block_0"
-    )
+    layer = TransformerBlock(16, 4, 24, mlp=config.mlp, qk_norm=config.qk_norm, layer_scale=config.layer_scale, name="block_0")
     layer.build((None, None, 16))
     return randomise(layer), Reference(config, weights_of(layer))
 

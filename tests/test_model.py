@@ -38,23 +38,27 @@ def check_forward(config):
 
 @pytest.mark.parametrize(
     ("pool", "position", "stem", "mlp"),
-    itertools.product(
-        ("cls", "gap", "map"),
-        ("learned", "sincos2d", "sincos1d", "none"),
-        ("patch", "conv"),
-        ("gelu", "gelu_tanh", "swiglu"),
+    list(
+        itertools.product(
+            ("cls", "gap", "map"),
+            ("learned", "sincos2d", "sincos1d", "none"),
+            ("patch", "conv"),
+            ("gelu", "gelu_tanh", "swiglu"),
+        )
     ),
 )
 def test_forward_pass(pool, position, stem, mlp):
-    check_forward(ViTConfig(**SIZES[stem], pool=pool, position=position, stem=stem, mlp=mlp))
+    # A class token for every pool: JAX compiles each operation once for all of them. `OPTIONS` has those without.
+    check_forward(ViTConfig(**SIZES[stem], pool=pool, class_token=True, position=position, stem=stem, mlp=mlp))
 
 
 OPTIONS = (
     {"depth": 3},
     *({"registers": 2, "prefix_positions": p, "position": q} for p in ("none", "class", "all") for q in ("learned", "sincos1d")),
     {"registers": 2, "position": "sincos2d", "pool": "gap", "prefix_positions": "all"},
-    {"pool": "gap", "class_token": True},
-    {"pool": "map", "class_token": True, "registers": 1, "mlp": "swiglu"},
+    {"pool": "gap"},
+    {"pool": "map"},
+    {"pool": "map", "class_token": True, "registers": 2, "mlp": "swiglu"},
     {"qk_norm": True, "depth": 2},
     {"layer_scale": 0.1, "depth": 2},
     {"use_bias": False, "qkv_bias": False, "stem": "conv"},
@@ -100,7 +104,7 @@ def test_intermediates_match_the_reference(options):
     expected = Reference(config, weights)(images)
     expected.pop("output")
     values = keras_vit.features(model, list(expected))(images)
-    assert list(values) == list(expected)
+    assert set(values) == set(expected)
     for name, value in values.items():
         np.testing.assert_allclose(numpy(value), expected[name], atol=FORWARD, err_msg=name)
     scores = numpy(keras_vit.features(model, "block_1/attention")(images)["block_1/attention"])
@@ -159,8 +163,9 @@ def test_weights_files_and_clones(tmp_path):
     np.testing.assert_array_equal(numpy(clone(images)), numpy(model(images)))
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("options", [FULL, {"stem": "conv"}], ids=["full", "conv"])
+@pytest.mark.parametrize(
+    ("policy", "options"), [("mixed_bfloat16", FULL), ("mixed_float16", {"stem": "conv"})], ids=["bfloat16", "float16"]
+)
 def test_mixed_precision(tmp_path, policy, options):
     config = ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
     model, images = randomise(build_vit(config, dtype=policy)), random_images(config)

@@ -19,7 +19,8 @@ def rng():
 
 def read(path):
     """The picture's pixels, checked to be one: it decodes, is not blank, and nothing else was left beside it."""
-    pixels = np.asarray(Image.open(path).convert("RGB"))
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
     assert pixels.std() > 5
     assert not list(Path(path).parent.glob(".*"))
     return pixels
@@ -41,7 +42,8 @@ def test_batch_picture_shows_every_pixel(tmp_path, rng, shape):
     plots.batch_picture(images, targets, NAMES, tmp_path / "new folder" / "batch.png")
     first = read(tmp_path / "new folder" / "batch.png")
     columns = min(8, shape[0])
-    assert first.shape[1] > 150 * columns and first.shape[0] > 0.5 * 150 * (min(shape[0], 64) // columns)
+    assert first.shape[1] > 150 * columns
+    assert first.shape[0] > 0.5 * 150 * (min(shape[0], 64) // columns)
     changed = images.copy()
     changed[-1 if shape[0] <= 64 else 63, -1, -1] ^= 128
     plots.batch_picture(changed, targets, NAMES, tmp_path / "changed.png")
@@ -82,7 +84,10 @@ def test_label_lines_of_two_classes_name_both_when_mixed():
 def test_class_names_fit_and_can_be_drawn():
     for text in ("a very long name of a class", "猫と犬の写真を集めた", "ß" * 40):
         short = plots.shorten(text, 10)
-        assert plots.text_width(short) <= 10 and short[0] == text[0] and short[-1] == text[-1] and "…" in short
+        assert plots.text_width(short) <= 10
+        assert short[0] == text[0]
+        assert short[-1] == text[-1]
+        assert "…" in short
     assert plots.shorten("cat", 10) == "cat"
     assert plots.class_label(NAMES, 4, 20) == "naïve lines"
     assert plots.class_label(["Stra\u0308sse"], 0, 20) == "Strässe"
@@ -97,7 +102,8 @@ def test_confusion(tmp_path, rng, classes):
     names = (NAMES * 60)[:classes]
     plots.confusion(matrix, names, tmp_path / "a.png", title="$ 5 of 猫 $")
     first = read(tmp_path / "a.png")
-    assert first.shape[0] >= 4.5 * plots.DPI and first.shape[1] > first.shape[0]
+    assert first.shape[0] >= 4.5 * plots.DPI
+    assert first.shape[1] > first.shape[0]
     matrix[0, 1] += 30
     plots.confusion(matrix, names, tmp_path / "b.png", title="$ 5 of 猫 $")
     assert (read(tmp_path / "b.png") != first).any()
@@ -132,7 +138,9 @@ def test_curves(tmp_path):
     runs[0].metrics[-1]["val_loss"] = 3.0
     plots.curves(runs, tmp_path / "b.png")
     changed = (read(tmp_path / "b.png") != first).any(axis=2)
-    assert changed[:562].any() and not changed[:, 1500:].any() and not changed[600:].any()  # the two pictures of the loss
+    assert changed[:562].any()
+    assert not changed[:, 1500:].any()
+    assert not changed[600:].any()
 
 
 @pytest.mark.parametrize("runs", [[("a", 1)], [("a", 0)], [(str(i), 3) for i in range(9)]])
@@ -144,7 +152,8 @@ def test_curves_of_one_epoch_of_none_and_of_many_runs(tmp_path, runs):
 def test_series_leaves_out_epochs_without_validation():
     metrics = make_run("a", epochs=5, validated=2).metrics
     epochs, values = plots.series(metrics, "epoch", "val_accuracy", 100)
-    assert epochs == (2, 4) and values == pytest.approx((100 * (1 - 1.1 / 3), 100 * (1 - 1.1 / 5)))
+    assert epochs == (2, 4)
+    assert values == pytest.approx((100 * (1 - 1.1 / 3), 100 * (1 - 1.1 / 5)))
 
 
 def test_run_names():
@@ -169,12 +178,11 @@ def test_position_maps(tmp_path, rng, grid):
 
 def test_pictures_from_threads_are_equal(tmp_path, rng):
     matrix = rng.integers(0, 9, size=(5, 5))
-    draw = [
-        threading.Thread(target=plots.confusion, args=(matrix, NAMES, tmp_path / f"{index}.png")) for index in range(3)
-    ]
+    draw = [threading.Thread(target=plots.confusion, args=(matrix, NAMES, tmp_path / f"{index}.png")) for index in range(3)]
     for thread in draw:
         thread.start()
     for thread in draw:
         thread.join()
     pictures = [read(tmp_path / f"{index}.png") for index in range(3)]
-    assert (pictures[0] == pictures[1]).all() and (pictures[0] == pictures[2]).all()
+    assert (pictures[0] == pictures[1]).all()
+    assert (pictures[0] == pictures[2]).all()

@@ -1,0 +1,108 @@
+"""Does the input pipeline keep up? Its images/s alone, for several augmentations, beside the training rate of a recipe's model.
+
+    python benchmarks/pipeline.py [--recipe standard] [--seconds 5] [--output pipeline.json]
+
+The pipeline and the training are measured turn by turn in one process and the median of the turns is printed, as the rate of
+a machine that does other things too halves when they run. Training is measured on one fixed batch: it does not wait for data.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import time
+
+import keras
+import numpy as np
+
+from keras_vit import build_vit
+from keras_vit.augment import AugmentConfig
+from keras_vit.data import Split, normalize, training_batches
+from keras_vit.recipe import load_recipe
+
+WARM_UP, TURNS, CLASSES = 3, 3, 10  # steps, repetitions, classes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="standard", help="name or file of the recipe (default: standard)")
+    parser.add_argument(
+        "--seconds", type=float, default=5, help="seconds a rate is measured for, in each of three turns (default: 5)"
+    )
+    parser.add_argument("--pipeline", choices=("tf.data", "PyDataset"), help="default: what the backend uses")
+    parser.add_argument("--images", type=int, default=50_000, help="random images that are read (default: 50000)")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe)
+    batch_size = recipe.train.batch_size
+
+    augmentations = {
+        "off": AugmentConfig(flip=False, crop=0),
+        "flip + crop": AugmentConfig(),
+        "flip + crop, CutMix, MixUp": AugmentConfig(mixup=0.8, cutmix=1.0),
+        "the same, 2 x RandAugment": AugmentConfig(mixup=0.8, cutmix=1.0, randaugment_layers=2),
+        f"recipe {options.recipe}": recipe.augment,
+    }
+    split = random_split(recipe.model, options.images)
+    steps = {name: pipeline_step(recipe, split, augment, options.pipeline) for name, augment in augmentations.items()}
+    steps["training"] = training_step(recipe, split)
+    turns = {name: [] for name in steps}
+    for _ in range(TURNS):
+        for name, step in steps.items():
+            turns[name].append(batch_size * rate(step, options.seconds))
+    rates = {name: statistics.median(values) for name, values in turns.items()}
+
+    backend = keras.backend.backend()
+    print(f"\n{backend}, {os.cpu_count()} cores, batches of {batch_size}, images/s (median of {TURNS} turns)")
+    for name, value in rates.items():
+        print(f"  {name:30s}{value:10,.0f}{value / rates['training']:10.1f} x training")
+    if options.output:
+        result = {
+            "backend": backend,
+            "cores": os.cpu_count(),
+            "batch_size": batch_size,
+            "images_per_second": rates,
+            "turns": turns,
+        }
+        result |= {"recipe": options.recipe, "augment": dataclasses.asdict(recipe.augment), "date": time.strftime("%Y-%m-%d")}
+        options.output.write_text(json.dumps(result, indent=2))
+
+
+def random_split(model, count):
+    height, width = np.broadcast_to(model.image_size, 2)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, height, width, model.channels), dtype=np.uint8)
+    return Split(images, rng.integers(0, CLASSES, count))
+
+
+def pipeline_step(recipe, split, augment, pipeline):
+    settings = {"num_classes": CLASSES, "batch_size": recipe.train.batch_size, "mean": recipe.mean, "std": recipe.std}
+    batches = training_batches(split, augment, seed=recipe.seed, total_steps=10**9, pipeline=pipeline, **settings)
+    return lambda: iter(batches).__next__
+
+
+def training_step(recipe, split):
+    config = dataclasses.replace(recipe.model, num_classes=CLASSES)
+    model = build_vit(config)
+    model.compile(keras.optimizers.AdamW(1e-3), loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    indices = np.arange(recipe.train.batch_size)
+    images, targets = normalize(split.images(indices), recipe.mean, recipe.std), np.eye(CLASSES)[split.labels[indices]]
+    return lambda: lambda: model.train_on_batch(images, targets)
+
+
+def rate(start, seconds):
+    """Steps a second of the step that `start` returns: started here, as a pipeline that waits in the background would take part."""
+    step = start()
+    for _ in range(WARM_UP):
+        step()
+    count, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        step()
+        count += 1
+    return count / elapsed
+
+
+if __name__ == "__main__":
+    main()

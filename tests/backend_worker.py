@@ -1,0 +1,52 @@
+"""One backend's part of test_backends.py: saves a model, loads every backend's and writes the numbers.
+
+KERAS_BACKEND=jax python backend_worker.py FOLDER tensorflow,jax,torch
+"""
+
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+from gradients import gradients
+from reference import random_images, randomise
+
+import keras_vit
+
+PATIENCE = 240  # seconds for the slowest other backend to save its model
+CONFIGS = {
+    "cls": {"patch_size": (3, 6), "registers": 2, "prefix_positions": "all", "qk_norm": True, "layer_scale": 0.1},
+    "map": {"patch_size": (3, 6), "pool": "map", "mlp": "swiglu", "position": "sincos2d", "pre_logits_dim": 10},
+    "conv": {"image_size": (16, 12), "patch_size": 4, "stem": "conv", "pool": "gap", "position": "sincos1d"},
+}
+COMMON = {"image_size": (12, 18), "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "num_classes": 7}
+
+
+def main(folder, backends):
+    backend, numbers = keras.backend.backend(), {}
+    for name, options in CONFIGS.items():
+        model = randomise(keras_vit.build_vit(keras_vit.ViTConfig(**{**COMMON, **options})))
+        path = folder / f"{backend}-{name}.keras"
+        model.save(path.with_suffix(".part.keras"))
+        path.with_suffix(".part.keras").replace(path)
+    for source in backends:
+        for name in CONFIGS:
+            path = folder / f"{source}-{name}.keras"
+            deadline = time.monotonic() + PATIENCE
+            while not path.exists():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{path.name} never came")
+                time.sleep(0.1)
+            model = keras.saving.load_model(path)
+            images = random_images(model.config)
+            numbers[f"{source}/{name}/logits"] = model.predict(images, verbose=0)
+            if source == backend:
+                direction = np.random.default_rng(1).normal(size=(2, 7)).astype("float32")
+                for weight, value in gradients(model, images, direction).items():
+                    numbers[f"gradient/{name}/{weight}"] = value
+    np.savez(folder / f"{backend}.npz", **numbers)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), sys.argv[2].split(","))

@@ -1,0 +1,88 @@
+"""The same files and the same numbers under every backend that is installed, and an import that costs little."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+TESTS = pathlib.Path(__file__).parent
+BACKENDS = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
+FORWARD = 1e-5  # absolute, logits near 1, float32
+GRADIENT = 1e-4  # largest difference over largest entry
+ZERO = 1e-6  # gradients that are zero but for rounding
+IMPORT_SECONDS = 0.3
+ATTEMPTS = 3  # on a busy machine the best of three counts
+HEAVY = {"tensorflow", "torch", "jax", "matplotlib", "tensorflow_datasets", "keras_tuner", "sklearn", "PIL"}
+CONFIGS = ("cls", "map", "conv")  # of backend_worker.py
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def environment(backend):
+    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """What backend_worker.py computed, by backend: one process each, side by side, since each waits for all files."""
+    folder = tmp_path_factory.mktemp("backends")
+    command = [sys.executable, str(TESTS / "backend_worker.py"), str(folder), ",".join(BACKENDS)]
+    logs = {backend: folder / f"{backend}.log" for backend in BACKENDS}
+    processes = {}
+    for backend in BACKENDS:
+        with logs[backend].open("wb") as log:
+            processes[backend] = subprocess.Popen(command, env=environment(backend), stdout=log, stderr=log)
+    for backend, process in processes.items():
+        assert process.wait() == 0, f"{backend}:\n{logs[backend].read_text(errors='replace')[-3000:]}"
+    return {backend: dict(np.load(folder / f"{backend}.npz")) for backend in BACKENDS}
+
+
+@each_backend
+@pytest.mark.parametrize("source", BACKENDS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_saved_models_load_everywhere(numbers, backend, source, name):
+    expected = numbers[source][f"{source}/{name}/logits"]
+    assert expected.std() > FORWARD * 1000
+    np.testing.assert_allclose(numbers[backend][f"{source}/{name}/logits"], expected, atol=FORWARD)
+
+
+@each_backend
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_agree(numbers, backend, name):
+    expected = {key: value for key, value in numbers[BACKENDS[0]].items() if key.startswith(f"gradient/{name}/")}
+    assert len(expected) > 20
+    for key, value in expected.items():
+        other = numbers[backend][key]
+        if key.endswith("k_norm/beta"):  # one number for all keys: softmax takes it out
+            assert max(np.abs(value).max(), np.abs(other).max()) < ZERO
+            continue
+        assert np.abs(value - other).max() <= GRADIENT * np.abs(value).max(), key
+
+
+@each_backend
+def test_import_is_light(backend):
+    """Seconds and modules that `import keras_vit` adds to `import keras`, in a process of its own."""
+    code = (
+        "import sys, time, keras; loaded = set(sys.modules); start = time.perf_counter(); import keras_vit; "
+        "print(time.perf_counter() - start); "
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - loaded}); print('tensorflow' in sys.modules)"
+    )
+    for _ in range(ATTEMPTS):
+        command = [sys.executable, "-c", code]
+        output = subprocess.run(command, env=environment(backend), capture_output=True, text=True, check=True).stdout
+        seconds, modules, tensorflow = output.strip("\n").split("\n")[-3:]
+        assert not set(modules.split()) & HEAVY
+        assert tensorflow == str(backend == "tensorflow")
+        if float(seconds) < IMPORT_SECONDS:
+            return
+    raise AssertionError(f"import keras_vit took {seconds} s; allowed: {IMPORT_SECONDS}")

@@ -1,0 +1,531 @@
+"""Data: every source, bad input, splits, and streams that are the same on every path."""
+
+import errno
+import gc
+import importlib.util
+import pathlib
+import socket
+import threading
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vit import sources
+from keras_vit.augment import AugmentConfig
+from keras_vit.data import (
+    Split,
+    evaluation_batches,
+    load_data,
+    normalize,
+    training_batch,
+    training_batches,
+)
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
+PIPELINES = ["PyDataset"] + ["tf.data"] * (importlib.util.find_spec("tensorflow") is not None)
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+AUGMENT = AugmentConfig(crop=2, randaugment_layers=1, mixup=0.8, cutmix=1.0, erasing=0.2)
+OFF = AugmentConfig(flip=False, crop=0)
+FLOAT32 = 1e-6
+COUNT, SHAPE, CLASSES = 26, (9, 12, 3), 4  # batches of 8: three an epoch, two examples left over
+
+
+def random_split(count=COUNT):
+    rng = np.random.default_rng(0)
+    return Split(rng.integers(0, 256, (count, *SHAPE), dtype=np.uint8), np.arange(count) % CLASSES)
+
+
+def arguments(**changes):
+    return {"num_classes": CLASSES, "batch_size": 8, "seed": 5, "total_steps": 12} | changes
+
+
+def first(batches, count):
+    return [tuple(np.asarray(part) for part in batch) for batch, _ in zip(batches, range(count), strict=False)]
+
+
+# Streams
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_streams_equal_the_pure_function(pipeline):
+    split = random_split()
+    stream = training_batches(split, AUGMENT, mean=MEAN, std=STD, pipeline=pipeline, **arguments())
+    for step, (images, targets) in enumerate(first(stream, 10)):
+        expected, expected_targets = training_batch(split, AUGMENT, step, **arguments())
+        np.testing.assert_array_equal(images, normalize(expected, MEAN, STD))
+        np.testing.assert_array_equal(targets, expected_targets)
+        assert images.dtype == targets.dtype == np.float32
+        assert images.shape == (8, *SHAPE)
+        assert targets.shape == (8, CLASSES)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_resuming_gives_the_tail_of_the_stream(pipeline):
+    whole = first(training_batches(random_split(), AUGMENT, mean=0.5, std=0.2, pipeline=pipeline, **arguments()), 9)
+    tail = training_batches(random_split(), AUGMENT, mean=0.5, std=0.2, pipeline=pipeline, start_step=4, **arguments())
+    for (images, targets), (again, targets_again) in zip(whole[4:], first(tail, 5), strict=True):
+        np.testing.assert_array_equal(images, again)
+        np.testing.assert_array_equal(targets, targets_again)
+
+
+def test_steps_and_seeds_differ():
+    batches = [training_batch(random_split(), AUGMENT, step, **arguments(seed=seed))[0] for step, seed in ((0, 5), (1, 5), (0, 6))]
+    assert all((batches[0] != other).mean() > 0.5 for other in batches[1:])
+    same = Split(np.repeat(random_split(1).images([0]), COUNT, axis=0), np.arange(COUNT) % CLASSES)
+    config = AugmentConfig(crop=2, randaugment_layers=2)
+    assert (training_batch(same, config, 0, **arguments())[0] != training_batch(same, config, 1, **arguments())[0]).any()
+
+
+def test_an_epoch_visits_each_example_at_most_once_and_all_when_batches_divide():
+    for count, visited in ((24, 24), (COUNT, 24)):
+        images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, *SHAPE), np.uint8)
+        split = Split(images, np.arange(count) % CLASSES)
+        epochs = []
+        for epoch in range(3):
+            steps = range(3 * epoch, 3 * epoch + 3)
+            seen = np.concatenate([training_batch(split, OFF, step, **arguments())[0][:, 0, 0, 0] for step in steps])
+            assert len(set(seen.tolist())) == len(seen) == visited
+            epochs.append(seen.tolist())
+        assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_evaluation_is_every_example_in_order(pipeline):
+    split = random_split()
+    for _ in range(2):  # can be read again
+        batches = list(evaluation_batches(split, num_classes=CLASSES, batch_size=8, mean=MEAN, std=STD, pipeline=pipeline))
+        assert [len(images) for images, _ in batches] == [8, 8, 8, 2]
+        images, targets = (np.concatenate([np.asarray(batch[part]) for batch in batches]) for part in (0, 1))
+        expected = (split.images(np.arange(COUNT)) / 255 - MEAN) / STD
+        np.testing.assert_allclose(images, expected, atol=FLOAT32 * 10)
+        np.testing.assert_array_equal(targets, np.eye(CLASSES)[split.labels])
+
+
+def small_model():
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(CLASSES, kernel_initializer="zeros")])
+    model.compile(optimizer=keras.optimizers.SGD(0.01), loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    return model
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("built", [False, True])
+def test_fit_consumes_every_batch_in_order_across_epochs_and_a_resume(pipeline, built):
+    split, model, reference = random_split(), small_model(), small_model()
+    if built:
+        model.build((None, *SHAPE))
+    for step in range(6):
+        images, targets = training_batch(split, AUGMENT, step, **arguments())
+        reference.train_on_batch(normalize(images, MEAN, STD), targets)
+    validation = evaluation_batches(split, num_classes=CLASSES, batch_size=8, mean=MEAN, std=STD, pipeline=pipeline)
+    for epochs in (1, 2):  # the second call resumes
+        start = 3 * (epochs - 1)
+        stream = training_batches(split, AUGMENT, mean=MEAN, std=STD, start_step=start, pipeline=pipeline, **arguments())
+        history = model.fit(
+            stream, steps_per_epoch=3, epochs=epochs, initial_epoch=epochs - 1, validation_data=validation, shuffle=False, verbose=0
+        )
+        assert len(history.epoch) == 1
+    straight = small_model()
+    stream = training_batches(split, AUGMENT, mean=MEAN, std=STD, pipeline=pipeline, **arguments())
+    straight.fit(stream, steps_per_epoch=3, epochs=2, validation_data=validation, shuffle=False, verbose=0)
+    for weights in (model.get_weights(), straight.get_weights()):
+        for value, expected in zip(weights, reference.get_weights(), strict=True):
+            assert np.abs(expected).max() > 1e-3
+            np.testing.assert_allclose(value, expected, atol=FLOAT32)
+
+
+def test_threads_end_with_the_stream():
+    stream = training_batches(random_split(), AUGMENT, mean=MEAN, std=STD, pipeline="PyDataset", **arguments())
+    first(stream, 3)
+    alive = lambda: [thread for thread in threading.enumerate() if thread.name.startswith("batches")]  # noqa: E731
+    gc.collect()
+    before = len(alive())
+    assert before > 0
+    del stream
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while len(alive()) >= before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(alive()) < before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": COUNT + 1}, "batch_size must be from 1 to the 26"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed must be"),
+        ({"mean": (0.5, 0.5)}, "mean must be"),
+        ({"std": 0}, "std must be"),
+        ({"pipeline": "queue"}, "pipeline must be"),
+    ],
+)
+def test_wrong_stream_arguments_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        training_batches(random_split(), OFF, **({"mean": 0.5, "std": 0.5} | arguments(**changes)))
+
+
+# Digits, arrays and splits
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), ((20, 16), 3)])
+def test_digits(size, channels):
+    data = load_data("digits", image_size=size, channels=channels)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [1294, 144, 359]
+    assert data.train.shape == (*(size if isinstance(size, tuple) else (size, size)), channels)
+    images = data.train.images(np.arange(1294))
+    assert images.dtype == np.uint8
+    assert images.min() == 0
+    assert images.max() == 255
+    assert 40 < images.mean() < 110
+    assert data.class_names == [str(digit) for digit in range(10)]
+    assert not data.fallback
+    if channels == 1:
+        from sklearn.datasets import load_digits
+
+        values = np.sort(np.concatenate([images, data.validation.images(np.arange(144)), data.test.images(np.arange(359))]).ravel())
+        np.testing.assert_array_equal(values, np.sort(np.round(load_digits().images * 255 / 16).astype(np.uint8).ravel()))
+
+
+def rows(split):
+    return {image.tobytes() for image in split.images(np.arange(len(split)))}
+
+
+def test_splits_are_stratified_disjoint_and_by_seed():
+    load = lambda **kwargs: load_data("digits", image_size=8, channels=1, **kwargs)  # noqa: E731
+    data, again, other = load(validation=0.2), load(validation=0.2), load(validation=0.2, seed=1)
+    assert len(data.validation) == round(0.2 * (1797 - 359))
+    parts = [rows(part) for part in (data.train, data.validation, data.test)]
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+    assert not parts[1] & parts[2]
+    assert sum(map(len, parts)) == 1797
+    shares = np.bincount(data.validation.labels) / np.bincount(np.concatenate([data.train.labels, data.validation.labels]))
+    assert np.abs(shares - 0.2).max() < 0.01
+    assert rows(again.validation) == parts[1] != rows(other.validation)
+    assert rows(other.test) == parts[2]
+    assert data.fingerprint == again.fingerprint == other.fingerprint
+    assert load(validation=0).validation is None
+    assert len(load(validation=7).validation) == 7
+    for wrong in (1.0, -1, 1438, 1435, True, "10%"):
+        with pytest.raises(ValueError, match="validation"):
+            load(validation=wrong)
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return f"arrays:{path}"
+
+
+def grey_arrays(count=40, suffix="train", dtype=np.uint8):
+    images = np.random.default_rng(0).integers(0, 256, (count, 6, 7), dtype=np.uint8)
+    images = images if dtype == np.uint8 else (images / 255).astype(dtype)
+    return {f"x_{suffix}": images, f"y_{suffix}": np.arange(count)[:, None] % CLASSES}
+
+
+def test_arrays(tmp_path):
+    integers = load_data(save(tmp_path / "a b.npz", **grey_arrays()), image_size=(6, 7), channels=1, validation=0)
+    floats = load_data(save(tmp_path / "f.npz", **grey_arrays(dtype=np.float32)), image_size=(6, 7), channels=1, validation=0)
+    assert len(integers.train) == 32
+    assert len(integers.test) == 8
+    assert integers.fingerprint == floats.fingerprint
+    np.testing.assert_array_equal(integers.train.images(np.arange(32)), floats.train.images(np.arange(32)))
+    three = load_data(
+        save(tmp_path / "g.npz", **grey_arrays(), **grey_arrays(12, "test"), **grey_arrays(8, "val")), image_size=12, channels=3
+    )
+    assert [len(part) for part in (three.train, three.validation, three.test)] == [40, 8, 12]
+    assert three.train.shape == (12, 12, 3)
+    assert three.fingerprint != integers.fingerprint
+    images = three.train.images(np.arange(5))
+    assert (images[..., 0] == images[..., 2]).all()
+    assert images.std() > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_train": None}, "has no 'y_train'. Received: .'x_train'."),
+        ({"x_train": None, "y_train": None}, "has no 'x_train'"),
+        ({"x_test": np.zeros((3, 6, 7), np.uint8)}, "has no 'y_test'"),
+        ({"x_train": np.zeros((40, 6), np.uint8)}, "x_train must be .N, H, W."),
+        ({"x_train": np.zeros((40, 6, 7, 2), np.uint8)}, "x_train must be"),
+        ({"x_train": np.full((40, 6, 7), 2.0)}, "x_train must be uint8, or float from 0 to 1. Received: float64 from 2.0"),
+        ({"x_train": np.full((40, 6, 7), np.nan)}, "x_train must be uint8, or float"),
+        ({"x_train": np.zeros((40, 6, 7), np.int32)}, "Received: int32"),
+        ({"x_train": np.array([None] * 40)}, "allow_pickle=False"),
+        ({"y_train": np.arange(39)}, "40 images and y_train 39 labels"),
+        ({"y_train": np.arange(40) - 1}, "y_train must be whole numbers"),
+        ({"y_train": np.ones(40)}, "y_train must be whole numbers"),
+        ({"y_train": np.zeros(40, int)}, "at least two classes are needed. Received: '0' only"),
+        ({"x_test": np.zeros((2, 6, 7), np.uint8), "y_test": np.array([1, 9])}, "test has label 9; allowed are 0 to 3"),
+    ],
+)
+def test_wrong_arrays(tmp_path, changes, message):
+    arrays = {key: value for key, value in (grey_arrays() | changes).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        load_data(save(tmp_path / "wrong.npz", **arrays), image_size=8)
+
+
+def test_arrays_that_are_none(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="there is no file"):
+        load_data(f"arrays:{tmp_path}/none.npz", image_size=8)
+    (tmp_path / "text.npz").write_text("not a zip")
+    with pytest.raises(ValueError, match=r"cannot read .*text.npz"):
+        load_data(f"arrays:{tmp_path}/text.npz", image_size=8)
+    name = save(tmp_path / "big.npz", **grey_arrays())
+    monkeypatch.setattr(sources, "_memory_limit", lambda: 1000)
+    with pytest.raises(ValueError, match="the limit is a third of the free memory"):
+        load_data(name, image_size=8)
+
+
+@pytest.mark.parametrize("wrong", [{"image_size": 0}, {"image_size": 8, "channels": 4}, {"image_size": 8, "seed": -1}])
+def test_wrong_load_arguments(wrong):
+    with pytest.raises(ValueError, match="Received"):
+        load_data("digits", **wrong)
+
+
+# Folders
+
+
+def picture(height=24, width=17, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of ten pictures, with a space and letters beyond ASCII in the names."""
+    for number, name in enumerate(("café noir", "東京 タワー")):
+        (tmp_path / "my data" / name).mkdir(parents=True)
+        for i in range(10):
+            picture(seed=10 * number + i).save(tmp_path / "my data" / name / f"Bild {i} ü.png")
+    return tmp_path / "my data"
+
+
+def test_folder(folder):
+    (folder / "café noir" / "notes.txt").write_text("ignored")
+    (folder / "café noir" / ".hidden.png").write_text("ignored")
+    data = load_data(f"folder:{folder}", image_size=(24, 17), validation=4)
+    assert data.class_names == ["café noir", "東京 タワー"]
+    for part, count in ((data.train, 12), (data.validation, 4), (data.test, 4)):
+        assert np.bincount(part.labels).tolist() == [count // 2, count // 2]
+    seen = rows(data.train) | rows(data.validation) | rows(data.test)
+    assert seen == {np.asarray(picture(seed=i)).tobytes() for i in range(20)}
+    assert load_data(f"folder:{folder}", image_size=(24, 17), seed=9).fingerprint == data.fingerprint
+
+
+def test_folder_with_its_own_parts(folder, tmp_path):
+    root = tmp_path / "parts"
+    root.mkdir()
+    (folder).rename(root / "train")
+    for part, count in (("val", 3), ("test", 2)):
+        (root / part / "café noir").mkdir(parents=True)
+        for i in range(count):
+            picture(seed=100 + i).save(root / part / "café noir" / f"{i}.webp", lossless=True)
+    data = load_data(f"folder:{root}", image_size=16)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [20, 3, 2]
+    carved = load_data(f"folder:{root}", image_size=16, validation=0.2)
+    assert [len(part) for part in (carved.train, carved.validation, carved.test)] == [16, 4, 2]
+    (root / "test").rename(tmp_path / "away")
+    data = load_data(f"folder:{root}", image_size=16)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 2, 3]
+    assert any("validation images are used as test images" in note for note in data.notes)
+    (root / "val" / "café noir").rename(root / "val" / "chat")
+    with pytest.raises(ValueError, match=r"chat' is not a class of train. Allowed: café noir"):
+        load_data(f"folder:{root}", image_size=16)
+
+
+def test_broken_images_are_skipped_counted_and_named(folder):
+    whole = (folder / "café noir" / "whole.jpg", folder / "café noir" / "cut.jpg")
+    picture(200, 300).save(whole[0], quality=95)
+    content = whole[0].read_bytes()
+    whole[1].write_bytes(content[: len(content) // 2])
+    (folder / "東京 タワー" / "text.jpg").write_text("I am a text file")
+    Image.new("1", (20_000, 20_000)).save(folder / "東京 タワー" / "huge.png")
+    with pytest.warns(UserWarning, match="skipped 3 of 24 images") as caught:
+        data = load_data(f"folder:{folder}", image_size=16, validation=0)
+    message = str(caught[0].message)
+    assert "cut.jpg: " in message
+    assert "text.jpg: cannot identify" in message
+    assert "huge.png: Image size (400000000 pixels)" in message
+    assert len(data.train) + len(data.test) == 21
+    assert any("skipped 3" in note for note in data.notes)
+    with pytest.warns(UserWarning, match="skipped"):
+        assert load_data(f"folder:{folder}", image_size=16).fingerprint == data.fingerprint
+
+
+def test_images_between_pillows_limits_are_skipped_too(folder, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_PIXELS", 24 * 17)
+    picture(25, 17).save(folder / "café noir" / "large.png")
+    with pytest.warns(UserWarning, match=r"skipped 1 of 21 images .café noir/large.png: 17x25 pixels, allowed are 408"):
+        load_data(f"folder:{folder}", image_size=16)
+
+
+def test_folders_that_cannot_be_used(tmp_path, folder):
+    for path in (tmp_path / "none", ""):
+        with pytest.raises(ValueError, match="folder: there is no folder"):
+            load_data(f"folder:{path}", image_size=8)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"must hold at least two folders, one a class.*Received: none"):
+        load_data(f"folder:{tmp_path / 'empty'}", image_size=8)
+    with pytest.raises(ValueError, match=r"at least two folders.*Received: .'my data'."):
+        load_data(f"folder:{tmp_path}", image_size=8)
+    for file in (folder / "café noir").iterdir():
+        file.write_text("broken")
+    with (
+        pytest.warns(UserWarning, match="skipped 10 of 20"),
+        pytest.raises(ValueError, match="no image of class 'café noir' can be read"),
+    ):
+        load_data(f"folder:{folder}", image_size=8)
+
+
+def test_image_modes(tmp_path):
+    """What each mode becomes, against values computed by hand."""
+    rng = np.random.default_rng(0)
+    shape = (10, 7, 3)
+    read = lambda name: sources.read_image(tmp_path / name, shape)  # noqa: E731
+    deep = rng.integers(0, 2**16, (10, 7), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.abs(read("deep.png").astype(float) - deep[..., None] / 257).max() <= 0.51
+    colors, alpha = rng.integers(0, 256, (10, 7, 3), dtype=np.uint8), rng.integers(0, 256, (10, 7, 1), dtype=np.uint8)
+    Image.fromarray(np.concatenate([colors, alpha], axis=-1)).save(tmp_path / "alpha.png")
+    on_white = colors * (alpha / 255) + 255 * (1 - alpha / 255)
+    assert np.abs(read("alpha.png") - on_white).max() <= 1
+    Image.fromarray(colors[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read("grey.png"), np.repeat(colors[..., :1], 3, axis=-1))
+    luma = colors @ [0.299, 0.587, 0.114]
+    Image.fromarray(colors).save(tmp_path / "rgb.png")
+    assert np.abs(sources.read_image(tmp_path / "rgb.png", (10, 7, 1))[..., 0] - luma).max() <= 1
+    frames = [Image.new("P", (7, 10), color) for color in (1, 2)]
+    for frame in frames:
+        frame.putpalette([0, 0, 0, 10, 20, 30, 200, 100, 50])
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert (read("moving.gif") == [10, 20, 30]).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
+    Image.fromarray(colors).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(sources.read_image(tmp_path / "turned.png", (7, 10, 3)), np.rot90(colors, -1))
+    Image.new("CMYK", (7, 10), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    red = read("cmyk.jpg").mean(axis=(0, 1))
+    assert red[0] > 200
+    assert red[1:].max() < 60
+
+
+def test_other_sizes_are_covered_and_the_middle_is_kept(tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], (100, 1, 3))
+    for name in ("wide.png", "wide.jpg"):
+        Image.fromarray(ramp).save(tmp_path / name)
+        image = sources.read_image(tmp_path / name, (20, 20, 3))[..., 0].astype(float)
+        expected = ramp[0, 150:250, 0].reshape(20, 5).mean(axis=1)
+        assert np.abs(image[5:15, 2:-2] - expected[2:-2]).max() <= 2
+
+
+# What does not fit in memory
+
+
+def test_large_parts_are_kept_on_disk_and_found_again(folder, monkeypatch):
+    in_memory = load_data(f"folder:{folder}", image_size=16)
+    monkeypatch.setattr(sources, "_memory_limit", lambda: 100)
+    (folder / "café noir" / "text.jpg").write_text("broken")
+    with pytest.warns(UserWarning, match="skipped 1 of 21"):
+        on_disk = load_data(f"folder:{folder}", image_size=16)
+    files = sorted((folder / ".keras_vit").iterdir())
+    assert len(files) == 2
+    assert any(str(files[1]) in note or str(files[0]) in note for note in on_disk.notes)
+    assert on_disk.fingerprint == in_memory.fingerprint
+    np.testing.assert_array_equal(on_disk.train.images([3, 0]), in_memory.train.images([3, 0]))
+    monkeypatch.setattr(sources, "_decode_files", lambda *args: iter(()))  # nothing is decoded again
+    with pytest.warns(UserWarning, match="skipped 1 of 21"):
+        assert load_data(f"folder:{folder}", image_size=16).fingerprint == in_memory.fingerprint
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(folder, monkeypatch):
+    def full(*args):
+        yield np.zeros((3, 16, 16, 3), np.uint8), np.zeros(3, np.int64)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources, "_memory_limit", lambda: 100)
+    monkeypatch.setattr(sources, "_decode_files", full)
+    with pytest.raises(ValueError, match=r"20 images need 0 MB in .*No space left on device"):
+        load_data(f"folder:{folder}", image_size=16)
+    assert list((folder / ".keras_vit").iterdir()) == []
+
+
+# TensorFlow data sets
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+
+
+def test_auto_falls_back_to_digits_within_seconds_and_says_why(offline, tmp_path):
+    load_data("auto", data_dir=tmp_path, image_size=8, channels=1)  # imports
+    started = time.monotonic()
+    data = load_data("auto", data_dir=tmp_path, image_size=8, channels=1)
+    assert time.monotonic() - started < 5
+    assert data.name == "digits"
+    assert len(data.train) == 1294
+    assert "cifar10" in data.fallback
+
+
+def test_a_network_that_never_answers_costs_seconds(monkeypatch):
+    monkeypatch.setattr(sources, "_PROBE_SECONDS", 0.2)
+
+    def never(*args, **kwargs):
+        time.sleep(2)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    started = time.monotonic()
+    assert not sources._reachable("https://nowhere.invalid/")
+    assert time.monotonic() - started < 1
+
+
+def test_an_explicit_name_never_falls_back(offline, tmp_path):
+    with pytest.raises(ValueError, match=r"cifar10.*(not prepared below.*does not answer.*--data-dir|not installed)"):
+        load_data("cifar10", data_dir=tmp_path, image_size=32)
+
+
+def test_without_tensorflow(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "installed", lambda module: module == "sklearn")
+    assert load_data("auto", image_size=8).name == "digits"
+    with pytest.raises(ValueError, match="tensorflow, which is not installed: pip install tensorflow, or use digits"):
+        load_data("cifar10", data_dir=tmp_path, image_size=32)
+
+
+@pytest.mark.skipif(not sources.installed("tensorflow_datasets"), reason="names are TensorFlow's data sets")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifr10", "unknown data set 'cifr10': did you mean .*cifar10"),
+        ("digit", "did you mean digits"),
+        ("qqqqqq", "use the name of a TensorFlow data set, use digits|use the name of a TensorFlow data set"),
+        ("", "unknown data set ''"),
+        ("coco", "'coco' must have an 8-bit 'image' and a class 'label'"),
+        ("cifar10/none", "data set 'cifar10/none': "),
+    ],
+)
+def test_wrong_names(offline, tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(name, data_dir=tmp_path, image_size=32)
+
+
+@pytest.mark.skipif(not (SHARED.is_dir() and sources.installed("tensorflow_datasets")), reason="needs prepared CIFAR-10")
+def test_prepared_cifar10_without_network(offline, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(SHARED))
+    data = load_data("auto", image_size=32)
+    assert data.name == "cifar10"
+    assert not data.fallback
+    assert data.class_names[:3] == ["airplane", "automobile", "bird"]
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [45_000, 5_000, 10_000]
+    assert np.bincount(data.train.labels).tolist() == [4500] * 10
+    assert np.bincount(data.validation.labels).tolist() == [500] * 10
+    mean = data.train.images(np.arange(0, 45_000, 9)).mean(axis=(0, 1, 2)) / 255
+    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=0.01)

@@ -1,0 +1,376 @@
+import dataclasses
+import errno
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_vit
+from keras_vit import ViTConfig
+from keras_vit.augment import AugmentConfig
+from keras_vit.data import DataSet, Split
+from keras_vit.layers import NO_DECAY
+from keras_vit.recipe import Recipe, TrainConfig, load_recipe
+from keras_vit.run import RunFolder
+from keras_vit.train import Diverged, WarmupSchedule, compile_model, even_batch_size, load_recipe_data, make_optimizer, train
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOAT32 = 2e-6  # a few roundings of weights of about 1
+TINY = {"image_size": (8, 12), "channels": 1, "patch_size": (4, 3), "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 12}
+
+
+def tiny_model(seed=0, **settings):
+    keras.utils.set_random_seed(seed)
+    model = keras_vit.build_vit(ViTConfig(**{**TINY, "num_classes": 3, **settings}))
+    model.get_layer("head").kernel.assign(np.random.default_rng(seed).normal(size=(8, 3)))
+    return model
+
+
+def examples(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, 8, 12, 1)).astype("float32"), np.eye(3, dtype="float32")[rng.integers(3, size=count)]
+
+
+def weights_of(model):
+    return [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights]
+
+
+def fit(model, config, images, targets, callbacks=()):
+    steps = len(images) // config.batch_size
+    compile_model(model, make_optimizer(config, steps * config.epochs), "off")
+    model.fit(
+        images, targets, batch_size=config.batch_size, epochs=config.epochs, shuffle=False, verbose=0, callbacks=list(callbacks)
+    )
+    return model
+
+
+class WeightLog(keras.callbacks.Callback):
+    """The weights behind every epoch; with one step an epoch that is behind every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.weights.append(weights_of(self.model))
+
+
+# Optimizer
+
+
+def test_schedule():
+    schedule = WarmupSchedule(0.5, warmup=4, total=12)
+    rates = [float(keras.ops.convert_to_numpy(schedule(step))) for step in range(13)]
+    assert rates[:4] == pytest.approx([0.125, 0.25, 0.375, 0.5])
+    assert rates[4:] == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 8)) for step in range(9)], abs=1e-7)
+    constant = WarmupSchedule(0.5, warmup=0, total=12, cosine=False)
+    assert [float(keras.ops.convert_to_numpy(constant(step))) for step in (0, 7, 12)] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lion", "muon"])
+def test_weight_decay_spares_biases_norms_tokens_and_positions(optimizer):
+    model = tiny_model(registers=1, layer_scale=0.3, pool="map", class_token=True)
+    config = TrainConfig(epochs=1, optimizer=optimizer, learning_rate=0.1, weight_decay=0.5, schedule="constant", warmup_epochs=0)
+    optimizer = make_optimizer(config, 10)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(size=weight.shape))
+    before = weights_of(model)
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([keras.ops.zeros(weight.shape) for weight in model.trainable_weights], model.trainable_variables)
+    names = set()
+    for weight, old, new in zip(model.trainable_weights, before, weights_of(model), strict=True):
+        expected = old * (1 - 0.1 * 0.5) if weight.name == "kernel" else old
+        np.testing.assert_allclose(new, expected, atol=FLOAT32, err_msg=weight.path)
+        names.add(weight.name)
+    assert names == {"kernel", *NO_DECAY}
+
+
+def test_muon_takes_every_matrix():
+    model = tiny_model(pool="map")
+    optimizer = make_optimizer(TrainConfig(epochs=1, optimizer="muon", warmup_epochs=0, schedule="constant"), 10)
+    optimizer.build(model.trainable_variables)
+    for weight, velocity in zip(model.trainable_weights, optimizer.adam_velocities, strict=True):
+        assert (velocity is None) == (weight.name == "kernel"), weight.path
+    # One update moves along an orthogonal matrix: all its singular values lie near one.
+    weight = model.get_layer("block_0").attention.qkv.kernel
+    before = keras.ops.convert_to_numpy(weight)
+    rng = np.random.default_rng(0)
+    gradients = [keras.ops.convert_to_tensor(rng.normal(size=w.shape), "float32") for w in model.trainable_weights]
+    optimizer.weight_decay = None
+    optimizer.apply(gradients, model.trainable_variables)
+    values = np.linalg.svd(before - keras.ops.convert_to_numpy(weight), compute_uv=False)
+    assert values.min() / values.max() > 0.5
+
+
+def test_gradient_accumulation_equals_one_large_batch():
+    images, targets = examples(24)
+    settings = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "clip_norm": 0.5}
+    settings |= {"schedule": "constant", "warmup_epochs": 0}
+    large = fit(tiny_model(), TrainConfig(epochs=2, batch_size=12, **settings), images, targets)
+    small = fit(tiny_model(), TrainConfig(epochs=2, batch_size=4, accumulate=3, **settings), images, targets)
+    start = weights_of(tiny_model())
+    moved = max(np.abs(a - b).max() for a, b in zip(start, weights_of(large), strict=True))
+    assert moved > 1e-3
+    for a, b in zip(weights_of(large), weights_of(small), strict=True):
+        np.testing.assert_allclose(a, b, atol=FLOAT32)
+
+
+def test_clipping_bounds_the_global_norm():
+    images, targets = examples(6)
+    settings = {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 0.0, "beta_1": 0.0, "warmup_epochs": 0}
+    config = TrainConfig(epochs=1, batch_size=6, schedule="constant", clip_norm=1e-2, **settings)
+    start, end = weights_of(tiny_model()), weights_of(fit(tiny_model(), config, images * 10, targets))
+    norm = math.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(start, end, strict=True)))
+    assert norm == pytest.approx(1e-2, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ema_is_the_average_of_the_weights(tmp_path, precision, accumulate):
+    decay, log = 0.7, WeightLog()
+    images, targets = examples(8)
+    images = np.round(np.clip(images * 40 + 128, 0, 255)).astype("uint8")
+    split = Split(images, targets.argmax(1))
+    data = DataSet("made", split, None, split, ["a", "b", "c"], "f", [])
+    recipe = Recipe(
+        model=ViTConfig(**TINY, num_classes=3),
+        augment=AugmentConfig(flip=False, crop=0),
+        train=TrainConfig(
+            epochs=6, batch_size=8, accumulate=accumulate, ema=decay, learning_rate=0.05, warmup_epochs=0, precision=precision
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["keras_vit.train"], "StopOnNaN", lambda: log)
+        run = train(recipe, tmp_path / "run", data=data, verbose=0)
+    average = log.weights[0]  # Keras starts the average at the weights behind the first update
+    for step, weights in enumerate(log.weights[1:], 2):
+        momentum = decay ** (1 / accumulate) if step > accumulate else 0.0
+        average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights, strict=True)]
+    assert max(np.abs(a - w).max() for a, w in zip(average, log.weights[-1], strict=True)) > 1e-3
+    for expected, saved in zip(average, weights_of(run.model()), strict=True):
+        np.testing.assert_allclose(saved, expected, atol=5 * FLOAT32)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_learns_with_float32_weights(tmp_path, precision):
+    recipe = small_recipe(train={"precision": precision, "epochs": 4, "learning_rate": 3e-3})
+    run = train(recipe, tmp_path / "run", verbose=0)
+    losses = [row["loss"] for row in run.metrics]
+    assert losses[-1] < 0.9 * losses[0]
+    assert {weight.dtype for weight in run.model().weights} == {"float32"}
+
+
+# Run folder
+
+
+def small_recipe(**overrides):
+    train_settings = {"epochs": 3, "warmup_epochs": 1, "batch_size": 128, **overrides.pop("train", {})}
+    model = {"depth": 1, "width": 16, "mlp_dim": 16, **overrides.pop("model", {})}
+    return load_recipe("digits", train=train_settings, model=model, **overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(small_recipe(), tmp_path_factory.mktemp("runs") / "run", verbose=0)
+
+
+def test_run_folder(finished):
+    rows = finished.metrics
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["learning_rate"] < rows[0]["learning_rate"]
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+    summary = finished.summary
+    best = max(row["val_accuracy"] for row in rows)
+    assert summary["val_accuracy"] == best
+    assert summary["parameters"] == finished.model().count_params() == finished.model().config.num_params
+    assert summary["data"] == "digits"
+    assert summary["backend"] == keras.backend.backend()
+    assert summary["versions"]["keras"] == keras.__version__
+    assert finished.recipe.model == finished.model().config
+    assert (finished.plots / "batch.png").stat().st_size > 10_000
+    assert (finished.plots / "curves.png").stat().st_size > 10_000
+
+
+def test_saved_model_has_the_reported_accuracy(finished):
+    data = load_recipe_data(finished.recipe)
+    images = data.test.images(np.arange(len(data.test))).astype("float32") / 127.5 - 1
+    right = finished.model().predict(images, verbose=0).argmax(1) == data.test.labels
+    assert finished.summary["test_accuracy"] == pytest.approx(right.mean(), abs=1e-6)
+
+
+def test_tensorboard_events(finished):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(finished.tensorboard))
+    events.Reload()
+    values = [event.value for event in events.Scalars("val_accuracy")]
+    assert values == pytest.approx([row["val_accuracy"] for row in finished.metrics])
+
+
+def test_same_seed_same_numbers_and_another_seed_others(finished, tmp_path):
+    again = train(small_recipe(), tmp_path / "again", verbose=0)
+    other = train(small_recipe(seed=1), tmp_path / "other", verbose=0)
+    assert [row["loss"] for row in again.metrics] == [row["loss"] for row in finished.metrics]
+    assert [row["loss"] for row in other.metrics] != [row["loss"] for row in finished.metrics]
+
+
+def test_run_without_validation_keeps_the_last_epoch(tmp_path):
+    run = train(small_recipe(validation=0, train={"epochs": 2}), tmp_path / "run", verbose=0)
+    assert run.summary["best_epoch"] == 2
+    assert "val_accuracy" not in run.metrics[0]
+
+
+def test_existing_run_is_kept_unless_overwritten(finished, tmp_path):
+    with pytest.raises(ValueError, match="--resume, or start again with --overwrite"):
+        train(small_recipe(), finished.path, verbose=0)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("text")
+    with pytest.raises(ValueError, match="not empty and not a run folder"):
+        train(small_recipe(), folder, overwrite=True, verbose=0)
+    assert (folder / "thesis.txt").read_text() == "text"
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(tmp_path):
+    first = train(small_recipe(), tmp_path / "run", verbose=0)
+    (first.path / "notes.txt").write_text("mine")
+    second = train(small_recipe(train={"epochs": 2}), tmp_path / "run", overwrite=True, verbose=0)
+    assert len(second.metrics) == second.summary["epochs"] == 2
+    assert (first.path / "notes.txt").read_text() == "mine"
+
+
+def test_resume_of_a_finished_run_changes_nothing(finished):
+    before = finished.metrics
+    assert train(small_recipe(), finished.path, resume=True, verbose=0).metrics == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"), [({"model": {"depth": 2}}, "model.depth"), ({"train": {"epochs": 5}}, "train.epochs"), ({"seed": 3}, "seed")]
+)
+def test_resume_refuses_another_recipe(finished, overrides, name):
+    with pytest.raises(ValueError, match=rf"another recipe: .*{name}"):
+        train(small_recipe(**overrides), finished.path, resume=True, verbose=0)
+
+
+def test_resume_refuses_the_state_of_another_model(finished, tmp_path):
+    other = train(small_recipe(model={"width": 24}, train={"epochs": 1, "warmup_epochs": 0}), tmp_path / "other", verbose=0)
+    state = other.state_path.read_bytes()
+    run = train(small_recipe(), tmp_path / "run", verbose=0)
+    run.state_path.write_bytes(state)
+    with pytest.raises(ValueError, match="made by another model: .* shape"):
+        train(small_recipe(), run.path, resume=True, verbose=0)
+    run.state_path.write_bytes(state[: len(state) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        train(small_recipe(), run.path, resume=True, verbose=0)
+
+
+def test_divergence_keeps_what_was_written(tmp_path):
+    recipe = small_recipe(train={"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 0.0, "warmup_epochs": 2, "epochs": 4})
+    with pytest.raises(Diverged, match=r"loss: nan in epoch \d.*train.learning_rate"):
+        train(recipe, tmp_path / "run", verbose=0)
+    run = RunFolder(tmp_path / "run")
+    assert all(math.isfinite(row["loss"]) for row in run.metrics)
+
+
+def test_full_disk_leaves_the_last_state(finished, monkeypatch, tmp_path):
+    run = train(small_recipe(), tmp_path / "run", verbose=0)
+    before = run.state_path.read_bytes()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write_state({"a": np.zeros(3)}, {"epoch": 9})
+    assert run.state_path.read_bytes() == before
+    assert [file.name for file in run.state_path.parent.iterdir()] == ["state.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", -3),
+        ("batch_size", 0),
+        ("accumulate", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("warmup_epochs", -1),
+        ("warmup_epochs", 100),
+        ("weight_decay", -0.1),
+        ("ema", 1.0),
+        ("clip_norm", -1),
+        ("optimizer", "adagrad"),
+        ("schedule", "step"),
+        ("precision", "int8"),
+        ("jit", "maybe"),
+        ("validate_every", 0),
+    ],
+)
+def test_bad_settings_are_named(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: received"):
+        TrainConfig(**{field: value})
+
+
+def test_batch_larger_than_the_data_is_refused_before_a_folder_is_made(tmp_path):
+    with pytest.raises(ValueError, match="batch_size: received 5000"):
+        train(small_recipe(train={"batch_size": 5000}), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_even_batch_size():
+    assert [even_batch_size(count) for count in (10_000, 5_000, 144, 7, 1009)] == [500, 500, 144, 7, 500]
+
+
+# Kill and resume, in real processes
+
+
+def start(folder, *options):
+    command = [sys.executable, "experiments/train_cifar.py", *options]
+    settings = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "PYTHONUNBUFFERED": "1"}
+    with open(folder / "log.txt", "a") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_for(process, ready, seconds=120):
+    limit = time.monotonic() + seconds
+    while not ready() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+
+
+def test_killed_run_ends_like_one_that_never_was(tmp_path):
+    # Everything that has a state: dropout seeds, augmentation, momentum, schedule, averaged weights, accumulation.
+    settings = ["--recipe", "digits", "--model.depth", "1", "--model.dropout", "0.2", "--model.drop_path", "0.1"]
+    settings += ["--train.epochs", "8", "--train.warmup_epochs", "2", "--train.accumulate", "2", "--augment.mixup", "0.4"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(tmp_path, *settings, "--out", str(whole)).wait(300) == 0, (tmp_path / "log.txt").read_text()
+    metrics = killed / "metrics.csv"
+    options = (*settings, "--out", str(killed))
+    for epochs in (2, 5):
+        process = start(tmp_path, *options)
+        wait_for(process, lambda epochs=epochs: metrics.is_file() and metrics.read_text().count("\n") > epochs)
+        time.sleep(np.random.default_rng(epochs).uniform(0, 0.05))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+        options = ("--resume", str(killed))
+    assert start(tmp_path, *options).wait(300) == 0, (tmp_path / "log.txt").read_text()
+    whole, killed = RunFolder(whole), RunFolder(killed)
+    timeless = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+    assert [[row[name] for name in timeless] for row in killed.metrics] == [[row[name] for name in timeless] for row in whole.metrics]
+    assert killed.summary["test_loss"] == whole.summary["test_loss"]
+    for a, b in zip(killed.model().weights, whole.model().weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
+
+
+def test_kill_before_the_first_epoch_starts_again(finished, tmp_path):
+    run = RunFolder.create(tmp_path / "run", dataclasses.replace(finished.recipe))
+    assert run.metrics == []
+    again = train(finished.recipe, run.path, resume=True, verbose=0)
+    assert [row["loss"] for row in again.metrics] == [row["loss"] for row in finished.metrics]
