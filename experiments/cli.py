@@ -1,6 +1,6 @@
 """What every script here shares: the library's path, the choice of backend, and errors as one line.
 
-    from cli import run_command
+from cli import run_command
 """
 
 import errno

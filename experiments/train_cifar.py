@@ -1,10 +1,10 @@
 """Trains a Vision Transformer on CIFAR-10, or on any images, and leaves a run folder.
 
-    python experiments/train_cifar.py                                         # a recipe that suits this machine
-    python experiments/train_cifar.py --recipe standard --train.epochs 50 --model.depth 6
-    python experiments/train_cifar.py --data folder:PATH --recipe my.yaml
-    python experiments/train_cifar.py --resume runs/quick-cifar10-jax         # after a kill
-    KERAS_BACKEND=torch python experiments/train_cifar.py
+python experiments/train_cifar.py                                         # a recipe that suits this machine
+python experiments/train_cifar.py --recipe standard --train.epochs 50 --model.depth 6
+python experiments/train_cifar.py --data folder:PATH --recipe my.yaml
+python experiments/train_cifar.py --resume runs/quick-cifar10-jax         # after a kill
+KERAS_BACKEND=torch python experiments/train_cifar.py
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main():
 
         name = RunFolder(chosen.resume).path / "recipe.yaml"
     if not name and not {"-h", "--help"} & set(arguments):
-        from keras_vit.train import accelerator
+        from keras_vit.machine import accelerator
 
         name = "standard" if accelerator() else "quick"
     recipe, options = parse_recipe(name or "quick", arguments, make_parser())
@@ -69,7 +69,8 @@ def main():
     from rich.markup import escape
     from rich.panel import Panel
 
-    from keras_vit.train import load_recipe_data, machine, train
+    from keras_vit.machine import machine
+    from keras_vit.train import load_recipe_data, train
 
     console = Console(highlight=False, soft_wrap=True)
     data = load_recipe_data(recipe)

@@ -16,3 +16,24 @@ from keras_vit.model import ViT, build_vit, features
 from keras_vit.recipe import Recipe, load_recipe
 from keras_vit.run import RunFolder
 from keras_vit.train import train
+
+__all__ = [
+    "MLP",
+    "VARIANTS",
+    "Attention",
+    "AttentionPooling",
+    "ConvStem",
+    "LayerScale",
+    "PatchEncoder",
+    "Patches",
+    "Pooling",
+    "Recipe",
+    "RunFolder",
+    "TransformerBlock",
+    "ViT",
+    "ViTConfig",
+    "build_vit",
+    "features",
+    "load_recipe",
+    "train",
+]

@@ -62,7 +62,8 @@ class ViTConfig:
         mlp: `gelu` (exact, erf), `gelu_tanh` (the approximation that Flax takes) or `swiglu` (gated, arXiv 2002.05202).
         dropout: Dropout of the embedded tokens, the attention output and the MLP, 0 to below 1.
         attention_dropout: Dropout of the attention weights, 0 to below 1.
-        drop_path: Stochastic depth (arXiv 1603.09382) of the last block, 0 to below 1; linear from 0 at the first.
+        drop_path: Stochastic depth (arXiv 1603.09382) of the last block, 0 to below 1; linear from 0 at the first, so that a
+            single block has none.
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
         norm_epsilon: Epsilon of every layer normalisation.

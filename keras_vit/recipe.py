@@ -38,7 +38,7 @@ class TrainConfig:
         clip_norm: Largest global norm of the gradient; 0 = no clipping.
         ema: Decay per update of the averaged weights that are then evaluated and saved, such as 0.999; 0 = off.
         precision: `float32`, `bfloat16` or `float16` (with loss scaling); the weights stay in float32.
-        jit: `auto` (the backend's habit), `on` (compile: XLA, torch.compile) or `off`.
+        jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
     """
 
@@ -91,14 +91,14 @@ class Recipe:
         seed: Decides initial weights, split, order, augmentation and dropout.
     """
 
-    model: ViTConfig = ViTConfig()
+    model: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     data: str = "auto"
     data_dir: str | None = None
     validation: int | float | None = None
     mean: list[float] = dataclasses.field(default_factory=lambda: [0.5])
     std: list[float] = dataclasses.field(default_factory=lambda: [0.5])
-    augment: AugmentConfig = AugmentConfig()
-    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     seed: int = 0
 
     def __post_init__(self):

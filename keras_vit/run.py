@@ -192,7 +192,8 @@ class RunFolder:
             return None
         try:
             with safe_open(self.state_path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])
+                names = list(file.keys())
+                return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["state"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"run: {str(self.state_path)!r} is damaged ({error}); start again with --overwrite") from None
 

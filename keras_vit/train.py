@@ -3,12 +3,8 @@
 import dataclasses
 import datetime
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import keras
@@ -17,12 +13,12 @@ import psutil
 from keras import ops
 
 from keras_vit.data import evaluation_batches, load_data, training_batch, training_batches
-from keras_vit.layers import NO_DECAY
+from keras_vit.machine import accelerator, machine, peak_memory_mb
 from keras_vit.model import build_vit
+from keras_vit.optimizer import make_optimizer
 from keras_vit.run import METRICS, RunFolder
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
 
 class Diverged(ValueError):
@@ -94,6 +90,7 @@ def train(recipe, run_dir, *, data=None, resume=False, overwrite=False, verbose=
             initial_epoch=first_epoch,
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
+            shuffle=False,
             verbose=verbose,
         )
     finish(run, recipe, data, evaluated, session)
@@ -114,78 +111,11 @@ def load_recipe_data(recipe):
 
 def compile_model(model, optimizer, jit):
     jit = {"auto": "auto", "on": True, "off": False}[jit]
+    if jit == "auto" and keras.backend.backend() == "tensorflow" and not accelerator():
+        jit = False  # on a CPU TensorFlow's own kernels are as fast as XLA's in float32 and faster in bfloat16
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
     model.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=jit)
-
-
-def make_optimizer(config, total_steps):
-    """The Keras optimizer of a `TrainConfig`.
-
-    Weight decay spares the variables of `keras_vit.layers.NO_DECAY`. The averaged weights are Keras's own EMA. Where
-    gradients are accumulated, Keras moves schedule and EMA at every step, not at every update: the schedule is therefore
-    counted in steps, and the EMA's decay is spread over the steps of an update.
-
-    Args:
-        config: The `TrainConfig`.
-        total_steps: Steps of the whole training, before accumulation.
-    """
-    warmup = round(total_steps * config.warmup_epochs / config.epochs)
-    settings = {
-        "learning_rate": WarmupSchedule(config.learning_rate, warmup, total_steps, config.schedule == "cosine"),
-        "weight_decay": config.weight_decay or None,
-        "global_clipnorm": config.clip_norm or None,
-        "use_ema": config.ema > 0,
-        "ema_momentum": config.ema ** (1 / config.accumulate),
-        "gradient_accumulation_steps": config.accumulate if config.accumulate > 1 else None,
-    }
-    optimizers = keras.optimizers
-    if config.optimizer == "sgd":
-        optimizer = optimizers.SGD(momentum=config.beta_1, nesterov=config.beta_1 > 0, **settings)
-    elif config.optimizer == "lion":
-        optimizer = optimizers.Lion(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
-    elif config.optimizer == "muon":
-        optimizer = optimizers.Muon(
-            adam_beta_1=config.beta_1,
-            adam_beta_2=config.beta_2,
-            adam_weight_decay=config.weight_decay or None,
-            exclude_layers=["probe$"],  # a single row, not a matrix
-            **settings,
-        )
-    else:
-        kind = optimizers.AdamW if config.optimizer == "adamw" and config.weight_decay else optimizers.Adam
-        optimizer = kind(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
-    optimizer.exclude_from_weight_decay(var_names=[f"^{name}$" for name in NO_DECAY])
-    return optimizer
-
-
-@keras.saving.register_keras_serializable(package="keras_vit")
-class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from zero to `peak` within `warmup` steps, then a cosine to zero at step `total`, or constant.
-
-    Args:
-        peak: The largest learning rate.
-        warmup: Steps of the warmup; 0 = none.
-        total: Steps of the training, the warmup included.
-        cosine: Whether the rate falls behind the warmup.
-    """
-
-    def __init__(self, peak, warmup, total, cosine=True):
-        self.peak = peak
-        self.warmup = warmup
-        self.total = total
-        self.cosine = cosine
-
-    def __call__(self, step):
-        step = ops.cast(step, "float32")
-        rate = ops.minimum((step + 1) / max(self.warmup, 1), 1.0) if self.warmup else 1.0
-        if self.cosine:
-            done = (step - self.warmup) / max(self.total - self.warmup, 1)
-            rate = rate * 0.5 * (1 + ops.cos(math.pi * ops.clip(done, 0.0, 1.0)))
-        return self.peak * rate
-
-    def get_config(self):
-        return {"peak": self.peak, "warmup": self.warmup, "total": self.total, "cosine": self.cosine}
 
 
 class Session(keras.callbacks.Callback):
@@ -426,55 +356,3 @@ def check_same_recipe(run, recipe):
     if changed:
         differences = ", ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in changed)
         raise ValueError(f"run: {str(run.path)!r} was made by another recipe: {differences}")
-
-
-def accelerator():
-    """The name of the accelerator that the backend would use; None on a CPU."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        devices = tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU")
-        return tf.config.experimental.get_device_details(devices[0]).get("device_name", "GPU") if devices else None
-    if backend == "jax":
-        import jax
-
-        device = jax.devices()[0]
-        return None if device.platform == "cpu" else device.device_kind
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return "Apple GPU" if torch.backends.mps.is_available() else None
-
-
-def machine():
-    """Where this process runs: device, backend, versions, and the commit of this library where git knows it."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = accelerator() or f"{cpu}, {cores} cores"
-    return {"device": device, "backend": keras.backend.backend(), "versions": versions, "commit": commit}
-
-
-def peak_memory_mb():
-    """The largest resident memory of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

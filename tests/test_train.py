@@ -17,9 +17,10 @@ from keras_vit import ViTConfig
 from keras_vit.augment import AugmentConfig
 from keras_vit.data import DataSet, Split
 from keras_vit.layers import NO_DECAY
+from keras_vit.optimizer import WarmupSchedule, make_optimizer
 from keras_vit.recipe import Recipe, TrainConfig, load_recipe
 from keras_vit.run import RunFolder
-from keras_vit.train import Diverged, WarmupSchedule, compile_model, even_batch_size, load_recipe_data, make_optimizer, train
+from keras_vit.train import Diverged, compile_model, even_batch_size, load_recipe_data, train
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT32 = 2e-6  # a few roundings of weights of about 1
@@ -252,7 +253,8 @@ def test_resume_of_a_finished_run_changes_nothing(finished):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "name"), [({"model": {"depth": 2}}, "model.depth"), ({"train": {"epochs": 5}}, "train.epochs"), ({"seed": 3}, "seed")]
+    ("overrides", "name"),
+    [({"model": {"depth": 2}}, "model.depth"), ({"train": {"epochs": 5}}, "train.epochs"), ({"seed": 3}, "seed")],
 )
 def test_resume_refuses_another_recipe(finished, overrides, name):
     with pytest.raises(ValueError, match=rf"another recipe: .*{name}"):
@@ -264,7 +266,7 @@ def test_resume_refuses_the_state_of_another_model(finished, tmp_path):
     state = other.state_path.read_bytes()
     run = train(small_recipe(), tmp_path / "run", verbose=0)
     run.state_path.write_bytes(state)
-    with pytest.raises(ValueError, match="made by another model: .* shape"):
+    with pytest.raises(ValueError, match=r"made by another model: .* shape"):
         train(small_recipe(), run.path, resume=True, verbose=0)
     run.state_path.write_bytes(state[: len(state) // 2])
     with pytest.raises(ValueError, match="is damaged"):
@@ -363,7 +365,9 @@ def test_killed_run_ends_like_one_that_never_was(tmp_path):
     assert start(tmp_path, *options).wait(300) == 0, (tmp_path / "log.txt").read_text()
     whole, killed = RunFolder(whole), RunFolder(killed)
     timeless = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
-    assert [[row[name] for name in timeless] for row in killed.metrics] == [[row[name] for name in timeless] for row in whole.metrics]
+    assert [[row[name] for name in timeless] for row in killed.metrics] == [
+        [row[name] for name in timeless] for row in whole.metrics
+    ]
     assert killed.summary["test_loss"] == whole.summary["test_loss"]
     for a, b in zip(killed.model().weights, whole.model().weights, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))

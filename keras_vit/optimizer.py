@@ -1,0 +1,77 @@
+"""The optimizer of a recipe: Keras's own, with the schedule, the decay and the averaging that a Vision Transformer wants."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_vit.layers import NO_DECAY
+
+
+def make_optimizer(config, total_steps):
+    """The Keras optimizer of a `TrainConfig`.
+
+    Weight decay spares the variables of `keras_vit.layers.NO_DECAY`. The averaged weights are Keras's own EMA. Where
+    gradients are accumulated, Keras moves schedule and EMA at every step, not at every update: the schedule is therefore
+    counted in steps, and the EMA's decay is spread over the steps of an update.
+
+    Args:
+        config: The `TrainConfig`.
+        total_steps: Steps of the whole training, before accumulation.
+    """
+    warmup = round(total_steps * config.warmup_epochs / config.epochs)
+    settings = {
+        "learning_rate": WarmupSchedule(config.learning_rate, warmup, total_steps, config.schedule == "cosine"),
+        "weight_decay": config.weight_decay or None,
+        "global_clipnorm": config.clip_norm or None,
+        "use_ema": config.ema > 0,
+        "ema_momentum": config.ema ** (1 / config.accumulate),
+        "gradient_accumulation_steps": config.accumulate if config.accumulate > 1 else None,
+    }
+    optimizers = keras.optimizers
+    if config.optimizer == "sgd":
+        optimizer = optimizers.SGD(momentum=config.beta_1, nesterov=config.beta_1 > 0, **settings)
+    elif config.optimizer == "lion":
+        optimizer = optimizers.Lion(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
+    elif config.optimizer == "muon":
+        optimizer = optimizers.Muon(
+            adam_beta_1=config.beta_1,
+            adam_beta_2=config.beta_2,
+            adam_weight_decay=config.weight_decay or None,
+            exclude_layers=["probe$"],  # a single row, not a matrix
+            **settings,
+        )
+    else:
+        kind = optimizers.AdamW if config.optimizer == "adamw" and config.weight_decay else optimizers.Adam
+        optimizer = kind(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
+    optimizer.exclude_from_weight_decay(var_names=[f"^{name}$" for name in NO_DECAY])
+    return optimizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vit")
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear from zero to `peak` within `warmup` steps, then a cosine to zero at step `total`, or constant.
+
+    Args:
+        peak: The largest learning rate.
+        warmup: Steps of the warmup; 0 = none.
+        total: Steps of the training, the warmup included.
+        cosine: Whether the rate falls behind the warmup.
+    """
+
+    def __init__(self, peak, warmup, total, cosine=True):
+        self.peak = peak
+        self.warmup = warmup
+        self.total = total
+        self.cosine = cosine
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        rate = ops.minimum((step + 1) / max(self.warmup, 1), 1.0) if self.warmup else 1.0
+        if self.cosine:
+            done = (step - self.warmup) / max(self.total - self.warmup, 1)
+            rate = rate * 0.5 * (1 + ops.cos(math.pi * ops.clip(done, 0.0, 1.0)))
+        return self.peak * rate
+
+    def get_config(self):
+        return {"peak": self.peak, "warmup": self.warmup, "total": self.total, "cosine": self.cosine}

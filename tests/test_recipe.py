@@ -1,0 +1,112 @@
+import dataclasses
+import json
+import re
+
+import pytest
+import yaml
+from keras import tree
+
+from keras_vit import build_vit
+from keras_vit.recipe import Recipe, load_recipe, parse_recipe, recipe_names
+
+# Parameters of each recipe's model with ten classes; a new recipe needs a line here.
+PARAMETERS = {"best": 0, "digits": 0, "mnist": 0, "quick": 0, "standard": 0}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds_the_model_that_it_says(name):
+    recipe = load_recipe(name)
+    config = dataclasses.replace(recipe.model, num_classes=10)
+    assert build_vit(config).count_params() == config.num_params == PARAMETERS[name]
+
+
+def test_yaml_round_trip(tmp_path):
+    recipe = load_recipe("quick", model={"variant": "Ti/4", "depth": 3, "num_classes": 7}, seed=5, augment={"cutmix": 0.5})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml())
+    assert load_recipe(file) == recipe
+    json_file = tmp_path / "recipe.json"
+    json_file.write_text(json.dumps(recipe.to_dict()))
+    assert load_recipe(json_file) == recipe
+    assert recipe.model.num_classes == 7
+
+
+def test_overrides_win_over_variant_and_variant_over_recipe():
+    recipe = load_recipe("quick", model={"variant": "Ti/4", "depth": 3})
+    assert (recipe.model.width, recipe.model.depth, recipe.model.patch_size) == (192, 3, (4, 4))
+    assert recipe.model.stem == load_recipe("quick").model.stem
+    parsed, _ = parse_recipe("quick", ["--model.depth", "3", "--model.variant", "Ti/4", "--train.epochs=7", "--mean", "[0.1]"])
+    assert parsed.model == recipe.model
+    assert (parsed.train.epochs, parsed.mean) == (7, [0.1])
+
+
+def test_command_line_leaves_the_rest_of_the_recipe_alone():
+    parsed, _ = parse_recipe("quick", ["--data-dir", "here", "--train.learning_rate", "0.5"])
+    quick = load_recipe("quick")
+    train = dataclasses.replace(quick.train, learning_rate=0.5)
+    assert parsed == dataclasses.replace(quick, data_dir="here", train=train)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train": {"epochs": 0}}, "epochs: received 0"),
+        ({"train": {"epoch": 3}}, "train.epoch: no such field; did you mean 'epochs'"),
+        ({"sed": 1}, "sed: no such field; did you mean 'seed'"),
+        ({"model": {"variant": "Q/4"}}, "variant: received 'Q/4'"),
+        ({"model": {"patch_size": 5}}, "patch_size: 5 does not divide"),
+        ({"model": 3}, "model: received 3"),
+        ({"model": {"data_format": "channels_first"}}, "data_format: received channels_first"),
+        ({"mean": [0.1, 0.2]}, "mean: received 2 numbers"),
+        ({"std": [0.0]}, "std: received 0"),
+        ({"seed": -1}, "seed: received -1"),
+        ({"augment": {"erasing": 2.0}}, "erasing: received 2"),
+    ],
+)
+def test_bad_settings_are_named(overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_recipe("quick", **overrides)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--train.epochs", "many"], "train.epochs"),
+        (["--train.optimizer", "adagrad"], "train.optimizer"),
+        (["--train.epoch", "3"], "--train.epoch"),
+        (["--model.depth"], "--model.depth"),
+    ],
+)
+def test_bad_options_are_named(option, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_recipe("quick", option)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- 3", "received a list"),
+        ("train: {epochs: x}", "epochs"),
+        ("train: {speed: 3}", "train.speed: no such field"),
+        ("!!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_recipe(file)
+
+
+def test_unknown_recipe_is_named():
+    with pytest.raises(ValueError, match="received 'quik'; did you mean 'quick'"):
+        load_recipe("quik")
+    with pytest.raises(ValueError, match=r"no file 'none\.yaml'"):
+        load_recipe("none.yaml")
+
+
+def test_recipe_is_plain_values():
+    values = tree.flatten(yaml.safe_load(load_recipe("best").to_yaml()))
+    assert {type(value) for value in values} <= {int, float, str, bool, type(None)}
+    assert set(Recipe.__dataclass_fields__) == set(load_recipe("best").to_dict())

@@ -1,0 +1,105 @@
+"""The commands of the README: help, the default that falls back, and one line and exit code 2 for a user's mistake."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+import train_cifar
+from cli import run_command
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(file for file in (ROOT / "experiments").glob("*.py") if file.name != "cli.py")
+FAST = ["--model.depth", "1", "--model.width", "16", "--train.epochs", "2", "--train.warmup_epochs", "0"]
+
+
+def run(script, *options, **environment):
+    settings = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment}
+    command = [sys.executable, str(script), *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_help_explains(script):
+    done = run(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert f"experiments/{script.name}" in script.read_text().split('"""')[1], "the header shows the command"
+
+
+def test_help_gives_every_setting_with_its_default():
+    text = " ".join(run(ROOT / "experiments" / "train_cifar.py", "--help").stdout.split())
+    for setting in ("--model.depth", "--train.epochs", "--augment.cutmix", "--data-dir", "--resume"):
+        assert setting in text.replace("--data_dir", "--data-dir"), setting
+    assert "Passes over the training images, at least 1. (type: int, default: " in text
+
+
+def test_auto_falls_back_with_a_notice_that_names_the_data(tmp_path):
+    offline = {"TFDS_DATA_DIR": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    done = run(ROOT / "experiments" / "train_cifar.py", *FAST, "--data", "auto", "--out", tmp_path / "run", **offline)
+    assert done.returncode == 0, done.stderr
+    assert "THIS IS NOT CIFAR-10" in done.stdout
+    assert done.stdout.strip().splitlines()[-1].startswith("digits: test accuracy")
+
+
+def fails(monkeypatch, capsys, *options):
+    """The error line of train_cifar.py, run in this process; it must be one line, with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["train_cifar.py", *map(str, options)])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(train_cifar.main)
+    error = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "quik"], "did you mean 'quick'"),
+        (["--recipe", "digits", "--data", "cifar11"], "cifar11"),
+        (["--recipe", "digits", "--model.patch_size", "3"], "patch_size"),
+        (["--recipe", "digits", "--model.num_heads", "5"], "num_heads"),
+        (["--recipe", "digits", "--model.variant", "XL/2"], "variant"),
+        (["--recipe", "digits", "--train.epochs", "0"], "epochs: received 0"),
+        (["--recipe", "digits", "--train.epochs", "-1"], "epochs: received -1"),
+        (["--recipe", "digits", "--data", "folder:/no/such/folder"], "/no/such/folder"),
+        (["--resume", "/no/such/run"], "/no/such/run"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, options, message):
+    assert message in fails(monkeypatch, capsys, *options, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_existing_run_is_refused(monkeypatch, capsys, tmp_path):
+    done = run(ROOT / "experiments" / "train_cifar.py", "--recipe", "digits", *FAST, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert "exists; go on with --resume" in fails(monkeypatch, capsys, "--recipe", "digits", *FAST, "--out", tmp_path / "run")
+    assert "another recipe: model.depth 1 there and 2 here" in fails(
+        monkeypatch, capsys, "--resume", tmp_path / "run", "--model.depth", "2"
+    )
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(("backend", "message"), [("theano", "is no backend"), ("", None)])
+def test_backend_is_checked(backend, message):
+    done = run(ROOT / "experiments" / "train_cifar.py", "--help", KERAS_BACKEND=backend)
+    if message is None:
+        assert done.returncode == 0
+    else:
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_faults_of_the_program_keep_their_traceback():
+    def fault():
+        int("x" * 3)
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_command(lambda: sorted([fault], key=lambda f: eval("int('a')")))
