@@ -26,7 +26,8 @@ def run_command(function):
         choose_backend()
         function()
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, ImportError, OSError) as error:
         if not isinstance(error, OSError) and not raised_here(error):
             raise

@@ -88,8 +88,12 @@ def main():
         console.print(escape(note))
     console.print(f"recipe {Path(name).stem}, {recipe.train.epochs} epochs; {backend} on {machine_facts['device']}")
 
-    out = options.resume or options.out or free_folder(f"runs/{Path(name).stem}-{data.name.replace(':', '-')}-{backend}")
-    run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite)
+    out = options.resume or options.out or free_folder(f"runs/{Path(name).stem}-{Path(data.name).stem}-{backend}")
+    try:
+        run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite)
+    except KeyboardInterrupt:
+        console.print(f"\nGo on with: python experiments/train_cifar.py --resume {escape(str(out))}")
+        raise
     summary = run.summary
     accuracy = f"{summary['test_accuracy']:.2%}" if "test_accuracy" in summary else "no test images"
     console.print(

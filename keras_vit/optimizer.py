@@ -44,7 +44,8 @@ def make_optimizer(config, total_steps):
     else:
         kind = optimizers.AdamW if config.optimizer == "adamw" and config.weight_decay else optimizers.Adam
         optimizer = kind(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
-    optimizer.exclude_from_weight_decay(var_names=[f"^{name}$" for name in NO_DECAY])
+    # Keras matches the variable's name, which under TensorFlow is "encoder/position:0" where it is "position" elsewhere.
+    optimizer.exclude_from_weight_decay(var_names=[rf"(^|/){name}(:\d+)?$" for name in NO_DECAY])
     return optimizer
 
 

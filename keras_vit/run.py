@@ -201,7 +201,7 @@ class RunFolder:
         from safetensors.numpy import save_file
 
         with atomic_path(self.state_path) as temporary:
-            arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
             save_file(arrays, temporary, metadata={"state": json.dumps(values)})
 
 

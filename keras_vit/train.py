@@ -128,6 +128,8 @@ class Session(keras.callbacks.Callback):
         self.data = data
         self.training_model = model
         self.evaluated = evaluated
+        # Made once: TensorFlow keeps what a pipeline is made of for good.
+        self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
         self.steps_per_epoch = steps_per_epoch
         self.rows = []
         self.best = -math.inf
@@ -139,7 +141,7 @@ class Session(keras.callbacks.Callback):
         optimizer = self.training_model.optimizer
         variables = {"model": self.training_model.variables, "optimizer": optimizer.variables}
         return {
-            f"{kind}/{index:04d}/{variable.path}": variable
+            f"{kind}/{index:04d}/{variable.name}": variable
             for kind, members in variables.items()
             for index, variable in enumerate(members)
         }
@@ -192,8 +194,8 @@ class Session(keras.callbacks.Callback):
         logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
         self.copy_weights()
         last = epoch + 1 == config.epochs
-        if self.data.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
-            validation = evaluate(self.evaluated, self.data.validation, self.recipe)
+        if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
+            validation = evaluate(self.evaluated, self.validation)
             logs.update({f"val_{name}": value for name, value in validation.items()})
         optimizer = getattr(self.training_model.optimizer, "inner_optimizer", self.training_model.optimizer)
         row = {
@@ -207,7 +209,7 @@ class Session(keras.callbacks.Callback):
         row = {name: row[name] for name in METRICS if name in row}
         self.rows.append(row)
         # Without validation images there is nothing to choose by: the last epoch is the best one.
-        score = row.get("val_accuracy", -math.inf) if self.data.validation is not None else epoch
+        score = row.get("val_accuracy", -math.inf) if self.validation is not None else epoch
         if score > self.best:
             self.best = score
             self.run.write_model(self.evaluated)
@@ -282,15 +284,19 @@ class Progress(keras.callbacks.ProgbarLogger):
         super().on_epoch_end(epoch, logs)
 
 
-def evaluate(model, split, recipe):
-    """Loss and accuracy of a compiled model on a split, as floats."""
-    batches = evaluation_batches(
+def batches_of(split, recipe):
+    """The images of a split in order, for `model.evaluate`; can be gone through again and again."""
+    return evaluation_batches(
         split,
         num_classes=recipe.model.num_classes,
         batch_size=even_batch_size(len(split)),
         mean=recipe.mean,
         std=recipe.std,
     )
+
+
+def evaluate(model, batches):
+    """Loss and accuracy of a compiled model, as floats."""
     return {name: float(value) for name, value in model.evaluate(batches, verbose=0, return_dict=True).items()}
 
 
@@ -304,7 +310,7 @@ def finish(run, recipe, data, model, session):
     from keras_vit.plots import curves
 
     model.load_weights(run.model_path)
-    test = evaluate(model, data.test, recipe) if data.test is not None else {}
+    test = evaluate(model, batches_of(data.test, recipe)) if data.test is not None else {}
     rows = session.rows
     best = max(rows, key=lambda row: row.get("val_accuracy", row["epoch"] - 1e9))
     run.write_summary(

@@ -10,7 +10,7 @@ from keras_vit import build_vit
 from keras_vit.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 
 # Parameters of each recipe's model with ten classes; a new recipe needs a line here.
-PARAMETERS = {"best": 0, "digits": 0, "mnist": 0, "quick": 0, "standard": 0}
+PARAMETERS = {"best": 4_600_586, "digits": 312_106, "mnist": 21_962, "quick": 643_274, "standard": 896_778}
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -23,7 +23,7 @@ from keras_vit.run import RunFolder
 from keras_vit.train import Diverged, compile_model, even_batch_size, load_recipe_data, train
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOAT32 = 2e-6  # a few roundings of weights of about 1
+FLOAT32 = 5e-6  # some roundings of weights of about 1
 TINY = {"image_size": (8, 12), "channels": 1, "patch_size": (4, 3), "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 12}
 
 
@@ -157,12 +157,12 @@ def test_ema_is_the_average_of_the_weights(tmp_path, precision, accumulate):
         average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights, strict=True)]
     assert max(np.abs(a - w).max() for a, w in zip(average, log.weights[-1], strict=True)) > 1e-3
     for expected, saved in zip(average, weights_of(run.model()), strict=True):
-        np.testing.assert_allclose(saved, expected, atol=5 * FLOAT32)
+        np.testing.assert_allclose(saved, expected, atol=2 * FLOAT32)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_learns_with_float32_weights(tmp_path, precision):
-    recipe = small_recipe(train={"precision": precision, "epochs": 4, "learning_rate": 3e-3})
+    recipe = small_recipe(train={"precision": precision, "epochs": 5, "batch_size": 32, "learning_rate": 1e-2})
     run = train(recipe, tmp_path / "run", verbose=0)
     losses = [row["loss"] for row in run.metrics]
     assert losses[-1] < 0.9 * losses[0]
