@@ -63,7 +63,15 @@ class AugmentConfig:
         check_number("label_smoothing", self.label_smoothing, at_least=0, below=1)
 
 
-def augment(images, labels, config, *, num_classes, rng, progress=0.0):
+def augment(
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: AugmentConfig,
+    *,
+    num_classes: int,
+    rng: np.random.Generator,
+    progress: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
     """Augments one training batch.
 
     Order: flip and crop, RandAugment, 3-Augment, color jitter, random erasing, label smoothing, MixUp or CutMix.
@@ -102,7 +110,7 @@ def augment(images, labels, config, *, num_classes, rng, progress=0.0):
     return images, targets
 
 
-def flip_and_crop(images, flip, crop, rng):
+def flip_and_crop(images: np.ndarray, flip: bool, crop: int, rng: np.random.Generator) -> np.ndarray:
     """Mirrors half of the images and crops each at a random place out of its reflected border of `crop` pixels: one gather."""
     count, height, width, _ = images.shape
     if crop >= min(height, width):
@@ -265,7 +273,7 @@ _FILTERS = {"saturation": _saturation, "sharpness": _sharpness}
 RANDAUGMENT = ("identity", *_TABLES, *_MATRICES, *_FILTERS)
 
 
-def apply_operations(images, operation, level):
+def apply_operations(images: np.ndarray, operation: np.ndarray, level: np.ndarray) -> None:
     """Applies RANDAUGMENT[operation[b]] with strength level[b] to image b, in place.
 
     Args:
@@ -338,7 +346,7 @@ def _fold(position, size):
     return position, pixel
 
 
-def three_augment(images, rng):
+def three_augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """3-Augment of DeiT III (https://arxiv.org/abs/2204.07118): grey, solarize or blur, one an image, in place.
 
     The blur's sigma is 0.1 to 2 pixels for 224-pixel images as in the paper, and never narrower than 0.1 to 1 pixel.
@@ -351,7 +359,7 @@ def three_augment(images, rng):
     images[blurred] = blur(images[blurred], sigma[blurred])
 
 
-def blur(images, sigma):
+def blur(images: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Gaussian blur with one `sigma` (n,), in pixels, an image; reflected border. uint8 (n, H, W, C)."""
     if not len(images):
         return images
@@ -367,7 +375,7 @@ def blur(images, sigma):
     return _to_uint8(values)
 
 
-def color_jitter(images, strength, rng):
+def color_jitter(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Scales brightness, then contrast, then saturation by factors from 1 - strength to 1 + strength, in place."""
     brightness, contrast, saturation = rng.uniform(-strength, strength, size=(3, len(images)))
     images[:] = _look_up(images, _brightness(images, brightness / 0.9))  # these levels count 0.9 a unit
@@ -375,7 +383,7 @@ def color_jitter(images, strength, rng):
     images[:] = _saturate(images, 1 + saturation)
 
 
-def erase(images, probability, rng):
+def erase(images: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
     """Random erasing (https://arxiv.org/abs/1708.04896) in place: 2% to 33% of the area, aspect 0.3 to 3.3, uniform noise."""
     count, height, width, channels = images.shape
     erased = rng.random(count) < probability
@@ -390,7 +398,7 @@ def erase(images, probability, rng):
         images[i, top[i] : top[i] + rows[i], left[i] : left[i] + columns[i]] = noise
 
 
-def mix(images, targets, config, rng):
+def mix(images: np.ndarray, targets: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """MixUp (https://arxiv.org/abs/1710.09412) or CutMix (https://arxiv.org/abs/1905.04899), each image with a partner.
 
     The partner is another image of the batch, `shift` places on; weight and box are each image's own. A target's weight is the

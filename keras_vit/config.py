@@ -147,7 +147,7 @@ class ViTConfig:
             raise ValueError("class_token: received False, but pool 'cls' needs one; allowed: True or None")
 
     @classmethod
-    def from_variant(cls, variant, **overrides):
+    def from_variant(cls, variant: str, **overrides) -> typing.Self:
         """The configuration of a variant such as "S/16"; overrides win, unknown names raise.
 
         Args:
@@ -161,52 +161,52 @@ class ViTConfig:
         check_fields(cls, settings)
         return cls(**settings)
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """The fields as plain Python values (pairs become lists); `ViTConfig(**d)` gives an equal configuration."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @property
-    def grid_size(self):
+    def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return tuple(image // patch for image, patch in zip(self.image_size, self.patch_size, strict=True))
 
     @property
-    def num_patches(self):
+    def num_patches(self) -> int:
         return math.prod(self.grid_size)
 
     @property
-    def has_class_token(self):
+    def has_class_token(self) -> bool:
         return self.pool == "cls" if self.class_token is None else self.class_token
 
     @property
-    def num_tokens(self):
+    def num_tokens(self) -> int:
         """Length N of the sequence: class token, registers and patches."""
         return self.has_class_token + self.registers + self.num_patches
 
     @property
-    def head_dim(self):
+    def head_dim(self) -> int:
         return self.width // self.num_heads
 
     @property
-    def stem_widths(self):
+    def stem_widths(self) -> tuple[int, ...]:
         """Channels behind each convolution of the conv stem: doubling, the last one `width`."""
         steps = int(math.log2(self.patch_size[0]))
         return tuple(max(self.width >> (steps - 1 - step), 1) for step in range(steps))
 
     @property
-    def drop_path_rates(self):
+    def drop_path_rates(self) -> tuple[float, ...]:
         """The stochastic depth rate of each block, linear from 0 to `drop_path`."""
         return tuple(self.drop_path * block / max(self.depth - 1, 1) for block in range(self.depth))
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, int, int]:
         """Shape of one input image without the batch axis."""
         if self.data_format == "channels_last":
             return (*self.image_size, self.channels)
         return (self.channels, *self.image_size)
 
     @property
-    def num_params(self):
+    def num_params(self) -> int:
         """Number of trainable parameters of the model that `build_vit` makes, counted without building it."""
         width, mlp_dim, bias = self.width, self.mlp_dim, self.use_bias
         gate = 2 if self.mlp == "swiglu" else 1
@@ -232,7 +232,7 @@ class ViTConfig:
         return embed + self.depth * block + norm + pool + pre_logits + head
 
     @property
-    def num_prefix_positions(self):
+    def num_prefix_positions(self) -> int:
         """How many prefix tokens have a row of their own in the learned or 1-D position table."""
         return {
             "none": 0,
@@ -241,7 +241,7 @@ class ViTConfig:
         }[self.prefix_positions]
 
     @property
-    def flops(self):
+    def flops(self) -> int:
         """Floating-point operations of one image's forward pass; a multiply-add counts as two.
 
         Counts the matrix products and convolutions, as the papers do; norms, activations and softmax are left out.
@@ -264,7 +264,7 @@ class ViTConfig:
         return 2 * (embed + self.depth * block + pool + head)
 
 
-def decode_variant(variant):
+def decode_variant(variant: str) -> dict:
     """The fields that a variant such as "S/16" stands for, as a dictionary."""
     name, slash, patch = str(variant).rpartition("/")
     if not slash or name not in VARIANTS or not patch.isdecimal() or int(patch) < 1:
@@ -272,7 +272,7 @@ def decode_variant(variant):
     return {**VARIANTS[name], "patch_size": int(patch)}
 
 
-def check_fields(cls, settings, where=""):
+def check_fields(cls, settings: dict, where: str = "") -> None:
     """Raises a ValueError that names the first unknown key of `settings` and the nearest field of `cls`."""
     names = [field.name for field in dataclasses.fields(cls)]
     for name in settings:
@@ -282,7 +282,7 @@ def check_fields(cls, settings, where=""):
             raise ValueError(f"{where}{name}: no such field{hint} Allowed: {', '.join(names)}")
 
 
-def as_pair(name, value):
+def as_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """A positive int or a pair of them, as a pair (height, width)."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in pair):

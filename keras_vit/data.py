@@ -16,11 +16,13 @@ import math
 import os
 import threading
 import time
+from collections.abc import Iterable
 
 import keras
 import numpy as np
 
 from keras_vit import sources
+from keras_vit.augment import AugmentConfig
 from keras_vit.augment import augment as augment_batch
 
 TEST_SHARE = 0.2  # of a data set that has no test images of its own
@@ -51,11 +53,11 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
-    def images(self, indices):
+    def images(self, indices: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, C): a copy of the images at `indices` (B,)."""
         return np.asarray(self._images[self._rows[indices]])
 
-    def take(self, indices):
+    def take(self, indices: np.ndarray) -> "Split":
         """The split of the examples at `indices`, in that order; the pixels are shared."""
         return Split(self._images, self._labels, self._rows[indices])
 
@@ -86,7 +88,15 @@ class DataSet:
     fallback: str = ""
 
 
-def load_data(name, *, data_dir=None, image_size, channels=3, validation=None, seed=0):
+def load_data(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | tuple[int, int],
+    channels: int = 3,
+    validation: int | float | None = None,
+    seed: int = 0,
+) -> DataSet:
     """Loads a data set as uint8 images of one size.
 
     Args:
@@ -155,7 +165,9 @@ def load_data(name, *, data_dir=None, image_size, channels=3, validation=None, s
 # Batches
 
 
-def training_batch(split, augment, step, *, num_classes, batch_size, seed, total_steps):
+def training_batch(
+    split: Split, augment: AugmentConfig, step: int, *, num_classes: int, batch_size: int, seed: int, total_steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The augmented batch of one training step: a pure function of its arguments.
 
     Epoch e is steps e·(N // B) to (e + 1)·(N // B) - 1 and visits the examples in the order that (seed, e) gives; the N % B that
@@ -196,7 +208,7 @@ def _generator(purpose, seed, number=0):
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def normalize(images, mean, std):
+def normalize(images: np.ndarray, mean: float | list[float], std: float | list[float]) -> np.ndarray:
     """(images / 255 - mean) / std: uint8 (B, H, W, C) -> float32 (B, H, W, C); `mean` and `std` are numbers or have C."""
     _, _, width, channels = images.shape
     mean, std = (np.broadcast_to(np.asarray(value, np.float64), channels) for value in (mean, std))
@@ -207,7 +219,19 @@ def normalize(images, mean, std):
     return values.reshape(images.shape)
 
 
-def training_batches(split, augment, *, num_classes, batch_size, seed, mean, std, start_step=0, total_steps, pipeline=None):
+def training_batches(
+    split: Split,
+    augment: AugmentConfig,
+    *,
+    num_classes: int,
+    batch_size: int,
+    seed: int,
+    mean: float | list[float],
+    std: float | list[float],
+    start_step: int = 0,
+    total_steps: int,
+    pipeline: str | None = None,
+) -> Iterable:
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
 
     Args:
@@ -237,7 +261,15 @@ def training_batches(split, augment, *, num_classes, batch_size, seed, mean, std
     return _stream(batch, start_step, None, (batch_size, *split.shape), (batch_size, num_classes), pipeline)
 
 
-def evaluation_batches(split, *, num_classes, batch_size, mean, std, pipeline=None):
+def evaluation_batches(
+    split: Split,
+    *,
+    num_classes: int,
+    batch_size: int,
+    mean: float | list[float],
+    std: float | list[float],
+    pipeline: str | None = None,
+) -> Iterable:
     """Every example once, in order, not augmented; the last batch may be smaller.
 
     Arguments, result and errors are those of `training_batches`; targets are one-hot.

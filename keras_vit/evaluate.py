@@ -8,8 +8,9 @@ import json
 import re
 
 import numpy as np
+from rich.table import Table
 
-from keras_vit.run import write_text
+from keras_vit.run import RunFolder, write_text
 
 BINS = 15
 SPLITS = ("test", "validation", "train")
@@ -74,11 +75,11 @@ class Evaluation:
     class_names: list[str]
 
     @property
-    def count(self):
+    def count(self) -> int:
         """Images of each class (K,)."""
         return self.confusion.sum(axis=1)
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Plain Python values; what is undefined becomes None, so that it is JSON."""
         bins = self.calibration
         return {
@@ -105,7 +106,7 @@ def _rows(**columns):
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
 
-def score(logits, labels, class_names):
+def score(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Evaluation:
     """Compares logits with the truth.
 
     Args:
@@ -150,7 +151,7 @@ def score(logits, labels, class_names):
     )
 
 
-def calibrate(confidence, correct, bins=BINS):
+def calibrate(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Calibration:
     """Bins predictions of given confidence (N,) that are correct or not (N,) into a `Calibration` of equal-width bins."""
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     edges = np.linspace(0, 1, bins + 1)
@@ -163,7 +164,9 @@ def calibrate(confidence, correct, bins=BINS):
     return Calibration(edges, count, mean_confidence, accuracy, float(error))
 
 
-def evaluate(run, *, data=None, data_dir=None, split="test", batch_size=None):
+def evaluate(
+    run: RunFolder, *, data: str | None = None, data_dir: str | None = None, split: str = "test", batch_size: int | None = None
+) -> Evaluation:
     """Evaluates a run's best model on its own data set or another one with as many classes.
 
     The images of another data set are resized to the model's and normalised with the mean and standard deviation of the run's.
@@ -217,7 +220,7 @@ def evaluate(run, *, data=None, data_dir=None, split="test", batch_size=None):
     return score(model.predict(batches, verbose=0), images.labels, loaded.class_names)
 
 
-def write_evaluation(evaluation, run, *, data=None, split="test"):
+def write_evaluation(evaluation: Evaluation, run: RunFolder, *, data: str | None = None, split: str = "test"):
     """Writes an evaluation into its run: numbers as JSON, the confusion matrix and the reliability diagram as pictures.
 
     Those of another data set have its name in theirs and leave those of the run's own alone.
@@ -249,7 +252,7 @@ def write_evaluation(evaluation, run, *, data=None, split="test"):
     return paths
 
 
-def compare(runs):
+def compare(runs: list[RunFolder]):
     """What came out of runs, and the settings in which their recipes differ.
 
     Args:
@@ -292,10 +295,9 @@ def compare(runs):
     return rows
 
 
-def evaluation_table(evaluation, most=40):
+def evaluation_table(evaluation: Evaluation, most: int = 40) -> Table:
     """A rich table of precision, recall, F1 and images of the classes; the `most` with the lowest F1 if there are more."""
     from rich.markup import escape
-    from rich.table import Table
 
     table = Table("class")
     for name in ("precision (%)", "recall (%)", "F1 (%)", "images"):
@@ -310,10 +312,9 @@ def evaluation_table(evaluation, most=40):
     return table
 
 
-def comparison_table(runs):
+def comparison_table(runs: list[RunFolder]) -> Table:
     """A rich table of `compare`, a column for each run."""
     from rich.markup import escape
-    from rich.table import Table
 
     from keras_vit.plots import run_names
 

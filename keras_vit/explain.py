@@ -3,8 +3,10 @@
 import numpy as np
 from keras import ops
 
+from keras_vit.model import ViT
 
-def position_similarity(model):
+
+def position_similarity(model: ViT) -> np.ndarray:
     """Cosine similarity of every patch's position embedding to every other's, learned or fixed.
 
     The positions of class token and registers are left out.

@@ -594,7 +594,7 @@ def attend(q, k, v, mask=None, dropout=None, return_scores=False):
     return y, scores if return_scores else None
 
 
-def has_fused_attention():
+def has_fused_attention() -> bool:
     """Whether the backend's fused attention is the fast path: under PyTorch and JAX on an accelerator.
 
     On a CPU the backward pass of PyTorch's fused kernel takes longer than all else in a block of a small image.
@@ -620,7 +620,7 @@ def gelu(x, approximate=False):
     return ops.cast(0.5, x.dtype) * x * (1 + ops.erf(x * ops.cast(math.sqrt(0.5), x.dtype)))
 
 
-def sincos2d(rows, columns, width, temperature=10_000.0):
+def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
     """Fixed 2-D positions (rows * columns, D): sine and cosine of x, then of y, a quarter of the width each.
 
     Source: MoCo v3 (arXiv 2104.02057) in the order of 'Better plain ViT baselines' (arXiv 2205.01580).
@@ -631,7 +631,7 @@ def sincos2d(rows, columns, width, temperature=10_000.0):
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype("float32")
 
 
-def sincos1d(length, width, temperature=10_000.0):
+def sincos1d(length: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
     """Fixed 1-D positions (length, D), sine in even and cosine in odd channels (arXiv 1706.03762, section 3.5)."""
     angle = np.arange(length)[:, None] * temperature ** -(np.arange(0, width, 2) / width)
     return np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(length, width).astype("float32")

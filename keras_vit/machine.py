@@ -12,7 +12,7 @@ import keras
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
 
-def accelerator():
+def accelerator() -> str | None:
     """The name of the accelerator that the backend would use; None on a CPU."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -32,7 +32,7 @@ def accelerator():
     return "Apple GPU" if torch.backends.mps.is_available() else None
 
 
-def machine():
+def machine() -> dict:
     """Where this process runs: device, backend, versions, and the commit of this library where git knows it."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
@@ -54,7 +54,7 @@ def machine():
     return {"device": device, "backend": keras.backend.backend(), "versions": versions, "commit": commit}
 
 
-def peak_memory_mb():
+def peak_memory_mb() -> float | None:
     """The largest resident memory of this process so far; None where the system does not tell."""
     try:
         import resource

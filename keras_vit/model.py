@@ -89,7 +89,7 @@ class ViT(keras.Model):
         return cls(**{**config, "config": ViTConfig(**config["config"])})
 
 
-def build_vit(config, name="vit", dtype=None):
+def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePolicy | None = None) -> ViT:
     """A Vision Transformer: a functional model from images (B, H, W, C) to logits (B, num_classes).
 
     Args:
@@ -105,7 +105,7 @@ def build_vit(config, name="vit", dtype=None):
     return ViT(config, name=name, dtype=dtype)
 
 
-def features(model, names):
+def features(model: ViT, names: str | list[str]) -> keras.Model:
     """A model that gives the named intermediates of a `ViT`, sharing its weights.
 
     Args:

@@ -6,9 +6,10 @@ import keras
 from keras import ops
 
 from keras_vit.layers import NO_DECAY
+from keras_vit.recipe import TrainConfig
 
 
-def make_optimizer(config, total_steps):
+def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
     """The Keras optimizer of a `TrainConfig`.
 
     Weight decay spares the variables of `keras_vit.layers.NO_DECAY`. The averaged weights are Keras's own EMA. Where

@@ -5,6 +5,7 @@ Every picture is drawn on a figure of its own, without pyplot: no window, no glo
 
 import functools
 import math
+import os
 import unicodedata
 
 import numpy as np
@@ -14,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from keras_vit.run import atomic_path
+from keras_vit.evaluate import Calibration
+from keras_vit.run import RunFolder, atomic_path
 
 DPI = 150
 MAPS = 32  # in a row or column of a picture of position maps, at most
@@ -33,7 +35,9 @@ WIDE_FONTS = (
 )
 
 
-def batch_picture(images, targets, class_names, path, *, limit=64):
+def batch_picture(
+    images: np.ndarray, targets: np.ndarray, class_names: list[str], path: str | os.PathLike, *, limit: int = 64
+) -> None:
     """Draws the images of a batch with their labels; the weight of a label where it is not 1.
 
     Args:
@@ -91,7 +95,7 @@ def label_lines(target, class_names, characters):
     ]
 
 
-def curves(runs, path):
+def curves(runs: list[RunFolder], path: str | os.PathLike) -> None:
     """Draws loss and accuracy over epochs and over seconds, and the time of every epoch.
 
     Args:
@@ -139,7 +143,7 @@ def curves(runs, path):
     save(figure, path)
 
 
-def run_names(runs):
+def run_names(runs: list[RunFolder]) -> list[str]:
     """A name for each run: the last parts of its path, as many as tell the runs apart.
 
     Raises:
@@ -166,7 +170,7 @@ def run_colors(count):
     return COLORS[:count] if count <= len(COLORS) else colormaps["viridis"](np.linspace(0, 0.92, count))
 
 
-def confusion(matrix, class_names, path, *, title="Confusion matrix"):
+def confusion(matrix: np.ndarray, class_names: list[str], path: str | os.PathLike, *, title: str = "Confusion matrix") -> None:
     """Draws a confusion matrix; the colour is the share of the true class, its scale a square root to show rare errors.
 
     Args:
@@ -206,7 +210,7 @@ def confusion(matrix, class_names, path, *, title="Confusion matrix"):
     save(figure, path)
 
 
-def reliability(calibration, path, *, title="Reliability"):
+def reliability(calibration: Calibration, path: str | os.PathLike, *, title: str = "Reliability") -> None:
     """Draws a reliability diagram: accuracy against confidence, and how many images have which confidence.
 
     Args:
@@ -250,7 +254,7 @@ def reliability(calibration, path, *, title="Reliability"):
     save(figure, path)
 
 
-def position_maps(similarity, path, *, title="Position embedding similarity"):
+def position_maps(similarity: np.ndarray, path: str | os.PathLike, *, title: str = "Position embedding similarity") -> None:
     """Draws a map for each position: the similarity of its embedding to that of every position.
 
     The colours reach from the smallest similarity, rounded down to a tenth, to 1. Of grids beyond 32 rows or columns,

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import os
 import typing
 from pathlib import Path
 
@@ -116,11 +117,11 @@ class Recipe:
             for value in values:
                 check_number(name, value, **({"above": 0} if name == "std" else {}))
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """The recipe as plain values, in the order of the fields."""
         return {**dataclasses.asdict(self), "model": self.model.to_dict()}
 
-    def to_yaml(self):
+    def to_yaml(self) -> str:
         """The recipe as YAML that `load_recipe` reads back as an equal one."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
@@ -128,12 +129,12 @@ class Recipe:
 SECTIONS = {"model": ViTConfig, "augment": AugmentConfig, "train": TrainConfig}
 
 
-def recipe_names():
+def recipe_names() -> list[str]:
     """The recipes in experiments/recipes."""
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
-def recipe_path(name):
+def recipe_path(name: str | os.PathLike) -> Path:
     """The file of a recipe: a path, or the name of one in experiments/recipes."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml", ".json"):
@@ -148,7 +149,7 @@ def recipe_path(name):
     return RECIPES / f"{name}.yaml"
 
 
-def read_settings(name, variant=None):
+def read_settings(name: str | os.PathLike, variant: str | None = None) -> dict:
     """The settings in a recipe file as {"model.depth": 4, ...}, its names checked and its variant expanded.
 
     Args:
@@ -165,7 +166,7 @@ def read_settings(name, variant=None):
     return settings
 
 
-def flatten(tree, where):
+def flatten(tree: dict, where: str) -> dict:
     """Settings {"model": {"depth": 4}} as {"model.depth": 4}, names checked; a `variant` in `model` is expanded."""
     check_fields(Recipe, tree, where)
     settings = {}
@@ -182,7 +183,7 @@ def flatten(tree, where):
     return settings
 
 
-def recipe_parser(parser=None):
+def recipe_parser(parser: jsonargparse.ArgumentParser | None = None) -> jsonargparse.ArgumentParser:
     """A parser with an option for every setting of a recipe, `--train.epochs` and so on, each explained by --help."""
     parser = parser or jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
@@ -193,7 +194,9 @@ def recipe_parser(parser=None):
     return parser
 
 
-def parse_recipe(name, arguments, parser=None):
+def parse_recipe(
+    name: str | os.PathLike, arguments: list[str], parser: jsonargparse.ArgumentParser | None = None
+) -> tuple[Recipe, jsonargparse.Namespace]:
     """A recipe file with settings from a command line on top.
 
     Args:
@@ -213,7 +216,7 @@ def parse_recipe(name, arguments, parser=None):
     return _parse(read_settings(name, variant.variant), arguments, parser or recipe_parser())
 
 
-def load_recipe(name, **overrides):
+def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
     """A `Recipe` from a file, with settings on top.
 
     Args:

@@ -17,11 +17,17 @@ import json
 import os
 import shutil
 import tempfile
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 import yaml
+
+if typing.TYPE_CHECKING:  # both import this module
+    from keras_vit.model import ViT
+    from keras_vit.recipe import Recipe
 
 # Columns of metrics.csv, in order. Seconds count training time, those of earlier parts of a resumed run included.
 METRICS = (
@@ -39,7 +45,7 @@ METRICS = (
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a path to write to; on success the file written there replaces `path` in one step, else it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +65,7 @@ def atomic_path(path):
         Path(temporary).unlink(missing_ok=True)
 
 
-def write_text(path, text):
+def write_text(path: str | os.PathLike, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -82,7 +88,7 @@ class RunFolder:
             raise ValueError(f"run: {str(self.path)!r} is not a run folder: recipe.yaml is missing")
 
     @classmethod
-    def create(cls, path, recipe, overwrite=False):
+    def create(cls, path: str | os.PathLike, recipe: "Recipe", overwrite: bool = False) -> "RunFolder":
         """Makes a run folder with its recipe.
 
         Args:
@@ -113,29 +119,29 @@ class RunFolder:
         return cls(path)
 
     @property
-    def plots(self):
+    def plots(self) -> Path:
         return self.path / "plots"
 
     @property
-    def tensorboard(self):
+    def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
     @property
-    def model_path(self):
+    def model_path(self) -> Path:
         return self.path / "best.keras"
 
     @property
-    def state_path(self):
+    def state_path(self) -> Path:
         return self.path / "last" / "state.safetensors"
 
     @property
-    def recipe(self):
+    def recipe(self) -> "Recipe":
         from keras_vit.recipe import load_recipe
 
         return load_recipe(self.path / "recipe.yaml")
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[dict]:
         """The rows of metrics.csv, a dictionary an epoch; empty before the first epoch has ended."""
         path = self.path / "metrics.csv"
         if not path.is_file():
@@ -146,7 +152,7 @@ class RunFolder:
                 for row in csv.DictReader(file)
             ]
 
-    def write_metrics(self, rows):
+    def write_metrics(self, rows: list[dict]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, METRICS, lineterminator="\n")
         writer.writeheader()
@@ -154,7 +160,7 @@ class RunFolder:
         write_text(self.path / "metrics.csv", text.getvalue())
 
     @property
-    def summary(self):
+    def summary(self) -> dict:
         """The contents of summary.json.
 
         Raises:
@@ -165,10 +171,10 @@ class RunFolder:
             raise ValueError(f"run: {str(self.path)!r} has no summary.json: it has not ended; go on with --resume")
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def write_summary(self, summary):
+    def write_summary(self, summary: dict) -> None:
         write_text(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
-    def model(self):
+    def model(self) -> "ViT":
         """The trained model, from best.keras.
 
         Raises:
@@ -180,11 +186,11 @@ class RunFolder:
             raise ValueError(f"run: {str(self.path)!r} has no best.keras: no epoch has ended yet")
         return keras.models.load_model(self.model_path, compile=False)
 
-    def write_model(self, model):
+    def write_model(self, model: keras.Model) -> None:
         with atomic_path(self.model_path) as temporary:
             model.save(temporary)
 
-    def read_state(self):
+    def read_state(self) -> tuple[dict, dict] | None:
         """The training state: a dictionary of arrays and one of plain values; None if no epoch has ended."""
         from safetensors import SafetensorError, safe_open
 
@@ -197,7 +203,7 @@ class RunFolder:
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"run: {str(self.state_path)!r} is damaged ({error}); start again with --overwrite") from None
 
-    def write_state(self, arrays, values):
+    def write_state(self, arrays: dict, values: dict) -> None:
         from safetensors.numpy import save_file
 
         with atomic_path(self.state_path) as temporary:
@@ -205,7 +211,7 @@ class RunFolder:
             save_file(arrays, temporary, metadata={"state": json.dumps(values)})
 
 
-def read_yaml(path):
+def read_yaml(path: str | os.PathLike) -> typing.Any:
     """A YAML or JSON file as plain values; a ValueError with the line if it cannot be read."""
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))

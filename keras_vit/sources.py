@@ -173,7 +173,7 @@ def _problem(file, shape):
     return "could not be read before"
 
 
-def read_image(file, shape):
+def read_image(file: str | os.PathLike, shape: tuple[int, int, int]) -> np.ndarray:
     """One image file as uint8 (H, W, C) = `shape`.
 
     Turned upright by its EXIF orientation; transparency is laid on white; 16-bit grey is scaled to 8; of an animation the first

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 import psutil
 from keras import ops
 
-from keras_vit.data import evaluation_batches, load_data, training_batch, training_batches
+from keras_vit.data import DataSet, evaluation_batches, load_data, training_batch, training_batches
 from keras_vit.machine import accelerator, machine, peak_memory_mb
 from keras_vit.model import build_vit
 from keras_vit.optimizer import make_optimizer
+from keras_vit.recipe import Recipe, flatten
 from keras_vit.run import METRICS, RunFolder
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -25,7 +27,15 @@ class Diverged(ValueError):
     """The loss is no longer a finite number."""
 
 
-def train(recipe, run_dir, *, data=None, resume=False, overwrite=False, verbose="auto"):
+def train(
+    recipe: Recipe,
+    run_dir: str | os.PathLike,
+    *,
+    data: DataSet | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: int | str = "auto",
+) -> RunFolder:
     """Trains the model of a recipe and leaves a run folder; goes on with an interrupted run.
 
     Args:
@@ -97,7 +107,7 @@ def train(recipe, run_dir, *, data=None, resume=False, overwrite=False, verbose=
     return run
 
 
-def load_recipe_data(recipe):
+def load_recipe_data(recipe: Recipe) -> DataSet:
     """The `DataSet` of a recipe: its images in the size and with the channels of the recipe's model."""
     return load_data(
         recipe.data,
@@ -355,8 +365,6 @@ def picture_of_batch(run, recipe, data, total_steps):
 
 def check_same_recipe(run, recipe):
     """Raises a ValueError that names the settings in which a recipe differs from that of a run."""
-    from keras_vit.recipe import flatten
-
     theirs, ours = flatten(run.recipe.to_dict(), ""), flatten(recipe.to_dict(), "")
     changed = [name for name in ours if ours[name] != theirs[name] and name not in ("data_dir", "model.num_classes")]
     if changed:

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,12 @@ def finished(tmp_path_factory):
     return train(small_recipe(), tmp_path_factory.mktemp("runs") / "run", verbose=0)
 
 
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run that a test may spoil."""
+    return RunFolder(shutil.copytree(finished.path, tmp_path / "copied"))
+
+
 def test_run_folder(finished):
     rows = finished.metrics
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -239,12 +246,11 @@ def test_existing_run_is_kept_unless_overwritten(finished, tmp_path):
     assert (folder / "thesis.txt").read_text() == "text"
 
 
-def test_overwrite_leaves_nothing_of_the_old_run(tmp_path):
-    first = train(small_recipe(), tmp_path / "run", verbose=0)
-    (first.path / "notes.txt").write_text("mine")
-    second = train(small_recipe(train={"epochs": 2}), tmp_path / "run", overwrite=True, verbose=0)
-    assert len(second.metrics) == second.summary["epochs"] == 2
-    assert (first.path / "notes.txt").read_text() == "mine"
+def test_overwrite_leaves_nothing_of_the_old_run(copied):
+    (copied.path / "notes.txt").write_text("mine")
+    again = train(small_recipe(train={"epochs": 2}), copied.path, overwrite=True, verbose=0)
+    assert len(again.metrics) == again.summary["epochs"] == 2
+    assert (copied.path / "notes.txt").read_text() == "mine"
 
 
 def test_resume_of_a_finished_run_changes_nothing(finished):
@@ -261,16 +267,19 @@ def test_resume_refuses_another_recipe(finished, overrides, name):
         train(small_recipe(**overrides), finished.path, resume=True, verbose=0)
 
 
-def test_resume_refuses_the_state_of_another_model(finished, tmp_path):
-    other = train(small_recipe(model={"width": 24}, train={"epochs": 1, "warmup_epochs": 0}), tmp_path / "other", verbose=0)
-    state = other.state_path.read_bytes()
-    run = train(small_recipe(), tmp_path / "run", verbose=0)
-    run.state_path.write_bytes(state)
-    with pytest.raises(ValueError, match=r"made by another model: .* shape"):
-        train(small_recipe(), run.path, resume=True, verbose=0)
-    run.state_path.write_bytes(state[: len(state) // 2])
+def test_resume_refuses_the_state_of_another_model(copied):
+    arrays, values = copied.read_state()
+    name = next(name for name, array in arrays.items() if array.ndim == 2)
+    copied.write_state({**arrays, name: arrays[name][1:]}, values)
+    with pytest.raises(ValueError, match=f"made by another model: {name} has shape"):
+        train(small_recipe(), copied.path, resume=True, verbose=0)
+    copied.write_state(arrays, {**values, "fingerprint": "other"})
+    with pytest.raises(ValueError, match="made with other data"):
+        train(small_recipe(), copied.path, resume=True, verbose=0)
+    state = copied.state_path.read_bytes()
+    copied.state_path.write_bytes(state[: len(state) // 2])
     with pytest.raises(ValueError, match="is damaged"):
-        train(small_recipe(), run.path, resume=True, verbose=0)
+        train(small_recipe(), copied.path, resume=True, verbose=0)
 
 
 def test_divergence_keeps_what_was_written(tmp_path):
@@ -281,18 +290,17 @@ def test_divergence_keeps_what_was_written(tmp_path):
     assert all(math.isfinite(row["loss"]) for row in run.metrics)
 
 
-def test_full_disk_leaves_the_last_state(finished, monkeypatch, tmp_path):
-    run = train(small_recipe(), tmp_path / "run", verbose=0)
-    before = run.state_path.read_bytes()
+def test_full_disk_leaves_the_last_state(copied, monkeypatch):
+    before = copied.state_path.read_bytes()
 
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        run.write_state({"a": np.zeros(3)}, {"epoch": 9})
-    assert run.state_path.read_bytes() == before
-    assert [file.name for file in run.state_path.parent.iterdir()] == ["state.safetensors"]
+        copied.write_state({"a": np.zeros(3)}, {"epoch": 9})
+    assert copied.state_path.read_bytes() == before
+    assert [file.name for file in copied.state_path.parent.iterdir()] == ["state.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -350,19 +358,16 @@ def wait_for(process, ready, seconds=120):
 def test_killed_run_ends_like_one_that_never_was(tmp_path):
     # Everything that has a state: dropout seeds, augmentation, momentum, schedule, averaged weights, accumulation.
     settings = ["--recipe", "digits", "--model.depth", "1", "--model.dropout", "0.2", "--model.drop_path", "0.1"]
-    settings += ["--train.epochs", "8", "--train.warmup_epochs", "2", "--train.accumulate", "2", "--augment.mixup", "0.4"]
+    settings += ["--train.epochs", "6", "--train.warmup_epochs", "2", "--train.accumulate", "2", "--augment.mixup", "0.4"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(tmp_path, *settings, "--out", str(whole)).wait(300) == 0, (tmp_path / "log.txt").read_text()
+    process = start(tmp_path, *settings, "--out", str(killed))
     metrics = killed / "metrics.csv"
-    options = (*settings, "--out", str(killed))
-    for epochs in (2, 5):
-        process = start(tmp_path, *options)
-        wait_for(process, lambda epochs=epochs: metrics.is_file() and metrics.read_text().count("\n") > epochs)
-        time.sleep(np.random.default_rng(epochs).uniform(0, 0.05))
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
-        options = ("--resume", str(killed))
-    assert start(tmp_path, *options).wait(300) == 0, (tmp_path / "log.txt").read_text()
+    wait_for(process, lambda: metrics.is_file() and metrics.read_text().count("\n") > 3)
+    time.sleep(np.random.default_rng().uniform(0, 0.3))  # anywhere: in an epoch, in validation, while writing
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert start(tmp_path, "--resume", str(killed)).wait(300) == 0, (tmp_path / "log.txt").read_text()
     whole, killed = RunFolder(whole), RunFolder(killed)
     timeless = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
     assert [[row[name] for name in timeless] for row in killed.metrics] == [
