@@ -6,27 +6,24 @@ The pipeline and the training are measured turn by turn in one process and the m
 a machine that does other things too halves when they run. Training is measured on one fixed batch: it does not wait for data.
 """
 
-import argparse
 import dataclasses
 import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 
-import keras
 import numpy as np
 
-from keras_vit import build_vit
-from keras_vit.augment import AugmentConfig
-from keras_vit.data import Split, normalize, training_batches
-from keras_vit.recipe import load_recipe
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "experiments"))
+from cli import Parser, run_command
 
 WARM_UP, TURNS, CLASSES = 3, 3, 10  # steps, repetitions, classes
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--recipe", default="standard", help="name or file of the recipe (default: standard)")
     parser.add_argument(
         "--seconds", type=float, default=5, help="seconds a rate is measured for, in each of three turns (default: 5)"
@@ -35,6 +32,11 @@ def main():
     parser.add_argument("--images", type=int, default=50_000, help="random images that are read (default: 50000)")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     options = parser.parse_args()
+    import keras
+
+    from keras_vit.augment import AugmentConfig
+    from keras_vit.recipe import load_recipe
+
     recipe = load_recipe(options.recipe)
     batch_size = recipe.train.batch_size
 
@@ -71,6 +73,8 @@ def main():
 
 
 def random_split(model, count):
+    from keras_vit.data import Split
+
     height, width = np.broadcast_to(model.image_size, 2)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, height, width, model.channels), dtype=np.uint8)
@@ -78,15 +82,22 @@ def random_split(model, count):
 
 
 def pipeline_step(recipe, split, augment, pipeline):
+    from keras_vit.data import training_batches
+
     settings = {"num_classes": CLASSES, "batch_size": recipe.train.batch_size, "mean": recipe.mean, "std": recipe.std}
     batches = training_batches(split, augment, seed=recipe.seed, total_steps=10**9, pipeline=pipeline, **settings)
     return lambda: iter(batches).__next__
 
 
 def training_step(recipe, split):
+    from keras_vit.data import normalize
+    from keras_vit.model import build_vit
+    from keras_vit.optimizer import make_optimizer
+    from keras_vit.train import POLICIES, compile_model
+
     config = dataclasses.replace(recipe.model, num_classes=CLASSES)
-    model = build_vit(config)
-    model.compile(keras.optimizers.AdamW(1e-3), loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    model = build_vit(config, dtype=POLICIES[recipe.train.precision])
+    compile_model(model, make_optimizer(recipe.train, 10**6), recipe.train.jit)
     indices = np.arange(recipe.train.batch_size)
     images, targets = normalize(split.images(indices), recipe.mean, recipe.std), np.eye(CLASSES)[split.labels[indices]]
     return lambda: lambda: model.train_on_batch(images, targets)
@@ -105,4 +116,4 @@ def rate(start, seconds):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -3,8 +3,10 @@
 from cli import run_command
 """
 
+import argparse
 import errno
 import importlib.util
+import json
 import os
 import sys
 import traceback
@@ -14,6 +16,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
 sys.path.insert(0, str(ROOT))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ValueErrors, for `run_command` to show."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message):
+        raise ValueError(message)
 
 
 def run_command(function):
@@ -46,15 +58,21 @@ def raised_here(error):
 
 
 def choose_backend():
-    """Sets KERAS_BACKEND to the first backend that is installed, where neither it nor ~/.keras/keras.json is set."""
+    """Sets KERAS_BACKEND, where it is not, to the backend of Keras's own settings or to the first that is installed."""
     installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
     chosen = os.environ.get("KERAS_BACKEND")
+    # Keras writes this file at its first import, naming TensorFlow whatever is installed.
+    file = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    try:
+        configured = json.loads(file.read_text()).get("backend")
+    except (OSError, ValueError):
+        configured = None
     if not installed:
         raise ValueError(f"KERAS_BACKEND: none of {', '.join(BACKENDS)} is installed; pip install one of them")
-    if not chosen and not (Path.home() / ".keras" / "keras.json").is_file():
-        os.environ["KERAS_BACKEND"] = installed[0]
-    elif chosen and chosen not in installed:
+    if not chosen:
+        os.environ["KERAS_BACKEND"] = configured if configured in installed else installed[0]
+    elif chosen not in installed:
         known = "is not installed" if chosen in BACKENDS else "is no backend"
         raise ValueError(f"KERAS_BACKEND: {chosen!r} {known}; allowed here: {', '.join(installed)}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.filterwarnings("ignore", module="keras")
+    warnings.filterwarnings("ignore", module=r"keras\.")

@@ -9,21 +9,15 @@
 Numbers and pictures of one run are written into its folder.
 """
 
-import argparse
 from pathlib import Path
 
-from cli import run_command
+from cli import Parser, run_command
 
 OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ValueError(message)
-
-
 def parse_options():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="A run folder; two or more are compared.")
     parser.add_argument("--data", help="A data set with as many classes, instead of the run's; named as in training.")
     parser.add_argument("--data-dir", help="Folder of prepared TensorFlow Datasets. Default: as in training.")

@@ -7,12 +7,12 @@ python experiments/train_cifar.py --resume runs/quick-cifar10-jax         # afte
 KERAS_BACKEND=torch python experiments/train_cifar.py
 """
 
-import argparse
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
-from cli import run_command
+from cli import Parser, run_command
 
 
 def make_parser():
@@ -22,7 +22,7 @@ def make_parser():
 
     parser = jsonargparse.ArgumentParser(
         description="Trains a Vision Transformer and leaves a run folder. Any setting of the recipe can be overridden; "
-        "the defaults shown are those of the recipe that would run.",
+        "the defaults shown are those of the recipe. Dashes do for underscores in --data-dir.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -47,7 +47,7 @@ def free_folder(stem):
 
 def main():
     arguments = sys.argv[1:]
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     first.add_argument("--recipe")
     first.add_argument("--resume")
     chosen, _ = first.parse_known_args(arguments)
@@ -64,6 +64,8 @@ def main():
 
         name = "standard" if accelerator() else "quick"
     recipe, options = parse_recipe(name or "quick", arguments, make_parser())
+    if options.resume and (options.out or options.overwrite):
+        raise ValueError("--resume: takes neither --out nor --overwrite; the run goes on in its own folder")
 
     from rich.console import Console
     from rich.markup import escape
@@ -86,9 +88,10 @@ def main():
     backend = machine_facts["backend"]
     for note in data.notes:
         console.print(escape(note))
-    console.print(f"recipe {Path(name).stem}, {recipe.train.epochs} epochs; {backend} on {machine_facts['device']}")
+    console.print(f"recipe {escape(str(name))}, {recipe.train.epochs} epochs; {backend} on {machine_facts['device']}")
 
-    out = options.resume or options.out or free_folder(f"runs/{Path(name).stem}-{Path(data.name).stem}-{backend}")
+    stem = re.sub(r"[^\w.-]+", "-", data.name)
+    out = options.resume or options.out or free_folder(f"runs/{Path(name).stem}-{stem}-{backend}")
     try:
         run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite)
     except KeyboardInterrupt:

@@ -85,13 +85,13 @@ class ViTConfig:
     num_heads: int = 12
     mlp_dim: int = 3072
     num_classes: int = 1000
-    pool: typing.Literal["cls", "gap", "map"] = "cls"
+    pool: typing.Literal[POOLS] = "cls"
     class_token: bool | None = None
     registers: int = 0
-    position: typing.Literal["learned", "sincos2d", "sincos1d", "none"] = "learned"
-    prefix_positions: typing.Literal["none", "class", "all"] = "class"
-    stem: typing.Literal["patch", "conv"] = "patch"
-    mlp: typing.Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
+    position: typing.Literal[POSITIONS] = "learned"
+    prefix_positions: typing.Literal[PREFIX_POSITIONS] = "class"
+    stem: typing.Literal[STEMS] = "patch"
+    mlp: typing.Literal[MLPS] = "gelu"
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
@@ -102,7 +102,7 @@ class ViTConfig:
     pre_logits_dim: int = 0
     qkv_bias: bool = True
     use_bias: bool = True
-    data_format: typing.Literal["channels_last", "channels_first"] = "channels_last"
+    data_format: typing.Literal[DATA_FORMATS] = "channels_last"
 
     def __post_init__(self):
         for name in ("image_size", "patch_size"):

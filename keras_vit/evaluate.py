@@ -184,7 +184,8 @@ def evaluate(
     Raises:
         ValueError: If the data set has another number of classes, or no such split.
     """
-    from keras_vit.data import evaluation_batches, load_data
+    from keras_vit.data import evaluation_batches
+    from keras_vit.train import load_recipe_data
 
     if split not in SPLITS:
         raise ValueError(f"split: received {split!r}; allowed: {', '.join(SPLITS)}")
@@ -194,14 +195,9 @@ def evaluate(
     config = model.config
     if not config.num_classes:
         raise ValueError("num_classes: received 0; a model without a head has no predictions to evaluate")
-    loaded = load_data(
-        data or recipe.data,
-        data_dir=data_dir or recipe.data_dir,
-        image_size=config.image_size,
-        channels=config.channels,
-        validation=recipe.validation,
-        seed=recipe.seed,
-    )
+    loaded = load_recipe_data(dataclasses.replace(recipe, data=data or recipe.data, data_dir=data_dir or recipe.data_dir))
+    if loaded.fallback:
+        raise ValueError(f"data: CIFAR-10 is not at hand: {loaded.fallback}")
     if len(loaded.class_names) != config.num_classes:
         raise ValueError(
             f"data: {loaded.name} has {len(loaded.class_names)} classes; "

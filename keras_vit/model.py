@@ -114,7 +114,7 @@ def features(model: ViT, names: str | list[str]) -> keras.Model:
             or `block_3/attention` for that block's attention weights (B, h, N, N).
 
     Returns:
-        A functional model from images to a dictionary of the named tensors.
+        A functional model from images to a dictionary of the named tensors. It is a view of `model`: save that one.
 
     Raises:
         ValueError: For a name that the model does not have, listing those it has.

@@ -20,10 +20,10 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
         config: The `TrainConfig`.
         total_steps: Steps of the whole training, before accumulation.
     """
-    warmup = round(total_steps * config.warmup_epochs / config.epochs)
+    warmup = round(total_steps * min(config.warmup_epochs / config.epochs, 0.5))
     settings = {
         "learning_rate": WarmupSchedule(config.learning_rate, warmup, total_steps, config.schedule == "cosine"),
-        "weight_decay": config.weight_decay or None,
+        "weight_decay": None if config.optimizer == "adam" else config.weight_decay or None,
         "global_clipnorm": config.clip_norm or None,
         "use_ema": config.ema > 0,
         "ema_momentum": config.ema ** (1 / config.accumulate),
@@ -43,8 +43,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
             **settings,
         )
     else:
-        kind = optimizers.AdamW if config.optimizer == "adamw" and config.weight_decay else optimizers.Adam
-        optimizer = kind(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
+        optimizer = optimizers.Adam(beta_1=config.beta_1, beta_2=config.beta_2, **settings)  # decoupled decay, as AdamW
     # Keras matches the variable's name, which under TensorFlow is "encoder/position:0" where it is "position" elsewhere.
     optimizer.exclude_from_weight_decay(var_names=[rf"(^|/){name}(:\d+)?$" for name in NO_DECAY])
     return optimizer

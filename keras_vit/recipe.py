@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 import typing
 from pathlib import Path
 
@@ -18,6 +19,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "experiments" / "recipes"
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "bfloat16", "float16")
+JITS = ("auto", "on", "off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +30,11 @@ class TrainConfig:
         epochs: Passes over the training images, at least 1.
         batch_size: Images a step.
         accumulate: Steps whose gradients are averaged for one update of the weights; 1 = every step updates.
-        optimizer: `adamw`, `adam` (no decoupled decay unless `weight_decay` is set), `sgd` (Nesterov momentum),
-            `lion` or `muon` (Muon on every matrix, AdamW on the rest).
+        optimizer: `adamw`, `adam` (the same without decay), `sgd` (Nesterov momentum), `lion`, or `muon` (Muon on every
+            matrix, AdamW on the rest: biases, norms, tokens, positions and convolutions).
         learning_rate: Peak learning rate.
         schedule: `cosine` (to zero at the last step) or `constant`, both behind the warmup.
-        warmup_epochs: Epochs of linear warmup from zero; fractions count.
+        warmup_epochs: Epochs of linear warmup from zero; fractions count. At most half of the training.
         weight_decay: Decoupled weight decay; never on biases, norms, scales, tokens and positions. 0 = off.
         beta_1: Decay of the first moment; the momentum of `sgd`.
         beta_2: Decay of the second moment.
@@ -46,24 +48,24 @@ class TrainConfig:
     epochs: int = 100
     batch_size: int = 128
     accumulate: int = 1
-    optimizer: typing.Literal["adamw", "adam", "sgd", "lion", "muon"] = "adamw"
+    optimizer: typing.Literal[OPTIMIZERS] = "adamw"
     learning_rate: float = 1e-3
-    schedule: typing.Literal["cosine", "constant"] = "cosine"
+    schedule: typing.Literal[SCHEDULES] = "cosine"
     warmup_epochs: float = 5.0
     weight_decay: float = 0.05
     beta_1: float = 0.9
     beta_2: float = 0.999
     clip_norm: float = 1.0
     ema: float = 0.0
-    precision: typing.Literal["float32", "bfloat16", "float16"] = "float32"
-    jit: typing.Literal["auto", "on", "off"] = "auto"
+    precision: typing.Literal[PRECISIONS] = "float32"
+    jit: typing.Literal[JITS] = "auto"
     validate_every: int = 1
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             check_int(name, getattr(self, name), at_least=1)
         check_number("learning_rate", self.learning_rate, above=0)
-        check_number("warmup_epochs", self.warmup_epochs, at_least=0, below=self.epochs)
+        check_number("warmup_epochs", self.warmup_epochs, at_least=0)
         check_number("weight_decay", self.weight_decay, at_least=0)
         check_number("clip_norm", self.clip_norm, at_least=0)
         for name in ("beta_1", "beta_2", "ema"):
@@ -71,7 +73,7 @@ class TrainConfig:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        check_choice("jit", self.jit, ("auto", "on", "off"))
+        check_choice("jit", self.jit, JITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Recipe:
     data: str = "auto"
     data_dir: str | None = None
     validation: int | float | None = None
-    mean: list[float] = dataclasses.field(default_factory=lambda: [0.5])
-    std: list[float] = dataclasses.field(default_factory=lambda: [0.5])
+    mean: float | list[float] = 0.5
+    std: float | list[float] = 0.5
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     seed: int = 0
@@ -110,8 +112,8 @@ class Recipe:
             check_number("validation", self.validation, at_least=0)
         for name in ("mean", "std"):
             values = getattr(self, name)
-            object.__setattr__(self, name, list(values) if isinstance(values, (list, tuple)) else [values])
-            values = getattr(self, name)
+            values = list(values) if isinstance(values, (list, tuple)) else [values]
+            object.__setattr__(self, name, values)
             if len(values) not in (1, self.model.channels):
                 raise ValueError(f"{name}: received {len(values)} numbers; allowed: 1 or {self.model.channels} (channels)")
             for value in values:
@@ -210,10 +212,13 @@ def parse_recipe(
     Raises:
         ValueError: Naming the setting, what was received and what is allowed.
     """
-    variant = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    variant.add_argument("--model.variant", dest="variant")
-    variant, _ = variant.parse_known_args(arguments)
-    return _parse(read_settings(name, variant.variant), arguments, parser or recipe_parser())
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--model.variant", dest="variant")
+    try:
+        variant = first.parse_known_args(arguments)[0].variant
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    return _parse(read_settings(name, variant), arguments, parser or recipe_parser())
 
 
 def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
@@ -233,7 +238,7 @@ def _parse(settings, arguments, parser):
     num_classes = settings.pop("model.num_classes", ViTConfig.num_classes)
     try:
         parser.set_defaults(settings)
-        namespace = parser.parse_args([option.replace("--data-dir", "--data_dir") for option in arguments])
+        namespace = parser.parse_args([re.sub("^--data-dir(?==|$)", "--data_dir", option) for option in arguments])
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
         raise ValueError(" ".join(str(error).replace("Parser key ", "").split())) from None
     namespace.model.pop("variant", None)

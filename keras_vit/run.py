@@ -44,20 +44,23 @@ METRICS = (
 )
 
 
+PARTIAL = ".partial-"  # begins the name of a file that is being written
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a path to write to; on success the file written there replaces `path` in one step, else it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=PARTIAL, suffix=path.suffix, dir=path.parent)
     except OSError as error:
         error.filename = str(path)
         raise
     os.close(handle)
     try:
         yield Path(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -171,6 +174,11 @@ class RunFolder:
             raise ValueError(f"run: {str(self.path)!r} has no summary.json: it has not ended; go on with --resume")
         return json.loads(path.read_text(encoding="utf-8"))
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended."""
+        return (self.path / "summary.json").is_file()
+
     def write_summary(self, summary: dict) -> None:
         write_text(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
@@ -183,7 +191,7 @@ class RunFolder:
         import keras_vit.model  # noqa: F401  registers the classes that the file names
 
         if not self.model_path.is_file():
-            raise ValueError(f"run: {str(self.path)!r} has no best.keras: no epoch has ended yet")
+            raise ValueError(f"run: {str(self.path)!r} has no best.keras: no epoch has been validated yet")
         return keras.models.load_model(self.model_path, compile=False)
 
     def write_model(self, model: keras.Model) -> None:
@@ -204,11 +212,17 @@ class RunFolder:
             raise ValueError(f"run: {str(self.state_path)!r} is damaged ({error}); start again with --overwrite") from None
 
     def write_state(self, arrays: dict, values: dict) -> None:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         with atomic_path(self.state_path) as temporary:
             arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-            save_file(arrays, temporary, metadata={"state": json.dumps(values)})
+            # Not save_file: what it raises on a full disk is no OSError.
+            temporary.write_bytes(save(arrays, metadata={"state": json.dumps(values)}))
+
+    def remove_partial_files(self) -> None:
+        """Deletes what a kill left half written."""
+        for file in self.path.rglob(f"{PARTIAL}*"):
+            file.unlink()
 
 
 def read_yaml(path: str | os.PathLike) -> typing.Any:

@@ -4,8 +4,11 @@ import dataclasses
 import datetime
 import math
 import os
+import shlex
+import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import keras
@@ -54,7 +57,10 @@ def train(
         ValueError: For settings or data that cannot be used, and a folder that holds something else.
         Diverged: If the loss became NaN or infinite; what was written until then is kept.
     """
-    data = data or load_recipe_data(recipe)
+    if data is None:
+        data = load_recipe_data(recipe)
+        if data.fallback:
+            warnings.warn(f"training on {data.name}, not on CIFAR-10: {data.fallback}", stacklevel=2)
     classes = len(data.class_names)
     # What `auto` stood for is written down, so that a resumed run cannot come to another answer.
     recipe = dataclasses.replace(recipe, data=data.name, model=dataclasses.replace(recipe.model, num_classes=classes))
@@ -67,16 +73,16 @@ def train(
     run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
     if resume:
         check_same_recipe(run, recipe)
+        run.remove_partial_files()
+        if run.is_finished:
+            return run
 
     keras.utils.set_random_seed(recipe.seed)
     model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision])
-    # Validated and saved is a second model with the averaged weights, in float32 whatever the training's precision.
-    evaluated = build_vit(recipe.model, dtype="float32")
     compile_model(model, make_optimizer(recipe.train, total_steps), recipe.train.jit)
-    compile_model(evaluated, "sgd", recipe.train.jit)
     model.optimizer.build(model.trainable_variables)
 
-    session = Session(run, recipe, data, model, evaluated, steps_per_epoch)
+    session = Session(run, recipe, data, model, steps_per_epoch)
     first_epoch = session.restore() if resume else 0
     if not first_epoch:
         picture_of_batch(run, recipe, data, total_steps)
@@ -94,16 +100,24 @@ def train(
         )
         verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
         callbacks = [session, StopOnNaN()] + ([Progress(recipe.train, steps_per_epoch)] if verbose else [])
-        model.fit(
-            batches,
-            epochs=recipe.train.epochs,
-            initial_epoch=first_epoch,
-            steps_per_epoch=steps_per_epoch,
-            callbacks=callbacks,
-            shuffle=False,
-            verbose=verbose,
-        )
-    finish(run, recipe, data, evaluated, session)
+        try:
+            model.fit(
+                batches,
+                epochs=recipe.train.epochs,
+                initial_epoch=first_epoch,
+                steps_per_epoch=steps_per_epoch,
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=verbose,
+            )
+        except TypeError as error:
+            # Under JAX an interruption of the first step makes Keras's clean-up fail: what came first is what counts.
+            if isinstance(error.__context__, BaseException):
+                raise error.__context__ from None
+            raise
+        finally:
+            session.close()
+    session.finish()
     return run
 
 
@@ -129,27 +143,43 @@ def compile_model(model, optimizer, jit):
 
 
 class Session(keras.callbacks.Callback):
-    """Behind every epoch: averages the weights, validates, and writes metrics, best model and training state."""
+    """Behind every epoch: averages the weights, validates, and writes metrics, best model and training state.
 
-    def __init__(self, run, recipe, data, model, evaluated, steps_per_epoch):
+    Validated and saved is a second model that holds the averaged weights, in float32 whatever the training's precision.
+    It is not compiled, so that the saved file says nothing of this backend; `scorer` is its compiled face.
+    """
+
+    def __init__(self, run, recipe, data, model, steps_per_epoch):
         super().__init__()
         self.run = run
         self.recipe = recipe
         self.data = data
         self.training_model = model
-        self.evaluated = evaluated
+        self.evaluated = build_vit(recipe.model, dtype="float32")
+        self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
+        compile_model(self.scorer, "sgd", recipe.train.jit)
+        self.steps_per_epoch = steps_per_epoch
         # Made once: TensorFlow keeps what a pipeline is made of for good.
         self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
-        self.steps_per_epoch = steps_per_epoch
         self.rows = []
         self.best = -math.inf
         self.earlier_seconds = 0.0
+        self.earlier_process_seconds = 0.0
         self.writer = None
 
+    @property
+    def optimizer(self):
+        """The optimizer itself where Keras has wrapped it for loss scaling."""
+        return getattr(self.training_model.optimizer, "inner_optimizer", self.training_model.optimizer)
+
+    @property
+    def process_seconds(self):
+        """Seconds since the start of this process, and of those that trained before it."""
+        return self.earlier_process_seconds + time.time() - psutil.Process().create_time()
+
     def arrays(self):
-        """Every array that training depends on, by a name that is the same in every process."""
-        optimizer = self.training_model.optimizer
-        variables = {"model": self.training_model.variables, "optimizer": optimizer.variables}
+        """Every variable that training depends on, by a name that is the same in every process."""
+        variables = {"model": self.training_model.variables, "optimizer": self.training_model.optimizer.variables}
         return {
             f"{kind}/{index:04d}/{variable.name}": variable
             for kind, members in variables.items()
@@ -158,62 +188,76 @@ class Session(keras.callbacks.Callback):
 
     def restore(self):
         """Loads the training state; returns the number of finished epochs."""
-        state = self.run.read_state()
+        where = f"run: {str(self.run.path)!r}"
+        state, rows = self.run.read_state(), self.run.metrics
         if state is None:
+            if len(rows) > 1:
+                raise ValueError(f"{where} has {len(rows)} epochs but no last/state.safetensors; start again with --overwrite")
             self.run.write_metrics([])
             return 0
         arrays, values = state
+        if values["backend"] != keras.backend.backend():
+            raise ValueError(f"{where} was made under {values['backend']}; resume it with KERAS_BACKEND={values['backend']}")
         variables = self.arrays()
         shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         stored = {name: array.shape for name, array in arrays.items()}
         if shapes != stored:
             name = next(name for name in {**shapes, **stored} if shapes.get(name) != stored.get(name))
             raise ValueError(
-                f"run: {str(self.run.path)!r} was made by another model: {name} has shape {stored.get(name)} there "
-                f"and {shapes.get(name)} here"
+                f"{where} was made by another model: {name} has shape {stored.get(name)} there and {shapes.get(name)} here"
             )
         if values["fingerprint"] != self.data.fingerprint:
-            raise ValueError(f"run: {str(self.run.path)!r} was made with other data than {self.data.name} holds now")
+            raise ValueError(f"{where} was made with other data than {self.data.name} holds now")
         for name, variable in variables.items():
             variable.assign(arrays[name])
-        self.rows = [row for row in self.run.metrics if row["epoch"] <= values["epoch"]]
+        self.rows = [row for row in rows if row["epoch"] <= values["epoch"]]
         if len(self.rows) != values["epoch"]:
-            raise ValueError(f"run: metrics.csv has {len(self.rows)} of {values['epoch']} epochs; restore it, or --overwrite")
+            raise ValueError(f"{where} has {len(self.rows)} of {values['epoch']} epochs in metrics.csv; start with --overwrite")
         self.run.write_metrics(self.rows)
         self.best = values["best"]
         self.earlier_seconds = values["seconds"]
+        self.earlier_process_seconds = values["process_seconds"]
         return values["epoch"]
 
     def on_train_begin(self, logs=None):
         from tensorboardX import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.run.tensorboard), purge_step=len(self.rows) + 1 if self.rows else None)
+        # Written anew when a run goes on: a kill may have lost the last events.
+        shutil.rmtree(self.run.tensorboard, ignore_errors=True)
+        self.writer = SummaryWriter(str(self.run.tensorboard))
+        for row in self.rows:
+            self.write_events(row)
         self.started = time.perf_counter()
 
     def on_epoch_begin(self, epoch, logs=None):
+        if keras.backend.backend() == "torch":
+            # Keras's dropout draws from PyTorch's own stream there, which is no variable of the model.
+            import torch
+
+            torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0]))
         self.epoch_started = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise Diverged(
-                f"loss: {logs['loss']} in epoch {epoch + 1}; {self.run.path} holds the state behind epoch {epoch}. "
-                f"Lower train.learning_rate ({self.recipe.train.learning_rate:g}), warm up longer or set train.clip_norm"
-            )
         config = self.recipe.train
+        arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
+        # The loss of the last step was taken before its update, so that only the weights tell.
+        if math.isnan(logs["loss"]) or not all(np.isfinite(array).all() for array in arrays.values()):
+            raise Diverged(
+                f"loss: {logs['loss']} in epoch {epoch + 1}, weights no longer finite; {str(self.run.path)!r} keeps what "
+                f"epoch {epoch} left. Lower train.learning_rate ({config.learning_rate:g}) or set train.clip_norm"
+            )
         seconds = time.perf_counter() - self.epoch_started
         logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
         self.copy_weights()
         last = epoch + 1 == config.epochs
         if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
-            validation = evaluate(self.evaluated, self.validation)
-            logs.update({f"val_{name}": value for name, value in validation.items()})
-        optimizer = getattr(self.training_model.optimizer, "inner_optimizer", self.training_model.optimizer)
+            logs.update({f"val_{name}": value for name, value in evaluate(self.scorer, self.validation).items()})
         row = {
             **logs,
             "epoch": epoch + 1,
             "seconds": self.earlier_seconds + time.perf_counter() - self.started,
             "epoch_seconds": seconds,
-            "learning_rate": float(ops.convert_to_numpy(optimizer.learning_rate)),
+            "learning_rate": float(ops.convert_to_numpy(self.optimizer.learning_rate)),
             "memory_mb": psutil.Process().memory_info().rss / 2**20,
         }
         row = {name: row[name] for name in METRICS if name in row}
@@ -229,29 +273,65 @@ class Session(keras.callbacks.Callback):
             "epoch": epoch + 1,
             "best": self.best,
             "seconds": row["seconds"],
+            "process_seconds": self.process_seconds,
             "fingerprint": self.data.fingerprint,
             "backend": keras.backend.backend(),
         }
-        self.run.write_state({name: ops.convert_to_numpy(value) for name, value in self.arrays().items()}, values)
+        self.run.write_state(arrays, values)
+        self.write_events(row)
+
+    def write_events(self, row):
         for name, value in row.items():
-            self.writer.add_scalar(name, value, epoch + 1)
+            self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
 
-    def on_train_end(self, logs=None):
-        self.writer.close()
+    def close(self):
+        if self.writer is not None:
+            self.writer.close()
 
     def copy_weights(self):
         """Gives the evaluated model the averaged weights, or the current ones where there is no average."""
-        optimizer = getattr(self.training_model.optimizer, "inner_optimizer", self.training_model.optimizer)
         sources = self.training_model.trainable_variables
-        if optimizer.use_ema:
-            sources = optimizer._model_variables_moving_average  # no public access in Keras 3.15
+        if self.optimizer.use_ema:
+            sources = self.optimizer._model_variables_moving_average  # no public access in Keras 3.15
         for source, target in zip(sources, self.evaluated.trainable_variables, strict=True):
             target.assign(ops.convert_to_numpy(source))
 
+    def finish(self):
+        """Reads the test images once, with the best model, and writes the summary and the curves."""
+        from keras_vit.plots import curves
+
+        recipe, data, rows = self.recipe, self.data, self.rows
+        self.evaluated.load_weights(self.run.model_path)
+        test = evaluate(self.scorer, batches_of(data.test, recipe)) if data.test is not None else {}
+        best = max((row for row in rows if "val_accuracy" in row), key=lambda row: row["val_accuracy"], default=rows[-1])
+        curves([self.run], self.run.plots / "curves.png")
+        self.run.write_summary(
+            {
+                "data": data.name,
+                "data_notes": data.notes,
+                "fingerprint": data.fingerprint,
+                **{f"test_{name}": value for name, value in test.items()},
+                "best_epoch": best["epoch"],
+                "val_accuracy": best.get("val_accuracy"),
+                "epochs": len(rows),
+                "parameters": self.evaluated.count_params(),
+                "flops": recipe.model.flops,
+                "seconds": rows[-1]["seconds"],
+                "process_seconds": self.process_seconds,
+                "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
+                "peak_memory_mb": peak_memory_mb(),
+                "seed": recipe.seed,
+                "precision": recipe.train.precision,
+                **machine(),
+                "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+                "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            }
+        )
+
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Ends the epoch soon after the loss stopped being finite; `Session` then says so.
+    """Ends the epoch soon after the loss became NaN; `Session` then says so.
 
     Looks once in a while and off the main thread where Keras allows it, so that no step waits for its predecessor.
     """
@@ -260,7 +340,7 @@ class StopOnNaN(keras.callbacks.Callback):
     every = 20
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch % self.every == 0 and not math.isfinite(logs["loss"]):
+        if batch % self.every == 0 and math.isnan(logs["loss"]):
             self.model.stop_training = True
 
 
@@ -313,39 +393,6 @@ def evaluate(model, batches):
 def even_batch_size(count, largest=500):
     """A batch size that divides `count` if there is one above 100: a smaller last batch would be compiled again."""
     return next((size for size in range(largest, 100, -1) if count % size == 0), min(largest, count))
-
-
-def finish(run, recipe, data, model, session):
-    """Reads the test images once, with the best model, and writes the summary and the curves."""
-    from keras_vit.plots import curves
-
-    model.load_weights(run.model_path)
-    test = evaluate(model, batches_of(data.test, recipe)) if data.test is not None else {}
-    rows = session.rows
-    best = max(rows, key=lambda row: row.get("val_accuracy", row["epoch"] - 1e9))
-    run.write_summary(
-        {
-            "data": data.name,
-            "data_notes": data.notes,
-            "fingerprint": data.fingerprint,
-            **{f"test_{name}": value for name, value in test.items()},
-            "best_epoch": best["epoch"],
-            "val_accuracy": best.get("val_accuracy"),
-            "epochs": len(rows),
-            "parameters": model.count_params(),
-            "flops": recipe.model.flops,
-            "seconds": rows[-1]["seconds"],
-            "process_seconds": time.time() - psutil.Process().create_time(),
-            "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
-            "peak_memory_mb": peak_memory_mb(),
-            "seed": recipe.seed,
-            "precision": recipe.train.precision,
-            **machine(),
-            "command": " ".join([Path(sys.executable).name, *sys.argv]),
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        }
-    )
-    curves([run], run.plots / "curves.png")
 
 
 def picture_of_batch(run, recipe, data, total_steps):
