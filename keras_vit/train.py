@@ -230,12 +230,16 @@ class Session(keras.callbacks.Callback):
         self.started = time.perf_counter()
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.epoch_started = time.perf_counter()
+
+    def on_train_batch_begin(self, batch, logs=None):
         if keras.backend.backend() == "torch":
-            # Keras's dropout draws from PyTorch's own stream there, which is no variable of the model.
+            # Keras's dropout draws from PyTorch's own stream there, which is no variable of the model, and from which
+            # PyTorch's data loader draws too: dropout becomes a function of seed and step, as the batches are.
             import torch
 
-            torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0]))
-        self.epoch_started = time.perf_counter()
+            torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, self.epoch, batch)).generate_state(1)[0]))
 
     def on_epoch_end(self, epoch, logs=None):
         config = self.recipe.train
