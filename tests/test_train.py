@@ -46,7 +46,7 @@ def weights_of(model):
 
 def fit(model, config, images, targets, callbacks=()):
     steps = len(images) // config.batch_size
-    compile_model(model, make_optimizer(config, steps * config.epochs), "off")
+    compile_model(model, make_optimizer(config, steps * config.epochs), "auto")
     model.fit(
         images, targets, batch_size=config.batch_size, epochs=config.epochs, shuffle=False, verbose=0, callbacks=list(callbacks)
     )
