@@ -418,7 +418,8 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     options = ["--recipe", "digits", "--model.depth", "1", "--train.epochs", "500", "--out", str(folder)]
     process = start(tmp_path, *options)
-    wait_for(process, (folder / "plots" / "batch.png").is_file)  # the first step is next
+    metrics = folder / "metrics.csv"
+    wait_for(process, lambda: metrics.is_file() and metrics.read_text().count("\n") > 1)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130, (tmp_path / "log.txt").read_text()
     log = (tmp_path / "log.txt").read_text()
