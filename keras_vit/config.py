@@ -26,7 +26,7 @@ VARIANTS = {
     "g": {"width": 1408, "depth": 40, "num_heads": 16, "mlp_dim": 6144},
     # 'Getting ViT in Shape' (2305.13035): the shape-optimised one of SigLIP.
     "So400m": {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304},
-    # DINOv2 (2304.07193): g with twice the head count and a gated MLP.
+    # DINOv2 (2304.07193): a wider g with more heads and a gated MLP.
     "g-dinov2": {"width": 1536, "depth": 40, "num_heads": 24, "mlp_dim": 4096, "mlp": "swiglu"},
     # 'Escaping the Big Data Paradigm with Compact Transformers' (2104.05704), table 8: for 32x32 images.
     "Lite-6": {"width": 256, "depth": 6, "num_heads": 4, "mlp_dim": 512},

@@ -69,8 +69,7 @@ class Patches(Layer):
 
     def build(self, input_shape):
         # Here and not in `call`: JAX and PyTorch try a call with sizes made up for the unknown ones.
-        if len(input_shape) != 4 or None in input_shape[1:]:
-            raise ValueError(f"images: received shape {tuple(input_shape)}; allowed: 4 axes, all but the batch known")
+        check_image_shape(input_shape)
 
     def call(self, images):
         images = to_channels_last(images, self.data_format)  # (B, H, W, C)
@@ -94,6 +93,9 @@ class ConvStem(Layer):
         filters: Channels behind each convolution; n of them divide the image's sides by 2^n.
         use_bias: Whether the convolutions have a bias.
         data_format: `channels_last`, `channels_first` or None for Keras's default.
+
+    Raises:
+        ValueError: If the image size is unknown, or not a multiple of 2^n.
     """
 
     arguments = ("filters", "use_bias", "data_format")
@@ -118,8 +120,14 @@ class ConvStem(Layer):
         ]
 
     def build(self, input_shape):
+        check_image_shape(input_shape)
         batch, *sides = input_shape
         shape = (batch, *sides) if self.data_format == "channels_last" else (batch, *sides[1:], sides[0])
+        if any(side % 2 ** len(self.filters) for side in shape[1:3]):
+            raise ValueError(
+                f"filters: {len(self.filters)} convolutions take an image whose sides are multiples of "
+                f"{2 ** len(self.filters)}; received {shape[1]} x {shape[2]} pixels"
+            )
         for convolution in self.convolutions:
             convolution.build(shape)
             shape = convolution.compute_output_shape(shape)
@@ -507,11 +515,22 @@ class Pooling(Layer):
     def __init__(self, kind, num_prefix_tokens=0, **kwargs):
         super().__init__(**kwargs)
         check_choice("kind", kind, ("cls", "gap"))
+        self.supports_masking = True
         self.kind = kind
         self.num_prefix_tokens = num_prefix_tokens
 
-    def call(self, x):
-        return x[:, 0] if self.kind == "cls" else ops.mean(x[:, self.num_prefix_tokens :], axis=1)
+    def compute_mask(self, x, previous_mask=None):
+        return None  # tokens end here
+
+    def call(self, x, mask=None):
+        """Pools tokens (B, N, D); a `mask` (B, N) is True for those that count towards the mean."""
+        if self.kind == "cls":
+            return x[:, 0]
+        x = x[:, self.num_prefix_tokens :]
+        if mask is None:
+            return ops.mean(x, axis=1)
+        weights = ops.expand_dims(ops.cast(mask[:, self.num_prefix_tokens :], x.dtype), -1)  # (B, N, 1)
+        return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1)
 
 
 @register
@@ -536,6 +555,7 @@ class AttentionPooling(Layer):
     def __init__(self, width, num_heads, mlp_dim, mlp="gelu", norm_epsilon=1e-6, qkv_bias=True, use_bias=True, **kwargs):
         super().__init__(**kwargs)
         check_heads(width, num_heads)
+        self.supports_masking = True
         self.width = width
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
@@ -560,13 +580,17 @@ class AttentionPooling(Layer):
         for layer in (self.query, self.key_value, self.projection, self.mlp_norm, self.feed_forward):
             layer.build((None, self.width))
 
-    def call(self, x):
+    def compute_mask(self, x, previous_mask=None):
+        return None  # tokens end here
+
+    def call(self, x, mask=None):
+        """Pools tokens (B, N, D); a `mask` (B, N) is True for those to attend to."""
         tokens, head_dim = ops.shape(x)[1], self.width // self.num_heads
         q = ops.reshape(self.query(ops.cast(self.probe, x.dtype)), (1, self.num_heads, 1, head_dim))
         q = ops.broadcast_to(q, (ops.shape(x)[0], self.num_heads, 1, head_dim))  # (B, h, 1, d)
         kv = ops.reshape(self.key_value(x), (-1, tokens, 2, self.num_heads, head_dim))
         k, v = ops.unstack(ops.transpose(kv, (2, 0, 3, 1, 4)), 2)  # each (B, h, N, d)
-        y, _ = attend(q, k, v)  # (B, h, 1, d)
+        y, _ = attend(q, k, v, mask)  # (B, h, 1, d)
         y = self.projection(ops.reshape(y, (-1, self.width)))  # (B, D)
         return y + self.feed_forward(self.mlp_norm(y))
 
@@ -582,7 +606,7 @@ def attend(q, k, v, mask=None, dropout=None, return_scores=False):
     scale = q.shape[-1] ** -0.5
     if mask is not None:
         mask = ops.expand_dims(ops.cast(mask, "bool"), (1, 2) if len(mask.shape) == 2 else 1)  # (B, 1, 1 or Q, N)
-    if dropout is None and not return_scores and has_fused_attention():
+    if dropout is None and not return_scores and has_fused_attention(q):
         q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))  # views; (B, N, h, d) is what Keras takes
         y = ops.dot_product_attention(q, k, v, mask=mask, scale=scale)
         return ops.transpose(y, (0, 2, 1, 3)), None
@@ -594,20 +618,16 @@ def attend(q, k, v, mask=None, dropout=None, return_scores=False):
     return y, scores if return_scores else None
 
 
-def has_fused_attention() -> bool:
-    """Whether the backend's fused attention is the fast path: under PyTorch and JAX on an accelerator.
+def has_fused_attention(x) -> bool:
+    """Whether the backend's fused attention is the fast path for a tensor: under PyTorch and JAX on an accelerator.
 
     On a CPU the backward pass of PyTorch's fused kernel takes longer than all else in a block of a small image.
     """
     if keras.backend.backend() == "jax":
         import jax
 
-        return jax.default_backend() != "cpu"
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.cuda.is_available() or torch.backends.mps.is_available()
-    return False
+        return jax.default_backend() == "gpu"  # on a TPU Keras 3.15 takes a kernel that is causal unless there is a mask
+    return keras.backend.backend() == "torch" and x.device.type != "cpu"
 
 
 def gelu(x, approximate=False):
@@ -654,6 +674,11 @@ def check_data_format(data_format):
     data_format = data_format or keras.config.image_data_format()
     check_choice("data_format", data_format, DATA_FORMATS)
     return data_format
+
+
+def check_image_shape(shape):
+    if len(shape) != 4 or None in shape[1:]:
+        raise ValueError(f"images: received shape {tuple(shape)}; allowed: 4 axes, all but the batch known")
 
 
 def to_channels_last(images, data_format):

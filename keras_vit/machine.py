@@ -27,9 +27,10 @@ def accelerator() -> str | None:
         return None if device.platform == "cpu" else device.device_kind
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return "Apple GPU" if torch.backends.mps.is_available() else None
+    device = keras.ops.convert_to_tensor(0.0).device  # where Keras puts things: KERAS_TORCH_DEVICE may say so
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return {"cpu": None, "mps": "Apple GPU"}.get(device.type, device.type)
 
 
 def machine() -> dict:

@@ -212,11 +212,14 @@ def test_patches_with_a_dense_layer_are_a_convolution(data_format):
     np.testing.assert_allclose(patches @ kernel.reshape(-1, 7), expected, atol=FORWARD)
 
 
-def test_patches_refuse_images_that_do_not_fit():
+def test_images_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"patch_size: \(4, 4\) must divide the image; received 8 x 15"):
         Patches(4, "channels_last")(random(2, 8, 15, 3))
-    with pytest.raises(ValueError, match=r"images: received shape \(None, None, None, 3\)"):
-        Patches(4, "channels_last")(keras.Input((None, None, 3)))
+    with pytest.raises(ValueError, match=r"filters: 2 convolutions .*multiples of 4; received 8 x 14"):
+        ConvStem((6, 8), data_format="channels_first")(random(2, 3, 8, 14))
+    for layer in (Patches(4, "channels_last"), ConvStem((6, 8), data_format="channels_last")):
+        with pytest.raises(ValueError, match=r"images: received shape \(None, None, None, 3\)"):
+            layer(keras.Input((None, None, 3)))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +283,7 @@ def test_block_matches_the_reference(mask, options):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("mask", ["keys", "pairs"])
 def test_masked_keys_have_no_influence(monkeypatch, mask, fused):
-    monkeypatch.setattr(layers, "has_fused_attention", lambda: fused)
+    monkeypatch.setattr(layers, "has_fused_attention", lambda x: fused)
     layer, _ = block()
     x, keep = random(3, 7, 16), np.ones((3, 7), bool)
     keep[0, 4:], keep[1, 2] = False, False
@@ -296,10 +299,23 @@ def test_fused_and_explicit_attention_agree(monkeypatch, mask):
     mask = mask and masks(mask)
     results = []
     for fused in (True, False):
-        monkeypatch.setattr(layers, "has_fused_attention", lambda fused=fused: fused)
+        monkeypatch.setattr(layers, "has_fused_attention", lambda x, fused=fused: fused)
         q_, k_, v_ = (ops.convert_to_tensor(x) for x in (q, k, v))
         results.append(numpy(layers.attend(q_, k_, v_, None if mask is None else ops.convert_to_tensor(mask))[0]))
     np.testing.assert_allclose(*results, atol=EXACT)
+
+
+@pytest.mark.parametrize("layer", [Pooling("gap", 1), AttentionPooling(16, 4, 24)], ids=["gap", "map"])
+def test_masked_tokens_are_not_pooled(layer):
+    x = random(3, 7, 16)
+    layer(x)
+    randomise(layer)
+    keep = np.ones((3, 7), bool)
+    keep[:, 4:] = False
+    np.testing.assert_allclose(numpy(layer(x, mask=keep)), numpy(layer(x[:, :4])), atol=FORWARD)
+    x[~keep] = 0  # what `Masking` looks for
+    masked = keras.layers.Masking()(ops.convert_to_tensor(x))
+    np.testing.assert_allclose(numpy(layer(masked)), numpy(layer(x[:, :4])), atol=FORWARD)
 
 
 def test_mask_of_keras_reaches_the_attention():
