@@ -346,7 +346,7 @@ def _fold(position, size):
     return position, pixel
 
 
-def three_augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def three_augment(images: np.ndarray, rng: np.random.Generator) -> None:
     """3-Augment of DeiT III (https://arxiv.org/abs/2204.07118): grey, solarize or blur, one an image, in place.
 
     The blur's sigma is 0.1 to 2 pixels for 224-pixel images as in the paper, and never narrower than 0.1 to 1 pixel.
@@ -375,7 +375,7 @@ def blur(images: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     return _to_uint8(values)
 
 
-def color_jitter(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+def color_jitter(images: np.ndarray, strength: float, rng: np.random.Generator) -> None:
     """Scales brightness, then contrast, then saturation by factors from 1 - strength to 1 + strength, in place."""
     brightness, contrast, saturation = rng.uniform(-strength, strength, size=(3, len(images)))
     images[:] = _look_up(images, _brightness(images, brightness / 0.9))  # these levels count 0.9 a unit
@@ -383,7 +383,7 @@ def color_jitter(images: np.ndarray, strength: float, rng: np.random.Generator) 
     images[:] = _saturate(images, 1 + saturation)
 
 
-def erase(images: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+def erase(images: np.ndarray, probability: float, rng: np.random.Generator) -> None:
     """Random erasing (https://arxiv.org/abs/1708.04896) in place: 2% to 33% of the area, aspect 0.3 to 3.3, uniform noise."""
     count, height, width, channels = images.shape
     erased = rng.random(count) < probability

@@ -179,7 +179,7 @@ def training_batch(
         step: training step from 0, over all epochs.
         num_classes: K.
         batch_size: B.
-        seed: whole number from 0 to 2^64 - 1.
+        seed: whole number from 0 to 2^32 - 1.
         total_steps: steps of the whole training, for `augment.mix_until`.
 
     Returns:
@@ -415,8 +415,8 @@ def _check_labels(name, parts, class_names):
 
 
 def _check_seed(seed):
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be a whole number from 0 to 2^64 - 1. Received: {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1. Received: {seed!r}")
 
 
 def _check_moments(mean, std, channels):

@@ -17,6 +17,7 @@ import math
 import os
 import pathlib
 import re
+import ssl
 import threading
 import urllib.error
 import urllib.parse
@@ -35,9 +36,18 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 _HOSTS = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
 _ANY_HOST = "https://storage.googleapis.com/"
 _PROBE_SECONDS = 4
+
+
+# What folders of a data set that is split already are called.
+_PART_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 class Unavailable(ValueError):
@@ -108,9 +118,24 @@ def read_folder(path, shape, notes):
     root = pathlib.Path(path).expanduser()
     if not path or not root.is_dir():
         raise ValueError(f"folder: there is no folder {path!r}")
-    aliases = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-    below = {aliases[folder.name]: folder for folder in _folders(root) if folder.name in aliases}
-    parts, class_names = {}, [folder.name for folder in _folders(below.get("train", root)) if any(_image_files(folder))]
+    below = {}
+    for folder in _folders(root):
+        part = _PART_NAMES.get(folder.name.lower())
+        # A folder of that name with images and no folders of images in it is a class: there are trains to be recognised.
+        if part and any(any(_image_files(child)) for child in _folders(folder)):
+            if part in below:
+                raise ValueError(f"folder: {str(below[part])!r} and {str(folder)!r} both hold {part} images")
+            below[part] = folder
+    if below and "train" not in below:
+        names = ", ".join(folder.name for folder in below.values())
+        raise ValueError(f"folder: {path!r} has class folders in {names} but no folder 'train' with such")
+    candidates = _folders(below.get("train", root))
+    class_names = [folder.name for folder in candidates if any(_image_files(folder))]
+    parts, ignored = {}, [folder.name for folder in candidates if folder.name not in class_names]
+    if below:
+        ignored += [folder.name for folder in _folders(root) if folder not in below.values()]
+    if ignored:
+        notes.append(f"no class, as there is no image for it: {', '.join(ignored[:5])}{', ...' * (len(ignored) > 5)}")
     if len(class_names) < 2:
         raise ValueError(
             f"folder: {path!r} must hold at least two folders, one a class, with {', '.join(IMAGE_SUFFIXES)} files below. "
@@ -131,7 +156,9 @@ def read_folder(path, shape, notes):
         parts[part] = _, labels = _store(_decode_files(files, labels, shape), len(files), shape, cache, part, notes)
         skipped = np.flatnonzero(labels < 0)
         if len(skipped):
-            named = "; ".join(f"{files[i].relative_to(root)}: {_problem(files[i], shape)}" for i in skipped[:3])
+            first = [files[i] for i in skipped[:3]]
+            reasons = _parallel(lambda file: _problem(file, shape), first)
+            named = "; ".join(f"{file.relative_to(root)}: {reason}" for file, reason in zip(first, reasons, strict=True))
             notes.append(f"{part}: skipped {len(skipped)} of {len(files)} images ({named}{'; ...' * (len(skipped) > 3)})")
             warnings.warn(notes[-1], stacklevel=3)
         if part == "train":
@@ -209,14 +236,18 @@ def _fit(image, shape):
 
 def _to_shape(images, shape):
     """uint8 (N, h, w, c), any h, w and c 1, 3 or 4 -> uint8 (N, H, W, C)."""
-    from PIL import Image
-
     if images.shape[1:] == shape:
         return images
     if images.shape[1:3] == shape[:2] and images.shape[-1] == 1:
         return np.repeat(images, shape[-1], axis=-1)
-    planes = images[..., 0] if images.shape[-1] == 1 else images  # Pillow's grey images have no channel axis
-    return np.stack(_parallel(lambda image: _fit(Image.fromarray(image), shape), planes))
+    return np.stack(_parallel(lambda image: _fit(_picture(image), shape), images))
+
+
+def _picture(image):
+    """uint8 (h, w, c) -> Pillow's image, whose grey ones have no channel axis."""
+    from PIL import Image
+
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def read_tfds(name, data_dir, shape, notes):
@@ -227,13 +258,15 @@ def read_tfds(name, data_dir, shape, notes):
     tf = import_tensorflow()
     import tensorflow_datasets as tfds
 
-    known, base = tfds.list_builders(with_community_datasets=False), re.split("[:/]", name)[0]
-    if base not in known:
+    try:
+        if not re.fullmatch(r"\w+(/[\w.=-]+)*(:[\d.*]+)?", name):  # no namespace, whose code TFDS would fetch and run
+            raise tfds.core.DatasetNotFoundError
+        builder = tfds.builder(name, data_dir=data_dir or os.environ.get("TFDS_DATA_DIR"), try_gcs=False)
+    except tfds.core.DatasetNotFoundError:
+        known, base = tfds.list_builders(with_community_datasets=False), re.split("[:/]", name)[0]
         close = difflib.get_close_matches(base, ["auto", "digits", "folder:PATH", "arrays:FILE.npz", *known], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"use the name of a TensorFlow data set, {others[3:]}"
-        raise ValueError(f"unknown data set {name!r}: {hint}")
-    try:
-        builder = tfds.builder(name, data_dir=data_dir or os.environ.get("TFDS_DATA_DIR"), try_gcs=False)
+        raise ValueError(f"unknown data set {name!r}: {hint}") from None
     except Exception as error:  # TFDS has a type for each way a version or configuration can be wrong
         raise ValueError(f"data set {name!r}: {_line(error)}") from error
     features = builder.info.features
@@ -264,7 +297,7 @@ def _decode_tfds(examples, stored, shape):
         return
     examples = examples.as_numpy_iterator()
     while chunk := list(itertools.islice(examples, 256)):
-        yield _stack(_parallel(lambda example: (_to_shape(example[0][None], shape)[0], example[1]), chunk))
+        yield _stack(_parallel(lambda example: (_fit(_picture(example[0]), shape), example[1]), chunk))
 
 
 def _prepare(builder, name, others):
@@ -295,8 +328,9 @@ def _reachable(url):
             answers.append(True)
         except urllib.error.HTTPError as error:
             answers.append(error.code not in (403, 407))  # what a proxy says that lets nothing through
-        except (OSError, ValueError, http.client.HTTPException):
-            answers.append(False)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # A certificate that this Python cannot check: TFDS downloads with certificates of its own.
+            answers.append(isinstance(getattr(error, "reason", None), ssl.SSLError))
 
     # In a thread, as looking a name up has no time limit of its own.
     answers, thread = [], threading.Thread(target=ask, daemon=True)
@@ -326,18 +360,36 @@ def _store(chunks, count, shape, cache, part, notes):
         notes.append(f"{what} in memory ({size / 1e6:,.0f} MB)")
         return images, labels
     folder, name = cache
-    writable = os.access(folder, os.W_OK)
-    folder = folder / ".keras_vit" if writable else pathlib.Path("~/.cache/keras_vit").expanduser() / folder.resolve().name
-    file = folder / f"{name}-{'x'.join(map(str, shape))}.npy"
+    if os.access(folder, os.W_OK):
+        folder = folder / ".keras_vit"
+    else:
+        source = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the last part alone may be a version
+        folder = pathlib.Path("~/.cache/keras_vit").expanduser() / source
+    suffix = f"-{'x'.join(map(str, shape))}.npy"
+    file = folder / f"{name}{suffix}"
     labels_file = file.with_suffix(".labels.npy")
     try:
-        if not (file.is_file() and labels_file.is_file()):
+        if not (file.is_file() and labels_file.is_file() and len(np.load(labels_file)) == count):
             folder.mkdir(parents=True, exist_ok=True)
+            _remove_old(folder, part, suffix)
             _write(chunks, count, shape, file, labels_file, part)
     except OSError as error:
         raise ValueError(f"{what} need {size / 1e6:,.0f} MB in {str(folder)!r}: {_line(error)}") from error
     notes.append(f"{what} on disk ({size / 1e6:,.0f} MB), as they do not fit in a third of the free memory: {file}")
     return np.load(file, mmap_mode="r"), np.load(labels_file)
+
+
+def _remove_old(folder, part, suffix):
+    """Deletes what an earlier state of the same part left, and what a killed process has begun."""
+    import psutil
+
+    for file in folder.glob(f"{part}*{suffix}"):
+        file.unlink(missing_ok=True)
+        file.with_suffix(".labels.npy").unlink(missing_ok=True)
+    for file in folder.glob("*.partial"):
+        pid = file.suffixes[-2].removeprefix(".")
+        if not (pid.isdecimal() and psutil.pid_exists(int(pid))):
+            file.unlink(missing_ok=True)
 
 
 def _write(chunks, count, shape, file, labels_file, part):

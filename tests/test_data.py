@@ -336,6 +336,26 @@ def test_folder_with_its_own_parts(folder, tmp_path):
         load_data(f"folder:{root}", image_size=16)
 
 
+def test_folders_of_parts_are_told_from_classes(folder, tmp_path):
+    (folder / "nothing").mkdir()
+    (folder / "Train").mkdir()  # a class of its own: pictures and no folders of pictures
+    picture(seed=77).save(folder / "Train" / "0.png")
+    picture(seed=78).save(folder / "Train" / "1.png")
+    data = load_data(f"folder:{folder}", image_size=16)
+    assert data.class_names == ["Train", "café noir", "東京 タワー"]
+    assert "no class, as there is no image for it: nothing" in data.notes
+    root = tmp_path / "parts"
+    root.mkdir()
+    folder.rename(root / "Testing")
+    with pytest.raises(ValueError, match="class folders in Testing but no folder 'train'"):
+        load_data(f"folder:{root}", image_size=16)
+    (root / "Testing").rename(root / "TRAINING")
+    (root / "TRAINING" / "nothing").rename(root / "docs")
+    data = load_data(f"folder:{root}", image_size=16)
+    assert data.class_names == ["Train", "café noir", "東京 タワー"]
+    assert "no class, as there is no image for it: docs" in data.notes
+
+
 def test_broken_images_are_skipped_counted_and_named(folder):
     whole = (folder / "café noir" / "whole.jpg", folder / "café noir" / "cut.jpg")
     picture(200, 300).save(whole[0], quality=95)
@@ -440,6 +460,31 @@ def test_large_parts_are_kept_on_disk_and_found_again(folder, monkeypatch):
         assert load_data(f"folder:{folder}", image_size=16).fingerprint == in_memory.fingerprint
 
 
+def test_kept_files_are_told_apart_and_old_ones_go(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_memory_limit", lambda: 100)
+    load_data(f"folder:{folder}", image_size=16)
+    kept = folder / ".keras_vit"
+    before = {file.name for file in kept.iterdir()}
+    (kept / "train-old.99999999.partial").write_bytes(b"killed")
+    picture(seed=99).save(folder / "café noir" / "new.png")
+    load_data(f"folder:{folder}", image_size=16)
+    assert len(list(kept.iterdir())) == 2
+    assert not before & {file.name for file in kept.iterdir()}
+
+    # Where the folder cannot be written to, data sets of the same version number lie apart.
+    monkeypatch.setattr(sources.os, "access", lambda *args: False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    notes = []
+    for name, value in (("food", 1), ("flowers", 2)):
+        (tmp_path / name / "2.0.0").mkdir(parents=True)
+        chunks = iter([(np.full((3, 2, 2, 1), value, np.uint8), np.arange(3))])
+        images, _ = sources._store(chunks, 3, (2, 2, 1), (tmp_path / name / "2.0.0", "train"), "train", notes)
+        assert (images == value).all()
+    chunks = iter([(np.full((5, 2, 2, 1), 3, np.uint8), np.arange(5))])  # another number of images is another data set
+    images, _ = sources._store(chunks, 5, (2, 2, 1), (tmp_path / "food" / "2.0.0", "train"), "train", notes)
+    assert images.shape == (5, 2, 2, 1)
+
+
 def test_a_full_disk_is_one_error_and_leaves_nothing(folder, monkeypatch):
     def full(*args):
         yield np.zeros((3, 16, 16, 3), np.uint8), np.zeros(3, np.int64)
@@ -508,6 +553,7 @@ def test_without_tensorflow(monkeypatch, tmp_path):
         ("digit", "did you mean digits"),
         ("qqqqqq", "use the name of a TensorFlow data set, use digits|use the name of a TensorFlow data set"),
         ("", "unknown data set ''"),
+        ("huggingface:glue", "unknown data set 'huggingface:glue'"),
         ("coco", "'coco' must have an 8-bit 'image' and a class 'label'"),
         ("cifar10/none", "data set 'cifar10/none': "),
     ],
