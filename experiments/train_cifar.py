@@ -78,12 +78,12 @@ def main():
     data = load_recipe_data(recipe)
     if data.fallback:
         notice = f"CIFAR-10 is not at hand: {data.fallback}\nTraining on scikit-learn's small embedded digits instead."
+        console.print(Panel(escape(notice), title="THIS IS NOT CIFAR-10", border_style="bold red"), style="bold red")
         if not chosen.recipe:
             name = "digits"
             recipe, options = parse_recipe(name, arguments, make_parser())
             recipe = dataclasses.replace(recipe, data="digits")
             data = load_recipe_data(recipe)
-        console.print(Panel(escape(notice), title="THIS IS NOT CIFAR-10", border_style="bold red"), style="bold red")
     machine_facts = machine()
     backend = machine_facts["backend"]
     for note in data.notes:

@@ -6,6 +6,7 @@ Shapes: N images, K classes, M bins.
 import dataclasses
 import json
 import re
+import warnings
 
 import numpy as np
 from rich.table import Table
@@ -170,6 +171,7 @@ def evaluate(
     """Evaluates a run's best model on its own data set or another one with as many classes.
 
     The images of another data set are resized to the model's and normalised with the mean and standard deviation of the run's.
+    Warns if the run's own data set has changed since the training: what is test now may have been train then.
 
     Args:
         run: A `RunFolder`.
@@ -182,7 +184,7 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: If the data set has another number of classes, or no such split.
+        ValueError: If the data set has another number of classes or another order of them, or no such split.
     """
     from keras_vit.data import evaluation_batches
     from keras_vit.train import load_recipe_data
@@ -195,7 +197,14 @@ def evaluate(
     config = model.config
     if not config.num_classes:
         raise ValueError("num_classes: received 0; a model without a head has no predictions to evaluate")
-    loaded = load_recipe_data(dataclasses.replace(recipe, data=data or recipe.data, data_dir=data_dir or recipe.data_dir))
+    own = data is None or data == recipe.data
+    recipe = dataclasses.replace(
+        recipe,
+        data=data or recipe.data,
+        data_dir=data_dir or recipe.data_dir,
+        validation=recipe.validation if own or split != "test" else None,  # a number of images that others may not have
+    )
+    loaded = load_recipe_data(recipe)
     if loaded.fallback:
         raise ValueError(f"data: CIFAR-10 is not at hand: {loaded.fallback}")
     if len(loaded.class_names) != config.num_classes:
@@ -203,6 +212,17 @@ def evaluate(
             f"data: {loaded.name} has {len(loaded.class_names)} classes; "
             f"allowed: a data set of {config.num_classes}, as many as the run's model tells apart"
         )
+    if run.is_finished:
+        summary = run.summary
+        if own and summary["fingerprint"] != loaded.fingerprint:
+            warnings.warn(
+                f"{loaded.name} is not what {str(run.path)!r} was trained on (files or their decoder have changed): "
+                f"{split} images may have been training images",
+                stacklevel=2,
+            )
+        names = summary["class_names"]
+        if names != loaded.class_names and sorted(names) == sorted(loaded.class_names):
+            raise ValueError(f"data: {loaded.name} has the run's classes in another order: {', '.join(loaded.class_names[:5])}...")
     images = getattr(loaded, split)
     if images is None or not len(images):
         raise ValueError(f"split: {loaded.name} has no {split} images with this recipe")

@@ -27,7 +27,8 @@ class TrainConfig:
     """How a model is trained.
 
     Attributes:
-        epochs: Passes over the training images, at least 1.
+        epochs: Passes over the training images, at least 1; behind each the model is validated and saved.
+        steps_per_epoch: Steps that count as an epoch; null = as many as the training images fill.
         batch_size: Images a step.
         accumulate: Steps whose gradients are averaged for one update of the weights; 1 = every step updates.
         optimizer: `adamw`, `adam` (the same without decay), `sgd` (Nesterov momentum), `lion`, or `muon` (Muon on every
@@ -36,7 +37,7 @@ class TrainConfig:
         schedule: `cosine` (to zero at the last step) or `constant`, both behind the warmup.
         warmup_epochs: Epochs of linear warmup from zero; fractions count. At most half of the training.
         weight_decay: Decoupled weight decay; never on biases, norms, scales, tokens and positions. 0 = off.
-        beta_1: Decay of the first moment; the momentum of `sgd`.
+        beta_1: Decay of the first moment; the momentum of `sgd`. Of `muon` the AdamW part alone: its matrices have 0.95.
         beta_2: Decay of the second moment.
         clip_norm: Largest global norm of the gradient; 0 = no clipping.
         ema: Decay per update of the averaged weights that are then evaluated and saved, such as 0.999; 0 = off.
@@ -46,6 +47,7 @@ class TrainConfig:
     """
 
     epochs: int = 100
+    steps_per_epoch: int | None = None
     batch_size: int = 128
     accumulate: int = 1
     optimizer: typing.Literal[OPTIMIZERS] = "adamw"
@@ -64,6 +66,8 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             check_int(name, getattr(self, name), at_least=1)
+        if self.steps_per_epoch is not None:
+            check_int("steps_per_epoch", self.steps_per_epoch, at_least=1)
         check_number("learning_rate", self.learning_rate, above=0)
         check_number("warmup_epochs", self.warmup_epochs, at_least=0)
         check_number("weight_decay", self.weight_decay, at_least=0)
@@ -106,6 +110,10 @@ class Recipe:
 
     def __post_init__(self):
         check_int("seed", self.seed, at_least=0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed: received {self.seed}; allowed: an integer from 0 to 2^32 - 1")
+        if not isinstance(self.data, str) or not self.data:
+            raise ValueError(f"data: received {self.data!r}; allowed: auto, digits, folder:PATH, arrays:FILE.npz or a TFDS name")
         if self.model.data_format != "channels_last":
             raise ValueError("data_format: received channels_first; training takes channels_last (the weights are the same)")
         if self.validation is not None:
@@ -115,7 +123,8 @@ class Recipe:
             values = list(values) if isinstance(values, (list, tuple)) else [values]
             object.__setattr__(self, name, values)
             if len(values) not in (1, self.model.channels):
-                raise ValueError(f"{name}: received {len(values)} numbers; allowed: 1 or {self.model.channels} (channels)")
+                allowed = "1" if self.model.channels == 1 else f"1 or {self.model.channels}"
+                raise ValueError(f"{name}: received {len(values)} numbers; allowed: {allowed}, as the images have channels")
             for value in values:
                 check_number(name, value, **({"above": 0} if name == "std" else {}))
 
@@ -151,18 +160,24 @@ def recipe_path(name: str | os.PathLike) -> Path:
     return RECIPES / f"{name}.yaml"
 
 
-def read_settings(name: str | os.PathLike, variant: str | None = None) -> dict:
+def read_settings(name: str | os.PathLike, variant: str | None = None, sections: dict | None = None) -> dict:
     """The settings in a recipe file as {"model.depth": 4, ...}, its names checked and its variant expanded.
 
     Args:
         name: A name in experiments/recipes or a YAML or JSON file.
         variant: Replaces the model's shape by that of a variant such as "Ti/4".
+        sections: Further sections that the file may have, {name: data class}.
     """
     path = recipe_path(name)
     tree = read_yaml(path) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: received a {type(tree).__name__}; allowed: a mapping of settings")
-    settings = flatten(tree, where=f"{path}: ")
+    further = {}
+    for section, cls in (sections or {}).items():
+        values = tree.pop(section, None) or {}
+        check_fields(cls, values, f"{path}: {section}.")
+        further.update({f"{section}.{name}": value for name, value in values.items()})
+    settings = {**flatten(tree, where=f"{path}: "), **further}
     if variant:
         settings.update({f"model.{name}": item for name, item in decode_variant(variant).items()})
     return settings
@@ -197,7 +212,10 @@ def recipe_parser(parser: jsonargparse.ArgumentParser | None = None) -> jsonargp
 
 
 def parse_recipe(
-    name: str | os.PathLike, arguments: list[str], parser: jsonargparse.ArgumentParser | None = None
+    name: str | os.PathLike,
+    arguments: list[str],
+    parser: jsonargparse.ArgumentParser | None = None,
+    sections: dict | None = None,
 ) -> tuple[Recipe, jsonargparse.Namespace]:
     """A recipe file with settings from a command line on top.
 
@@ -205,6 +223,7 @@ def parse_recipe(
         name: A name in experiments/recipes or a YAML or JSON file.
         arguments: Options such as ["--train.epochs", "3"].
         parser: A parser of `recipe_parser` that may have further options.
+        sections: Further sections that the file may have, {name: data class}, which are options of `parser`.
 
     Returns:
         The `Recipe` and a namespace with the values of the further options.
@@ -218,7 +237,7 @@ def parse_recipe(
         variant = first.parse_known_args(arguments)[0].variant
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
-    return _parse(read_settings(name, variant), arguments, parser or recipe_parser())
+    return _parse(read_settings(name, variant, sections), arguments, parser or recipe_parser())
 
 
 def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
@@ -238,7 +257,9 @@ def _parse(settings, arguments, parser):
     num_classes = settings.pop("model.num_classes", ViTConfig.num_classes)
     try:
         parser.set_defaults(settings)
-        namespace = parser.parse_args([re.sub("^--data-dir(?==|$)", "--data_dir", option) for option in arguments])
+        namespace = parser.parse_args(
+            [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), option) for option in arguments]
+        )
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
         raise ValueError(" ".join(str(error).replace("Parser key ", "").split())) from None
     namespace.model.pop("variant", None)

@@ -44,6 +44,9 @@ METRICS = (
 )
 
 
+UMASK = os.umask(0o077)  # can only be read by setting it
+os.umask(UMASK)
+
 PARTIAL = ".partial-"  # begins the name of a file that is being written
 
 
@@ -62,7 +65,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield Path(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -105,7 +108,7 @@ class RunFolder:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise ValueError(f"run: {str(path)!r} is a file, not a folder")
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(not file.name.startswith(PARTIAL) for file in path.iterdir()):
             if not (path / "recipe.yaml").is_file():
                 raise ValueError(f"run: {str(path)!r} is not empty and not a run folder; choose another folder")
             if not overwrite:
@@ -119,7 +122,9 @@ class RunFolder:
             for file in path.glob("evaluation-*.json"):
                 file.unlink()
         write_text(path / "recipe.yaml", recipe.to_yaml())
-        return cls(path)
+        run = cls(path)
+        run.remove_partial_files()
+        return run
 
     @property
     def plots(self) -> Path:
@@ -229,5 +234,5 @@ def read_yaml(path: str | os.PathLike) -> typing.Any:
     """A YAML or JSON file as plain values; a ValueError with the line if it cannot be read."""
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML or JSON in UTF-8: {' '.join(str(error).split())}") from None

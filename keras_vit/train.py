@@ -4,11 +4,15 @@ import dataclasses
 import datetime
 import math
 import os
+import platform
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -37,6 +41,8 @@ def train(
     data: DataSet | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    until: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int | str = "auto",
 ) -> RunFolder:
     """Trains the model of a recipe and leaves a run folder; goes on with an interrupted run.
@@ -48,6 +54,9 @@ def train(
         resume: Goes on behind the last finished epoch of the run in `run_dir`, to the same final numbers as if it had
             never stopped (same backend and machine).
         overwrite: Deletes the run in `run_dir` first.
+        until: Stops behind this epoch, in the middle of the recipe's schedule, for `resume` to go on; no test images are
+            read then. None = to the end.
+        callbacks: More callbacks for `fit`.
         verbose: 0 silent, 1 progress bars, 2 a line an epoch, "auto" 1 on a terminal and else 2.
 
     Returns:
@@ -57,6 +66,8 @@ def train(
         ValueError: For settings or data that cannot be used, and a folder that holds something else.
         Diverged: If the loss became NaN or infinite; what was written until then is kept.
     """
+    from keras_vit.plots import batch_picture
+
     if data is None:
         data = load_recipe_data(recipe)
         if data.fallback:
@@ -64,12 +75,15 @@ def train(
     classes = len(data.class_names)
     # What `auto` stood for is written down, so that a resumed run cannot come to another answer.
     recipe = dataclasses.replace(recipe, data=data.name, model=dataclasses.replace(recipe.model, num_classes=classes))
-    steps_per_epoch = len(data.train) // recipe.train.batch_size
-    if not steps_per_epoch:
+    steps_per_epoch = recipe.train.steps_per_epoch or len(data.train) // recipe.train.batch_size
+    if len(data.train) < recipe.train.batch_size:
         raise ValueError(f"batch_size: received {recipe.train.batch_size}; {data.name} has {len(data.train)} images")
     total_steps = steps_per_epoch * recipe.train.epochs
     if total_steps < recipe.train.accumulate:
         raise ValueError(f"accumulate: received {recipe.train.accumulate}; the whole training has {total_steps} steps")
+    last_epoch = recipe.train.epochs if until is None else min(until, recipe.train.epochs)
+    settings = {"num_classes": classes, "batch_size": recipe.train.batch_size, "seed": recipe.seed, "total_steps": total_steps}
+    first_batch = training_batch(data.train, recipe.augment, 0, **settings)  # before there is a folder: settings may not fit
     run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
     if resume:
         check_same_recipe(run, recipe)
@@ -77,47 +91,37 @@ def train(
         if run.is_finished:
             return run
 
-    keras.utils.set_random_seed(recipe.seed)
-    model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision])
-    compile_model(model, make_optimizer(recipe.train, total_steps), recipe.train.jit)
-    model.optimizer.build(model.trainable_variables)
+    with Interrupts() as interrupts:
+        keras.utils.set_random_seed(recipe.seed)
+        model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision])
+        compile_model(model, make_optimizer(recipe.train, total_steps), recipe.train.jit)
+        model.optimizer.build(model.trainable_variables)
 
-    session = Session(run, recipe, data, model, steps_per_epoch)
-    first_epoch = session.restore() if resume else 0
-    if not first_epoch:
-        picture_of_batch(run, recipe, data, total_steps)
-    if first_epoch < recipe.train.epochs:
-        batches = training_batches(
-            data.train,
-            recipe.augment,
-            num_classes=classes,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.seed,
-            mean=recipe.mean,
-            std=recipe.std,
-            start_step=first_epoch * steps_per_epoch,
-            total_steps=total_steps,
-        )
-        verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
-        callbacks = [session, StopOnNaN()] + ([Progress(recipe.train, steps_per_epoch)] if verbose else [])
-        try:
-            model.fit(
-                batches,
-                epochs=recipe.train.epochs,
-                initial_epoch=first_epoch,
-                steps_per_epoch=steps_per_epoch,
-                callbacks=callbacks,
-                shuffle=False,
-                verbose=verbose,
+        session = Session(run, recipe, data, model, steps_per_epoch)
+        first_epoch = session.restore() if resume else 0
+        if not first_epoch:
+            batch_picture(*first_batch, data.class_names, run.plots / "batch.png")
+        if first_epoch < last_epoch:
+            start_step = first_epoch * steps_per_epoch
+            batches = training_batches(
+                data.train, recipe.augment, mean=recipe.mean, std=recipe.std, start_step=start_step, **settings
             )
-        except TypeError as error:
-            # Under JAX an interruption of the first step makes Keras's clean-up fail: what came first is what counts.
-            if isinstance(error.__context__, BaseException):
-                raise error.__context__ from None
-            raise
-        finally:
-            session.close()
-    session.finish()
+            verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
+            progress = [Progress(recipe.train, steps_per_epoch)] if verbose else []
+            try:
+                model.fit(
+                    batches,
+                    epochs=last_epoch,
+                    initial_epoch=first_epoch,
+                    steps_per_epoch=steps_per_epoch,
+                    callbacks=[interrupts, session, StopOnNaN(), *progress, *callbacks],
+                    shuffle=False,
+                    verbose=verbose,
+                )
+            finally:
+                session.close()
+        if last_epoch == recipe.train.epochs:
+            session.finish()
     return run
 
 
@@ -220,11 +224,14 @@ class Session(keras.callbacks.Callback):
         return values["epoch"]
 
     def on_train_begin(self, logs=None):
-        from tensorboardX import SummaryWriter
+        # Not tensorboardX's SummaryWriter: that writes from a thread, which a full disk ends unseen, and then waits for it.
+        from tensorboardX.record_writer import RecordWriter
 
         # Written anew when a run goes on: a kill may have lost the last events.
         shutil.rmtree(self.run.tensorboard, ignore_errors=True)
-        self.writer = SummaryWriter(str(self.run.tensorboard))
+        self.run.tensorboard.mkdir()
+        self.writer = RecordWriter(str(self.run.tensorboard / f"events.out.tfevents.{int(time.time())}.{platform.node()}"))
+        self.write_event(file_version="brain.Event:2")
         for row in self.rows:
             self.write_events(row)
         self.started = time.perf_counter()
@@ -285,9 +292,16 @@ class Session(keras.callbacks.Callback):
         self.write_events(row)
 
     def write_events(self, row):
+        from tensorboardX.summary import scalar
+
         for name, value in row.items():
-            self.writer.add_scalar(name, value, row["epoch"])
+            self.write_event(step=row["epoch"], summary=scalar(name, value))
         self.writer.flush()
+
+    def write_event(self, **content):
+        from tensorboardX.proto.event_pb2 import Event
+
+        self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self):
         if self.writer is not None:
@@ -314,6 +328,7 @@ class Session(keras.callbacks.Callback):
             {
                 "data": data.name,
                 "data_notes": data.notes,
+                "class_names": data.class_names,
                 "fingerprint": data.fingerprint,
                 **{f"test_{name}": value for name, value in test.items()},
                 "best_epoch": best["epoch"],
@@ -332,6 +347,41 @@ class Session(keras.callbacks.Callback):
                 "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             }
         )
+
+
+class Interrupts(keras.callbacks.Callback):
+    """Makes an interruption (Ctrl-C) end the training, whenever it comes.
+
+    While Keras traces a model it swallows everything that is raised (PyTorch), its clean-up of a first step that was
+    interrupted raises a TypeError of its own (JAX), and what is raised while Python collects garbage is only printed: what
+    came is noted here, and raised again at the next step or the end.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.handler, self.came, self.hook = None, False, sys.unraisablehook
+
+    def __enter__(self):
+        # Elsewhere than in the main thread, or where the program has a handler of its own, that is none of our business.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.handler = signal.signal(signal.SIGINT, self.note)
+            sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else self.hook(lost)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if self.handler is not None:
+            signal.signal(signal.SIGINT, self.handler)
+            sys.unraisablehook = self.hook
+        if self.came and kind is not KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    def note(self, number, frame):
+        self.came = True
+        raise KeyboardInterrupt
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.came:
+            raise KeyboardInterrupt
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -383,7 +433,7 @@ def batches_of(split, recipe):
     return evaluation_batches(
         split,
         num_classes=recipe.model.num_classes,
-        batch_size=even_batch_size(len(split)),
+        batch_size=even_batch_size(len(split), min(500, 4 * recipe.train.batch_size)),
         mean=recipe.mean,
         std=recipe.std,
     )
@@ -394,24 +444,10 @@ def evaluate(model, batches):
     return {name: float(value) for name, value in model.evaluate(batches, verbose=0, return_dict=True).items()}
 
 
-def even_batch_size(count, largest=500):
-    """A batch size that divides `count` if there is one above 100: a smaller last batch would be compiled again."""
-    return next((size for size in range(largest, 100, -1) if count % size == 0), min(largest, count))
-
-
-def picture_of_batch(run, recipe, data, total_steps):
-    from keras_vit.plots import batch_picture
-
-    images, targets = training_batch(
-        data.train,
-        recipe.augment,
-        0,
-        num_classes=len(data.class_names),
-        batch_size=recipe.train.batch_size,
-        seed=recipe.seed,
-        total_steps=total_steps,
-    )
-    batch_picture(images, targets, data.class_names, run.plots / "batch.png")
+def even_batch_size(count, largest):
+    """A batch size of at most `largest` that divides `count`, if there is one above a fifth of that: a smaller last batch
+    would be compiled again."""
+    return next((size for size in range(largest, largest // 5, -1) if count % size == 0), min(largest, count))
 
 
 def check_same_recipe(run, recipe):

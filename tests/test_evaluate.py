@@ -119,8 +119,10 @@ def make_run(tmp_path):
         ]
         run.write_metrics([{**numbers, **row} for row in rows])
         if summary:
+            data = load_data("digits", image_size=8, channels=1)
             outcome = {"test_accuracy": 0.5, "parameters": vit.count_params(), "flops": config.flops}
-            run.write_summary({**outcome, "data": "digits", "backend": "jax", "device": "a CPU"})
+            facts = {"data": "digits", "fingerprint": data.fingerprint, "class_names": data.class_names}
+            run.write_summary({**outcome, **facts, "backend": "jax", "device": "a CPU"})
         return run
 
     return make
@@ -156,6 +158,19 @@ def test_evaluate_another_data_set(make_run, tmp_path):
     np.savez(tmp_path / "three.npz", **{name: array % 3 if name[0] == "y" else array for name, array in arrays.items()})
     with pytest.raises(ValueError, match="has 3 classes; allowed: a data set of 10"):
         evaluate(run, data=f"arrays:{tmp_path}/three.npz")
+
+
+def test_evaluate_says_that_the_data_has_changed(make_run):
+    run = make_run()
+    run.write_summary({**run.summary, "fingerprint": "other"})
+    with pytest.warns(UserWarning, match="digits is not what .* was trained on"):
+        evaluate(run)
+    run.write_summary({**run.summary, "class_names": run.summary["class_names"][::-1]})
+    with (
+        pytest.raises(ValueError, match="the run's classes in another order: 0, 1"),
+        pytest.warns(UserWarning, match="is not what"),
+    ):
+        evaluate(run)
 
 
 def test_what_cannot_be_evaluated(make_run):

@@ -1,15 +1,24 @@
 """The commands of the README: help, the default that falls back, and one line and exit code 2 for a user's mistake."""
 
+import dataclasses
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cli
 import keras
 import pytest
 import train_cifar
 from cli import run_command
+
+from keras_vit import ViTConfig
+from keras_vit.augment import AugmentConfig
+from keras_vit.recipe import Recipe, TrainConfig
+from keras_vit.run import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(file for file in (ROOT / "experiments").glob("*.py") if file.name != "cli.py")
@@ -31,10 +40,18 @@ def test_help_explains(script):
 
 
 def test_help_gives_every_setting_with_its_default():
-    text = " ".join(run(ROOT / "experiments" / "train_cifar.py", "--help").stdout.split())
-    for setting in ("--model.depth", "--train.epochs", "--augment.cutmix", "--data-dir", "--resume"):
-        assert setting in text.replace("--data_dir", "--data-dir"), setting
-    assert "Passes over the training images, at least 1. (type: int, default: " in text
+    text = run(ROOT / "experiments" / "train_cifar.py", "--help").stdout
+    options = re.split(r"\n  (?=-)", text)[1:]
+    explained = {re.split(r"[ ,]", option)[0]: " ".join(option.split()) for option in options}
+    for section, cls in {"": Recipe, "model.": ViTConfig, "augment.": AugmentConfig, "train.": TrainConfig}.items():
+        for field in dataclasses.fields(cls):
+            if field.name in ("model", "augment", "train", "num_classes"):
+                continue
+            option = explained[f"--{section}{field.name}"]
+            assert re.search(r"[A-Z`].{15,} \(.*default: ", option), option
+    assert "Passes over the training images, at least 1" in explained["--train.epochs"]
+    assert "default: 15" in explained["--train.epochs"]
+    assert {"--recipe", "--out", "--overwrite", "--resume"} <= set(explained)
 
 
 def test_auto_falls_back_with_a_notice_that_names_the_data(tmp_path):
@@ -96,6 +113,52 @@ def test_backend_is_checked(backend, message):
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "configured", "installed", "chosen"),
+    [
+        (None, "tensorflow", ("jax",), "jax"),  # Keras wrote "tensorflow" where there is none
+        (None, "torch", ("tensorflow", "torch"), "torch"),
+        (None, None, ("jax", "torch"), "jax"),
+        ("torch", "jax", ("jax", "torch"), "torch"),
+    ],
+)
+def test_backend_is_one_that_is_installed(monkeypatch, tmp_path, asked, configured, installed, chosen):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr(cli.warnings, "filterwarnings", lambda *settings, **more: None)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", asked or "")
+    if configured:
+        (tmp_path / "keras.json").write_text(json.dumps({"backend": configured}))
+    cli.choose_backend()
+    assert os.environ["KERAS_BACKEND"] == chosen
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    if "tensorflow" not in installed:
+        with pytest.raises(ValueError, match=f"'tensorflow' is not installed; allowed here: {installed[0]}"):
+            cli.choose_backend()
+
+
+def test_divergence_and_full_disk_are_one_line(monkeypatch, capsys, tmp_path):
+    options = ["--recipe", "digits", *FAST, "--train.optimizer", "sgd", "--train.clip_norm", "0", "--train.learning_rate", "1e30"]
+    error = fails(monkeypatch, capsys, *options, "--out", tmp_path / "diverged")
+    assert "train.learning_rate" in error
+
+    written, fsync = [], os.fsync
+
+    def full(handle):
+        written.append(handle)
+        if len(written) > 5:  # recipe, picture, then model, metrics and state of the first epoch, model of the second
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    error = fails(monkeypatch, capsys, "--recipe", "digits", *FAST, "--out", tmp_path / "full")
+    assert error == "error: cannot read or write: No space left on device; what was written before is kept"
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(sys, "argv", ["train_cifar.py", "--resume", str(tmp_path / "full")])
+    run_command(train_cifar.main)
+    assert RunFolder(tmp_path / "full").summary["epochs"] == 2
 
 
 def test_faults_of_the_program_keep_their_traceback():
