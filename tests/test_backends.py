@@ -19,6 +19,7 @@ ATTEMPTS = 3  # on a busy machine the best of three counts
 HEAVY = {"tensorflow", "torch", "jax", "matplotlib", "tensorflow_datasets", "keras_tuner", "sklearn", "PIL"}
 CONFIGS = ("cls", "map", "conv")  # of backend_worker.py
 
+pytestmark = pytest.mark.xdist_group("backends")  # one process for all: `numbers` takes its time
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
