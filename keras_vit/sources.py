@@ -252,9 +252,10 @@ def _picture(image):
 
 def read_tfds(name, data_dir, shape, notes):
     others = "or use digits, folder:PATH or arrays:FILE.npz"
-    for module, package in (("tensorflow", "tensorflow"), ("tensorflow_datasets", "tensorflow-datasets")):
-        if not installed(module):
-            raise Unavailable(f"data set {name!r} is read by {package}, which is not installed: pip install {package}, {others}")
+    missing = [module.replace("_", "-") for module in ("tensorflow", "tensorflow_datasets") if not installed(module)]
+    if missing:
+        needed = " and ".join(missing)
+        raise Unavailable(f"data set {name!r} is read by {needed}, not installed here: pip install {' '.join(missing)}, {others}")
     tf = import_tensorflow()
     import tensorflow_datasets as tfds
 

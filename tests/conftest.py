@@ -1,4 +1,8 @@
-"""One seed for every test."""
+"""One seed for every test, and one thread for each of the processes that share the cores."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would wait for those of the other test process
 
 import keras
 import pytest

@@ -541,7 +541,7 @@ def test_an_explicit_name_never_falls_back(offline, tmp_path):
 def test_without_tensorflow(monkeypatch, tmp_path):
     monkeypatch.setattr(sources, "installed", lambda module: module == "sklearn")
     assert load_data("auto", image_size=8).name == "digits"
-    with pytest.raises(ValueError, match="tensorflow, which is not installed: pip install tensorflow, or use digits"):
+    with pytest.raises(ValueError, match="tensorflow-datasets, not installed here: pip install tensorflow tensorflow-d"):
         load_data("cifar10", data_dir=tmp_path, image_size=32)
 
 

@@ -466,9 +466,12 @@ def test_interrupt_says_how_to_go_on(tmp_path, moment):
     options = ["--recipe", "digits", "--model.depth", "1", "--train.epochs", "500", "--out", str(folder)]
     process = start(tmp_path, *options)
     metrics, picture = folder / "metrics.csv", folder / "plots" / "batch.png"
-    wait_for(process, metrics.is_file if moment == "later" else picture.is_file)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130, (tmp_path / "log.txt").read_text()
+    try:
+        wait_for(process, metrics.is_file if moment == "later" else picture.is_file)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130, (tmp_path / "log.txt").read_text()
+    finally:
+        process.kill()
     log = (tmp_path / "log.txt").read_text()
     assert f"--resume {folder}" in log
     assert "Traceback" not in log
