@@ -1,0 +1,34 @@
+"""A trial that trains nothing: its score is a formula, and its environment says what goes wrong. Stands in for trial.py."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+job = json.loads(Path(sys.argv[1]).read_text())
+recipe = Path(job["recipe"]).read_text()
+number = int(Path(job["recipe"]).parent.name.split("-")[1])
+run = Path(job["run"])
+run.mkdir(exist_ok=True)
+what = json.loads(os.environ.get("FAKE_FAILURES", "{}")).get(str(number))
+if what == "memory":
+    raise MemoryError("cannot allocate 80 GiB")
+if what == "raise":
+    raise RuntimeError("no such kernel")
+if what == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "hang":
+    time.sleep(600)
+if what == "nan":
+    print("error: loss: nan in epoch 1", file=sys.stderr)
+    sys.exit(2)
+metrics = run / "metrics.csv"
+done = metrics.read_text().count("\n") if metrics.is_file() else 0
+for epoch in range(done, job["until"] or 3):  # a killed one goes on behind its last epoch
+    time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+    with metrics.open("a") as file:
+        file.write(f"{epoch}\n")
+score = 0.5 + 0.4 / (1 + sum(map(ord, recipe)) % 97)
+Path(job["result"]).write_text(json.dumps({"val_accuracy": score, "params": 10, "latency_ms": 1.0}))

@@ -1,0 +1,157 @@
+"""Search spaces: what is legal, what limits leave, and that predictions agree with the models."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vit import build_vit
+from keras_vit.recipe import load_recipe
+from tuning.space import Limits, Space, SpaceConfig, patch_sizes, training_memory, values_of
+
+FIXED = {field.name: None for field in dataclasses.fields(SpaceConfig)}
+
+
+def space(recipe="quick", limits=None, **axes):
+    return Space(SpaceConfig(**{**FIXED, **axes}), load_recipe(recipe), limits)
+
+
+def test_everything_that_is_proposed_can_be_built():
+    made = Space(SpaceConfig(), load_recipe("digits"))
+    rng = np.random.default_rng(0)
+    seen = [made.sample(rng) for _ in range(200)]
+    for values in seen:
+        config = made.recipe(values).model
+        assert config.width == values["num_heads"] * values["head_dim"]
+        assert config.mlp_dim == round(values["mlp_ratio"] * config.width)
+        assert all(image % patch == 0 for image, patch in zip(config.image_size, config.patch_size, strict=True))
+    for axis in made.axes:
+        if axis.name not in ("learning_rate", "weight_decay", "augment"):
+            assert {values[axis.name] for values in seen} == set(values_of(axis)), axis.name
+
+
+def test_parameters_are_those_of_the_model():
+    made = Space(SpaceConfig(), load_recipe("digits"))
+    values = made.sample(np.random.default_rng(1))
+    config = made.recipe(values).model
+    assert build_vit(config).count_params() == config.num_params
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(8, [1, 2, 4]), (28, [2, 4, 7, 14]), (32, [2, 4, 8, 16]), (224, [14, 16, 28, 32, 56, 112]), (7, [1])]
+)
+def test_patch_sizes_of_an_image(size, sizes):
+    assert patch_sizes((size, size)) == sizes
+
+
+def test_axes_are_ranges_choices_or_fixed():
+    made = space(depth="2..4", patch_size=[8, 4], stem="conv", learning_rate="1e-4..1e-2", mlp_ratio=2)
+    values = {axis.name: values_of(axis) for axis in made.hyperparameters.space if axis.name != "learning_rate"}
+    assert values == {"patch_size": [4, 8], "depth": [2, 3, 4], "stem": ["conv"], "mlp_ratio": [2.0]}
+    rates = [made.draw(np.random.default_rng(seed))["learning_rate"] for seed in range(400)]
+    assert 1e-4 <= min(rates) < 2e-4
+    assert 5e-3 < max(rates) <= 1e-2
+    assert np.median(rates) == pytest.approx(1e-3, rel=0.3)  # logarithmic
+
+
+def test_what_is_not_searched_is_the_recipes():
+    base = load_recipe("quick")
+    recipe = space(depth="2,3").recipe({"depth": 3})
+    assert recipe == dataclasses.replace(base, model=dataclasses.replace(base.model, depth=3))
+
+
+def test_augmentation_strength():
+    made = space(augment="0..1")
+    weak, half, strong = (made.recipe({"augment": strength}).augment for strength in (0.0, 0.4, 1.0))
+    assert (weak.randaugment_layers, half.randaugment_layers, strong.randaugment_layers) == (0, 1, 2)
+    assert (half.randaugment_magnitude, strong.randaugment_magnitude) == (pytest.approx(3.6), 9)
+    assert (weak.mix_probability, half.mix_probability, strong.mix_probability) == (0, 0.4, 1)
+    assert weak.flip
+    assert weak.crop == 4
+    assert strong.cutmix == 1.0
+
+
+def test_limits_cut_the_space_and_say_what_is_left():
+    free = space(depth="1..8", head_dim="16,32")
+    limit = sorted(free.recipe(values).model.num_params for values in free.shapes())[5]
+    cut = space(limits=Limits(max_params=limit), depth="1..8", head_dim="16,32")
+    assert (cut.total, cut.legal, cut.within) == (16, 16, 6)
+    assert f"6 keep within max_params {limit:,}" in cut.describe()
+    rng = np.random.default_rng(0)
+    assert {cut.recipe(cut.sample(rng)).model.num_params <= limit for _ in range(50)} == {True}
+    assert len(list(cut.grid(3))) == 6
+    for name in ("max_params", "max_flops", "max_memory"):
+        with pytest.raises(ValueError, match=f"none of 16 shapes keeps within {name} 1; the least is "):
+            space(limits=Limits(**{name: 1}), depth="1..8", head_dim="16,32")
+
+
+def test_shapes_that_cannot_be_built_are_left_out():
+    made = space("mnist", patch_size="4,7,14", stem="patch,conv")
+    assert (made.total, made.legal) == (6, 4)  # the conv stem takes powers of two only
+    assert {(values["patch_size"], values["stem"]) for values in made.grid(3)} == {
+        (4, "patch"),
+        (4, "conv"),
+        (7, "patch"),
+        (14, "patch"),
+    }
+    with pytest.raises(ValueError, match=r"no configuration can be built; the first one: patch_size: 5 does not divide"):
+        space(patch_size="5,7")
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ({"depth": "4..2"}, "space.depth: received '4..2'; the range is empty"),
+        ({"depth": "2.5"}, "space.depth: received 2.5; allowed: integers"),
+        ({"depth": "0..3"}, "space.depth: received 0"),
+        ({"depth": "many"}, "space.depth: received 'many'; allowed: a number"),
+        ({"depth": []}, r"space.depth: received \[\]"),
+        ({"pool": "max"}, "space.pool: received 'max'; allowed: cls, gap, map"),
+        ({"learning_rate": "0..1"}, "space.learning_rate: received 0"),
+        ({"weight_decay": "0..0.1"}, "space.weight_decay: .*begins above 0"),
+        ({"drop_path": "1"}, "space.drop_path: received 1"),
+        ({"augment": "2"}, "space.augment: received 2"),
+    ],
+)
+def test_bad_axes_are_named(axis, message):
+    with pytest.raises(ValueError, match=message):
+        space(**axis)
+    with pytest.raises(ValueError, match="max_params: received -1"):
+        Limits(max_params=-1)
+
+
+def test_vectors_and_neighbours():
+    made = Space(SpaceConfig(), load_recipe("quick"))
+    rng = np.random.default_rng(0)
+    values = made.sample(rng)
+    point = made.vector(values)
+    assert point.min() >= 0
+    assert point.max() <= 1
+    for _ in range(100):
+        near = made.neighbour(values, rng)
+        changed = [name for name in values if near[name] != values[name]]
+        assert changed
+        assert len(changed) < len(values)
+        assert made.vector(near).shape == point.shape
+
+
+def test_memory_grows_with_what_takes_memory():
+    recipe = load_recipe("quick")
+
+    def memory(model=(), train=()):
+        return training_memory(
+            dataclasses.replace(
+                recipe,
+                model=dataclasses.replace(recipe.model, **dict(model)),
+                train=dataclasses.replace(recipe.train, **dict(train)),
+            )
+        )
+
+    weights = 4 * recipe.model.num_params / 2**20
+    activations = memory() - 5 * weights
+    assert memory(train={"batch_size": 256}) == pytest.approx(5 * weights + 2 * activations)
+    assert memory(train={"ema": 0.9}) == pytest.approx(memory() + weights)
+    assert memory(train={"precision": "float32"}) == pytest.approx(5 * weights + 2 * activations)
+    assert memory(model={"patch_size": (4, 4)}) > 3 * memory()
+    assert keras.backend.backend()

@@ -1,0 +1,268 @@
+"""What to try next: KerasTuner's oracles, made to survive.
+
+What is shared by all: every proposal is a function of the seed, the number of the trial and the results so far, so that
+a search that was killed goes on to what it would have found; proposals are legal and new; a failed trial is a bad score;
+the state is one file, written in one step, whose predecessor is kept.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+
+import keras_tuner
+import numpy as np
+from keras_tuner.engine import trial as trial_module
+
+from keras_vit.run import write_text
+
+FAILED = "failed"  # a metric: 1 where a trial has no result
+WORST = 0.0  # accuracy of a failed trial
+CANDIDATES, NEIGHBOURS = 2000, 500  # what the Gaussian process chooses from
+IDLE_SECONDS = 0.2
+RHO = 0.05  # of ParEGO's augmented Chebyshev norm (Knowles 2006)
+
+
+class SearchOracle:
+    """What every oracle here does; stands in front of one of KerasTuner's in the list of bases.
+
+    Args:
+        space: The `Space`.
+        seed: Decides all proposals; 0 counts.
+        objectives: Names of metrics with their directions, {"val_accuracy": "max", "latency_ms": "min"}; the first one is
+            KerasTuner's objective.
+        **settings: Arguments of KerasTuner's oracle.
+    """
+
+    def __init__(self, space, seed=0, objectives=None, **settings):
+        self.space = space
+        self.objectives = objectives or {"val_accuracy": "max"}
+        name, direction = next(iter(self.objectives.items()))
+        super().__init__(
+            objective=keras_tuner.Objective(name, direction),
+            hyperparameters=space.hyperparameters.copy(),
+            allow_new_entries=True,
+            tune_new_entries=True,
+            seed=seed,
+            **settings,
+        )
+        self.seed = self._seed_state = seed  # KerasTuner takes 0 for none
+        self.verbose = 0
+        self.max_seconds, self.trial_seconds = None, 0.0  # of the search, and what a trial is expected to take
+        self.started, self.earlier_seconds = time.monotonic(), 0.0
+
+    @property
+    def seconds(self):
+        """Seconds that the search has taken, the earlier parts of one that goes on included."""
+        return self.earlier_seconds + time.monotonic() - self.started
+
+    @property
+    def is_over(self):
+        """Whether there is no time for another trial."""
+        return self.max_seconds is not None and self.seconds + self.trial_seconds > self.max_seconds
+
+    def create_trial(self, tuner_id):
+        if self.is_over:
+            return trial_module.Trial(self.hyperparameters.copy(), status="STOPPED")
+        trial = super().create_trial(tuner_id)
+        if trial.status == "IDLE":
+            time.sleep(IDLE_SECONDS)  # KerasTuner asks again at once
+        return trial
+
+    def rng(self, *key):
+        """A generator that depends on the seed, the number of this trial, and `key`."""
+        return np.random.default_rng([self.seed, len(self.start_order), *key])
+
+    def _random_values(self):
+        rng = self.rng()
+        for _ in range(1000):
+            values = self.space.sample(rng)
+            if not self._duplicate(values):
+                return values
+        return None  # everything has been tried
+
+    def _check_consecutive_failures(self):
+        """Nothing: a failed trial is a bad score, not the end of the search."""
+
+    def results(self):
+        """The finished trials, in the order of their start, each with its metrics."""
+        for trial_id in self.start_order:
+            trial = self.trials[trial_id]
+            if trial.status == "COMPLETED":
+                yield trial, {name: trial.metrics.get_last_value(name) for name in trial.metrics.metrics}
+
+    # State: one file with everything, and the one before.
+
+    def get_state(self):
+        return {**super().get_state(), "seconds": self.seconds}
+
+    def set_state(self, state):
+        super().set_state(state)
+        self.earlier_seconds = state["seconds"]
+
+    def save(self):
+        state = {"oracle": self.get_state(), "trials": [self.trials[name].get_state() for name in self.start_order]}
+        text = json.dumps(state, default=plain_number)
+        path = Path(self._get_oracle_fname())
+        if path.is_file() and is_whole(path):
+            os.replace(path, previous(path))
+        write_text(path, json.dumps({"sha256": digest(text), "state": text}))
+
+    def _save_trial(self, trial):
+        """Nothing: `save`, which follows, writes the trials too."""
+
+    def reload(self):
+        path = Path(self._get_oracle_fname())
+        state = read_state(path) or read_state(previous(path))
+        if state is None:
+            raise ValueError(f"search: {str(path)!r} and its predecessor are damaged; start again with --overwrite")
+        for trial_state in state["trials"]:
+            trial = trial_module.Trial.from_state(trial_state)
+            self.trials[trial.trial_id] = trial
+        self.set_state(state["oracle"])
+        # What was running goes on, the oldest first.
+        self._retry_queue = [name for name in reversed(self.start_order) if self.trials[name].status in ("RUNNING", "INVALID")]
+        self.ongoing_trials = {}
+
+
+def previous(path):
+    return path.with_suffix(".previous.json")
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_state(path):
+    """The state in a file, or None where there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content["state"]) if content["sha256"] == digest(content["state"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_whole(path):
+    return read_state(path) is not None
+
+
+def plain_number(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value)} is not JSON")
+
+
+class RandomOracle(SearchOracle, keras_tuner.oracles.RandomSearchOracle):
+    """Random search over the legal configurations, none twice."""
+
+
+class HyperbandOracle(SearchOracle, keras_tuner.oracles.HyperbandOracle):
+    """Hyperband (arXiv 1603.06560): KerasTuner's brackets; a promoted trial goes on from the state of its predecessor."""
+
+
+class GridOracle(SearchOracle, keras_tuner.Oracle):
+    """Every legal configuration in the order of the axes; a range of real numbers counts as `steps` values."""
+
+    def __init__(self, space, steps=3, **settings):
+        super().__init__(space, **settings)
+        self.steps = steps
+
+    def populate_space(self, trial_id):
+        for values in self.space.grid(self.steps):
+            if not self._duplicate(values):
+                return {"status": "RUNNING", "values": values}
+        return {"status": "IDLE" if self.ongoing_trials else "STOPPED", "values": None}
+
+
+class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracle):
+    """Bayesian optimisation with a Gaussian process; with several objectives ParEGO (Knowles 2006).
+
+    The surrogate is scikit-learn's Gaussian process with a Matern kernel of one length an axis and a noise term. The next
+    trial is the legal, new configuration of largest expected improvement among random ones and neighbours of the best;
+    running trials count with their predicted mean. With several objectives each trial draws weights and optimises the
+    augmented Chebyshev norm of the objectives scaled to 0..1, so that the trials spread along the Pareto front.
+    """
+
+    def populate_space(self, trial_id):
+        done = list(self.results())
+        wanted = self.num_initial_points or max(5, 2 * len(self.space.axes))
+        if len(done) < wanted:
+            return self._random_populate_space()
+        values = self.propose(done)
+        if values is None:
+            return self._random_populate_space()
+        return {"status": "RUNNING", "values": values}
+
+    def propose(self, done):
+        """The configuration to try next; None if there is no new one."""
+        rng = self.rng(1)
+        cost = self.costs([metrics for _, metrics in done], rng)
+        known = [trial.hyperparameters.values for trial, _ in done]
+        points = np.stack([self.space.vector(values) for values in known])
+        process = self.fit(points, cost, rng)
+        running = [trial.hyperparameters.values for trial in self.ongoing_trials.values()]
+        if running:
+            more = np.stack([self.space.vector(values) for values in running])
+            points, cost = np.concatenate([points, more]), np.concatenate([cost, process.predict(more)])
+            process = self.fit(points, cost, rng, process.kernel_)
+        best = [known[index] for index in np.argsort(cost[: len(known)], kind="stable")[:5]]
+        candidates = [self.space.draw(rng) for _ in range(CANDIDATES)]
+        candidates += [self.space.neighbour(best[index % len(best)], rng) for index in range(NEIGHBOURS)]
+        vectors = np.stack([self.space.vector(values) for values in candidates])
+        mean, deviation = process.predict(vectors, return_std=True)
+        for index in np.argsort(-expected_improvement(mean, deviation, cost.min()), kind="stable"):
+            values = candidates[index]
+            if not self._duplicate(values) and self.space.is_legal(values):
+                return values
+        return None
+
+    def costs(self, metrics, rng):
+        """One number a trial, to be minimised; a failed trial costs as much as the worst that did not fail."""
+        columns = []
+        for name, direction in self.objectives.items():
+            column = np.array([row.get(name, math.nan) for row in metrics], float)
+            column = -column if direction == "max" else np.log(np.maximum(column, 1e-12))
+            columns.append(column)
+        table = np.stack(columns, axis=1)
+        failed = np.array([bool(row.get(FAILED)) for row in metrics]) | ~np.isfinite(table).all(axis=1)
+        if failed.all():
+            return np.zeros(len(metrics))
+        low, high = table[~failed].min(axis=0), table[~failed].max(axis=0)
+        scaled = (table - low) / np.where(high > low, high - low, 1)
+        scaled[failed] = 1
+        if scaled.shape[1] == 1:
+            return scaled[:, 0]
+        weights = rng.dirichlet(np.ones(scaled.shape[1]))
+        return (weights * scaled).max(axis=1) + RHO * (weights * scaled).sum(axis=1)
+
+    @staticmethod
+    def fit(points, cost, rng, kernel=None):
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+        optimizer = "fmin_l_bfgs_b" if kernel is None else None
+        kernel = kernel or ConstantKernel(1.0, (0.05, 20)) * Matern(np.ones(points.shape[1]), (0.1, 20), nu=2.5) + WhiteKernel(
+            0.05, (1e-4, 1)
+        )
+        process = GaussianProcessRegressor(
+            kernel, normalize_y=True, n_restarts_optimizer=1, optimizer=optimizer, random_state=int(rng.integers(2**31))
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return process.fit(points, cost)
+
+
+def expected_improvement(mean, deviation, best):
+    """Expected improvement below `best` of normal variables (Jones 1998)."""
+    from scipy.stats import norm
+
+    deviation = np.maximum(deviation, 1e-9)
+    z = (best - mean) / deviation
+    return (best - mean) * norm.cdf(z) + deviation * norm.pdf(z)
+
+
+ORACLES = {"random": RandomOracle, "grid": GridOracle, "bayesian": BayesianOracle, "hyperband": HyperbandOracle}

@@ -1,0 +1,281 @@
+"""The KerasTuner tuner whose trials are training runs, each in a process of its own."""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import keras_tuner
+
+from keras_vit.run import PARTIAL, write_text
+from tuning.oracle import FAILED, WORST
+
+TRIAL = Path(__file__).with_name("trial.py")
+MORE_TRIES = 2  # for a process that was killed and had got no further than the one before
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 5  # between asking a process to end and ending it
+OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "RESOURCE_EXHAUSTED", "ResourceExhausted", "MemoryError")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialSettings:
+    """How a trial is run.
+
+    Attributes:
+        budget: {"kind": "epochs", "seconds" or "flops", "amount": number}: the whole training of one trial.
+        time_limit: Seconds after which a trial is ended, start and validation included.
+        stall_limit: Seconds without a step after which a trial counts as hung.
+        latency: Whether the latency of its model is measured.
+    """
+
+    budget: dict
+    time_limit: float
+    stall_limit: float
+    latency: bool = False
+
+
+class Stopped(BaseException):
+    """The search was asked to stop: the trial is neither finished nor failed, and goes on when the search does."""
+
+
+class TrialTuner(keras_tuner.Tuner):
+    """Runs the trials of an oracle, each as an ordinary training run in its own process.
+
+    A trial's folder holds `run/` (the run folder), `log.txt` and `result.json`. Whatever ends a trial early ends that trial
+    alone: its reason is in `failure.txt`, and the oracle is told a bad score. A process that was killed is started again,
+    and goes on behind its last epoch, as long as that brings it further.
+
+    Args:
+        oracle: One of `tuning.oracle.ORACLES`.
+        settings: The `TrialSettings`.
+        folder: The search folder; a search that is there already goes on.
+        events: An object with `trial_began(trial)` and `trial_ended(trial, metrics, reason)`; None = silence.
+        command: The command that runs a job; None = trial.py with this Python.
+    """
+
+    def __init__(self, oracle, settings, folder, events=None, command=None):
+        self.settings, self.events = settings, events
+        self.command = command or [sys.executable, str(TRIAL)]
+        self.environment, self.cores = {}, None
+        self.stop = threading.Event()
+        folder = Path(folder).absolute()
+        with contextlib.redirect_stdout(None):  # KerasTuner says that it reloads
+            super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
+
+    @property
+    def folder(self):
+        return Path(self.project_dir)
+
+    def _get_tuner_fname(self):
+        return str(self.folder / "tuner.json")  # KerasTuner's is another one for each worker
+
+    def save(self):
+        """Marks the folder as one to go on from; everything there is to know stands in the oracle's own file."""
+        marker = Path(self._get_tuner_fname())
+        if not marker.is_file():
+            write_text(marker, "{}\n")
+
+    def reload(self):
+        """Goes on with the search in the folder; called by KerasTuner."""
+        self.oracle.reload()
+
+    def trial_folder(self, trial_id):
+        return self.folder / f"trial-{trial_id}"
+
+    def search_with(self, workers=1, environments=None):
+        """Runs trials until the oracle has no more, several at a time.
+
+        Args:
+            workers: Number of trials at a time.
+            environments: For each worker its environment variables, a dictionary, and its cores, a set or None.
+
+        Raises:
+            KeyboardInterrupt: If it was interrupted; the trials that were running go on when the search does.
+        """
+        failures = []
+
+        def work(tuner):
+            try:
+                tuner.search()
+            except BaseException as error:
+                failures.append(error)
+                self.stop.set()
+
+        self.stop.clear()
+        threads = []
+        for number in range(workers):
+            tuner = copy.copy(self)
+            tuner.tuner_id = f"worker-{number}"
+            if environments:
+                tuner.environment, tuner.cores = environments[number]
+            threads.append(threading.Thread(target=work, args=(tuner,), name=tuner.tuner_id, daemon=True))
+            threads[-1].start()
+        try:
+            while any(thread.is_alive() for thread in threads):
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            self.stop.set()
+            for thread in threads:
+                thread.join(2 * GRACE_SECONDS)
+            raise
+        for error in failures:
+            if not isinstance(error, Stopped):
+                raise error
+
+    def run_trial(self, trial):
+        """Trains a configuration; returns its metrics. Called by KerasTuner."""
+        folder = self.trial_folder(trial.trial_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.events:
+            self.events.trial_began(trial)
+        reason, metrics = None, read_json(folder / "result.json") or self.twin_of(trial)
+        if metrics is None:
+            job = self.write_job(trial, folder)
+            reason = self.run_job(job, folder)
+            metrics = read_json(folder / "result.json")
+            if reason is None and metrics is None:
+                reason = "ended without a result"
+        if reason is not None:
+            write_text(folder / "failure.txt", reason + "\n")
+            metrics = {next(iter(self.oracle.objectives)): WORST, FAILED: 1.0}
+        trial.message = reason
+        if self.events:
+            self.events.trial_ended(trial, metrics, reason)
+        return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+    def twin_of(self, trial):
+        """The metrics of a finished trial of the same recipe and length, or None."""
+        mine = self.identity(trial)
+        for other, metrics in self.oracle.results():
+            if not metrics.get(FAILED) and self.identity(other) == mine:
+                return metrics
+        return None
+
+    def identity(self, trial):
+        values = trial.hyperparameters.values
+        return self.oracle.space.recipe(values), values.get("tuner/epochs")
+
+    def write_job(self, trial, folder):
+        """Writes what the process of a trial has to do; a promoted trial of Hyperband gets the run of its predecessor."""
+        values = trial.hyperparameters.values
+        run = folder / "run"
+        if "tuner/trial_id" in values and not run.exists():
+            with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as temporary:
+                copied = shutil.copytree(self.trial_folder(values["tuner/trial_id"]) / "run", Path(temporary) / "run")
+                (copied / "summary.json").unlink(missing_ok=True)
+                os.replace(copied, run)
+        write_text(folder / "recipe.yaml", self.oracle.space.recipe(values).to_yaml())
+        job = {
+            "recipe": str(folder / "recipe.yaml"),
+            "run": str(run),
+            "result": str(folder / "result.json"),
+            "until": values.get("tuner/epochs"),
+            "budget": self.settings.budget,
+            "latency": self.settings.latency,
+        }
+        write_text(folder / "job.json", json.dumps(job, indent=2) + "\n")
+        return folder / "job.json"
+
+    def run_job(self, job, folder):
+        """Runs the process of a trial to its end; returns None, or the reason why it has failed."""
+        tries, reached = 0, epochs_of(folder)
+        while True:
+            reason, killed = self.run_process(job, folder)
+            if not killed:
+                return reason
+            before, reached = reached, epochs_of(folder)
+            tries = 0 if reached > before else tries + 1
+            if tries > MORE_TRIES:
+                return reason
+
+    def run_process(self, job, folder):
+        """Runs one process; returns the reason of its failure or None, and whether somebody else killed it."""
+        settings, alive = self.settings, folder / "alive"
+        prepare = (lambda: os.sched_setaffinity(0, self.cores)) if self.cores else None
+        with open(folder / "log.txt", "ab") as log:
+            began = time.time()
+            process = subprocess.Popen(
+                [*self.command, str(job)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+                preexec_fn=prepare,
+            )
+            try:
+                while process.poll() is None:
+                    if self.stop.wait(POLL_SECONDS):
+                        raise Stopped
+                    now = time.time()
+                    if now - began > settings.time_limit:
+                        return f"took more than {settings.time_limit:g} s", False
+                    if now - max(began, modified(alive)) > settings.stall_limit:
+                        return f"made no step in {settings.stall_limit:g} s", False
+            finally:
+                end(process)
+        if process.returncode == 0:
+            return None, False
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else ""), True
+        return reason_in(folder / "log.txt", process.returncode), False
+
+
+def end(process):
+    """Ends a process and those it has started."""
+    process.stdin.close()
+    if process.poll() is not None:
+        return
+    for name in ("SIGTERM", "SIGKILL"):
+        try:
+            os.killpg(process.pid, getattr(signal, name))
+        except (ProcessLookupError, PermissionError):
+            break
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def epochs_of(folder):
+    """The number of finished epochs in the run of a trial."""
+    try:
+        return (folder / "run" / "metrics.csv").read_text(encoding="utf-8").count("\n")
+    except OSError:
+        return 0
+
+
+def modified(path):
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def reason_in(log, code):
+    """Why a process has failed: the last line that it wrote, which is that of the error."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    last = lines[-1].removeprefix("error: ")[:500] if lines else f"exit code {code}"
+    if any(word in line for word in OUT_OF_MEMORY for line in lines[-30:]):
+        return f"out of memory: {last}"
+    return last
+
+
+def read_json(path):
+    """A file's contents, or None where there is no file or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
