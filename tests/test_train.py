@@ -405,17 +405,13 @@ def test_even_batch_size():
 def start(folder, *options):
     command = [sys.executable, "experiments/train_cifar.py", *options]
     settings = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "PYTHONUNBUFFERED": "1"}
-    with open(folder / "log.txt", "a") as log:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=settings,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            # Where the tests run in the background of a shell, children would ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    # Where the tests run in the background of a shell, children would ignore Ctrl-C as they do.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        with open(folder / "log.txt", "a") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=log, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for(process, ready, seconds=120):

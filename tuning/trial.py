@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 from cli import run_command
 
+CORES = "KERAS_VIT_CORES"  # environment variable: the cores that a trial keeps to, separated by commas
 STAGES = 9  # validations of a trial whose budget is not counted in epochs
 WARM_STEPS, TIMED_SECONDS = 3, 1.5  # to measure how many images a second a configuration trains
 LATENCY_BATCH, LATENCY_SECONDS = 64, 1.0
@@ -140,6 +141,8 @@ def accelerator_count():
 def main():
     started = time.time()
     end_with_parent()
+    if os.environ.get(CORES):
+        os.sched_setaffinity(0, set(map(int, os.environ[CORES].split(","))))
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     from keras_vit.recipe import load_recipe
     from keras_vit.run import write_text

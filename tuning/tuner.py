@@ -19,6 +19,7 @@ import keras_tuner
 
 from keras_vit.run import PARTIAL, write_text
 from tuning.oracle import FAILED, WORST
+from tuning.trial import CORES
 
 TRIAL = Path(__file__).with_name("trial.py")
 MORE_TRIES = 2  # for a process that was killed and had got no further than the one before
@@ -201,7 +202,6 @@ class TrialTuner(keras_tuner.Tuner):
     def run_process(self, job, folder):
         """Runs one process; returns the reason of its failure or None, and whether somebody else killed it."""
         settings, alive = self.settings, folder / "alive"
-        prepare = (lambda: os.sched_setaffinity(0, self.cores)) if self.cores else None
         with open(folder / "log.txt", "ab") as log:
             began = time.time()
             process = subprocess.Popen(
@@ -209,9 +209,8 @@ class TrialTuner(keras_tuner.Tuner):
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, CORES: ",".join(map(str, sorted(self.cores or ())))},
                 start_new_session=True,
-                preexec_fn=prepare,
             )
             try:
                 while process.poll() is None:
