@@ -156,6 +156,8 @@ def main():
     resume = (run_folder / "recipe.yaml").is_file()
     recipe = load_recipe(run_folder / "recipe.yaml" if resume else job["recipe"])
     data = load_recipe_data(recipe)
+    if data.validation is not None:
+        data = dataclasses.replace(data, test=None)  # a search chooses on validation and must not see the test images
     if not resume:
         rate = training_rate(recipe, data) if job["budget"]["kind"] == "seconds" else None
         recipe = scheduled(recipe, job["budget"], len(data.train), recipe.model.flops, rate)
