@@ -23,11 +23,11 @@ FAKE = [sys.executable, str(Path(__file__).with_name("fake_trial.py"))]
 MB = 2**20
 
 
-def make(folder, trials=10, seed=0, oracle=None, **settings):
+def make(folder, trials=10, seed=0, oracle=None, start=True, **settings):
     space = Space(SpaceConfig(), load_recipe("quick"))
     oracle = oracle(space, seed) if oracle else RandomOracle(space, seed=seed, max_trials=trials)
     settings = TrialSettings(**{"budget": {"kind": "epochs", "amount": 3}, "time_limit": 30, "stall_limit": 20, **settings})
-    return TrialTuner(oracle, settings, folder, command=FAKE)
+    return TrialTuner(oracle, settings, folder, command=FAKE) if start else (oracle, settings)
 
 
 def outcome(oracle):

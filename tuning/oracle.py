@@ -22,7 +22,6 @@ from keras_vit.run import write_text
 FAILED = "failed"  # a metric: 1 where a trial has no result
 WORST = 0.0  # accuracy of a failed trial
 CANDIDATES, NEIGHBOURS = 2000, 500  # what the Gaussian process chooses from
-IDLE_SECONDS = 0.2
 RHO = 0.05  # of ParEGO's augmented Chebyshev norm (Knowles 2006)
 
 
@@ -67,10 +66,17 @@ class SearchOracle:
     def create_trial(self, tuner_id):
         if self.is_over:
             return trial_module.Trial(self.hyperparameters.copy(), status="STOPPED")
-        trial = super().create_trial(tuner_id)
-        if trial.status == "IDLE":
-            time.sleep(IDLE_SECONDS)  # KerasTuner asks again at once
-        return trial
+        return super().create_trial(tuner_id)
+
+    def keep(self, trial_id):
+        """Nothing: what runs in this process is known to live."""
+
+    def give_back(self, tuner_id):
+        """Takes back the trial that a worker has not finished: the next one to ask gets it."""
+        trial = self.ongoing_trials.pop(tuner_id, None)
+        if trial is not None:
+            self._retry_queue.append(trial.trial_id)
+            self.save()
 
     def rng(self, *key):
         """A generator that depends on the seed, the number of this trial, and `key`."""
@@ -89,10 +95,7 @@ class SearchOracle:
 
     def results(self):
         """The finished trials, in the order of their start, each with its metrics."""
-        for trial_id in self.start_order:
-            trial = self.trials[trial_id]
-            if trial.status == "COMPLETED":
-                yield trial, {name: trial.metrics.get_last_value(name) for name in trial.metrics.metrics}
+        return with_results(self.trials[trial_id] for trial_id in self.start_order)
 
     # State: one file with everything, and the one before.
 
@@ -126,6 +129,15 @@ class SearchOracle:
         # What was running goes on, the oldest first.
         self._retry_queue = [name for name in reversed(self.start_order) if self.trials[name].status in ("RUNNING", "INVALID")]
         self.ongoing_trials = {}
+
+
+def metrics_of(trial):
+    return {name: trial.metrics.get_last_value(name) for name in trial.metrics.metrics}
+
+
+def with_results(trials):
+    """The finished ones of trials, each with its metrics."""
+    return [(trial, metrics_of(trial)) for trial in trials if trial.status == "COMPLETED"]
 
 
 def previous(path):

@@ -57,7 +57,8 @@ def write_report(search: dict[str, typing.Any], path: str | os.PathLike) -> None
     Args:
         search: Plain values: `settings`, a dictionary; `axes`, each with name, kind ("choice", "int" or "float"), log and
             values; `trials`, each with id, status ("COMPLETED", "RUNNING" or "FAILED"), values, metrics, reason, curve,
-            command and continues; `now`, a date; `remaining`, a number or None; `finished`.
+            command and continues; `now`, a date; `remaining`, a number or None; `finished`; and, where trials have been
+            trained again, `retrained`, each with id and test_accuracies.
             The first of `settings["objectives"]` ranks the trials; val_accuracy where there are none.
         path: Where the page goes.
 
@@ -90,6 +91,7 @@ def page(search):
         "Learning curves": grid([learning_curves(trials, done, goal, name) for name in ("seconds", "epoch")]),
         "Hyperparameters": parallel_coordinates(axes, done, goal) + importance_picture(axes, done, goal),
         "Failures": failures(trials),
+        **({"Retrained": retrained(search["retrained"])} if search.get("retrained") else {}),
         "Settings": table(("setting", "value"), [(cell(name), cell(value)) for name, value in settings.items()]),
     }
     body = "".join(f"<section><h2>{name}</h2>{content or note(NOTHING)}</section>" for name, content in sections.items())
@@ -162,6 +164,18 @@ def failures(trials):
         if trial["status"] == "FAILED"
     ]
     return table(("trial", "reason", "configuration", "command"), rows, "words") if rows else note("No trial has failed.")
+
+
+def retrained(results):
+    """The test accuracies of trials that were trained again: each seed, mean and standard deviation."""
+    rows = []
+    for result in results:
+        seeds = result["test_accuracies"]
+        mean = f"{np.mean(seeds):.2%}" if seeds else ""
+        spread = f"{100 * np.std(seeds, ddof=1):.2f} points" if len(seeds) > 1 else ""
+        rows.append([cell(result["id"]), cell(mean), cell(spread), cell(", ".join(f"{seed:.2%}" for seed in seeds) or "failed")])
+    names = ("trial", "test accuracy, mean", "standard deviation", "each seed")
+    return note("Trained again on train and validation images; the test images were read once for each.") + table(names, rows)
 
 
 # Pictures: the traces and layouts of plotly.js, as plain dictionaries.

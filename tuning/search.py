@@ -5,14 +5,14 @@ python tuning/search.py --data folder:PATH --max-time 2h --budget 120s
 python tuning/search.py --method hyperband --budget 27epochs --space.depth 2..12 --space.patch_size 2,4,8 --max-params 2e6
 python tuning/search.py --objective accuracy,latency --workers 2
 KERAS_BACKEND=torch python tuning/search.py --retrain 3 --seeds 3
+python tuning/search.py --chief 0.0.0.0:8500 --out /shared/search          # on one machine, then on each that trains:
+python tuning/search.py --worker CHIEF:8500 --out /shared/search
 
 The same command goes on with a search that was stopped.
 """
 
 import contextlib
 import dataclasses
-import datetime
-import fcntl
 import json
 import os
 import re
@@ -21,8 +21,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import typing
 from pathlib import Path
 
@@ -41,7 +39,6 @@ OBJECTIVES = {
 UNITS = {"s": 1, "m": 60, "h": 3600}
 TRIALS_IN_TIME = 20  # what the default budget of a trial aims at
 START_SECONDS = 12  # of a process, about, until it trains
-REPORT_SECONDS = 15  # between two reports of a running search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +144,8 @@ def make_parser():
     parser.add_argument("--recipe", help="What is not searched: a recipe's name or a YAML file, which may have a section `space`.")
     parser.add_argument("--out", help="The search folder. Default: searches/DATA-BACKEND-METHOD.")
     parser.add_argument("--overwrite", action="store_true", help="Start again where --out holds another search.")
+    parser.add_argument("--chief", help="HOST:PORT or PORT: trains nothing, workers ask for trials. Without HOST: this machine.")
+    parser.add_argument("--worker", help="HOST:PORT of a chief whose trials run here; takes only what `--worker X --help` lists.")
     parser.add_class_arguments(SearchConfig, as_group=True)
     parser.add_class_arguments(SpaceConfig, "space")
     parser.add_class_arguments(Limits, as_group=True)
@@ -156,17 +155,23 @@ def make_parser():
 @contextlib.contextmanager
 def locked(folder):
     """Holds the folder; a ValueError if another process does."""
+    import filelock
+
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"search: {str(folder)!r} is in use by another search") from None
-        yield
+    try:
+        with filelock.FileLock(folder / "lock", blocking=False):
+            yield
+    except filelock.Timeout:
+        raise ValueError(f"search: {str(folder)!r} is in use by another search") from None
 
 
-def load_facts(recipe, folder):
+def load_facts(recipe):
     """What a trial will find as data, from a process of its own: this one shall hold neither a GPU nor the images."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_facts(recipe, Path(folder))
+
+
+def read_facts(recipe, folder):
     from keras_vit.run import write_text
     from tuning.tuner import end, reason_in
 
@@ -216,27 +221,27 @@ def check_same_search(folder, identity, overwrite):
     from keras_vit.run import write_text
 
     path = folder / "search.json"
-    text = json.dumps(identity, indent=2, default=str)
+    text = json.dumps(identity, indent=2)
     if path.is_file():
-        theirs, ours = flat(json.loads(path.read_text(encoding="utf-8"))), flat(json.loads(text))
-        changed = [
-            f"{key} {theirs.get(key)} there and {ours.get(key)} here"
-            for key in {**theirs, **ours}
-            if theirs.get(key) != ours.get(key)
-        ]
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), json.loads(text))
         if not changed:
             return
         if not overwrite:
-            raise ValueError(
-                f"search: {str(folder)!r} holds another one: {'; '.join(changed[:5])}; choose another --out, or --overwrite"
-            )
+            raise ValueError(f"search: {str(folder)!r} holds another one: {changed}; choose another --out, or --overwrite")
     for old in folder.glob("trial-*"):
         shutil.rmtree(old)
-    for name in ("oracle.json", "oracle.previous.json", "tuner.json", "report.html", "best.yaml"):
+    for name in ("oracle.json", "oracle.previous.json", "tuner.json", "report.html", "best.yaml", "retrain.json"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("front", "retrain", "tensorboard"):
+    for name in ("front", "retrain"):
         shutil.rmtree(folder / name, ignore_errors=True)
     write_text(path, text + "\n")
+
+
+def differences(theirs, ours):
+    """What differs between two searches, in a line."""
+    theirs, ours = flat(theirs), flat(ours)
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return "; ".join(f"{name} {theirs.get(name)} there and {ours.get(name)} here" for name in names[:5])
 
 
 def flat(tree, where=""):
@@ -256,153 +261,7 @@ def worker_environments(workers, accelerators):
     return [({"OMP_NUM_THREADS": str(len(share))}, share) for share in shares]
 
 
-class Screen:
-    """What the user sees while the search runs: a line a trial, a bar, and report.html.
-
-    Args:
-        console: A rich console.
-        oracle: The oracle.
-        folder: The search folder.
-        settings: What the report says of the search.
-        total: Number of trials, or None.
-    """
-
-    def __init__(self, console, oracle, folder, settings, total):
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self.console, self.oracle, self.folder, self.settings, self.total = console, oracle, folder, settings, total
-        self.lock, self.reported, self.running = threading.Lock(), 0.0, {}
-        self.progress = Progress(BarColumn(), TextColumn("{task.description}"), console=console, transient=True)
-        self.task = self.progress.add_task("", total=total or oracle.max_seconds)
-
-    def __enter__(self):
-        if self.console.is_terminal:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *error):
-        self.progress.stop()
-
-    def trial_began(self, trial):
-        with self.lock:
-            self.running[trial.trial_id] = time.monotonic()
-            self.update()
-            self.report()
-
-    def trial_ended(self, trial, metrics, reason):
-        from rich.markup import escape
-
-        with self.lock:
-            seconds = time.monotonic() - self.running.pop(trial.trial_id, time.monotonic())
-            shape = short(trial.hyperparameters.values)
-            if reason is None:
-                result = f"{metrics['val_accuracy']:7.2%}"
-                if "params" in metrics:
-                    result += f"  {metrics['params'] / 1e6:6.2f}M"
-            else:
-                result = f"[red]failed[/red]: {escape(reason)}"
-            self.console.print(f"trial {trial.trial_id}  {result}  {seconds:4.0f} s  {shape}", highlight=False, soft_wrap=True)
-            done = [row["process_seconds"] for _, row in self.oracle.results() if "process_seconds" in row]
-            if done:
-                self.oracle.trial_seconds = sum(done[-5:]) / len(done[-5:])
-            self.update()
-
-    def update(self):
-        results = list(self.oracle.results())
-        good = [row["val_accuracy"] for _, row in results if not row.get("failed")]
-        parts = [f"{len(results)} done"]
-        if len(results) > len(good):
-            parts.append(f"{len(results) - len(good)} failed")
-        if self.total:
-            parts.append(f"{self.total - len(results)} to go")
-        if good:
-            parts.append(f"best {max(good):.2%}")
-        if self.oracle.max_seconds:
-            left = max(0, round(self.oracle.max_seconds - self.oracle.seconds))
-            parts.append(f"{datetime.timedelta(seconds=left)} left")
-        done = len(results) if self.total else self.oracle.seconds
-        self.progress.update(self.task, completed=done, description=", ".join(parts))
-
-    def report(self, finished=False):
-        """Writes report.html, at most every few seconds."""
-        from tuning.report import write_report
-
-        if finished or time.monotonic() - self.reported > REPORT_SECONDS:
-            write_report(describe(self.oracle, self.folder, self.settings, self.total, finished), self.folder / "report.html")
-            self.reported = time.monotonic()
-
-
-def short(values):
-    """A configuration in a line."""
-    names = {"patch_size": "patch", "num_heads": "heads", "head_dim": "x", "learning_rate": "lr", "weight_decay": "decay"}
-    parts = []
-    for name, value in values.items():
-        if name.startswith("tuner/"):
-            continue
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        parts.append(text if name in ("stem", "pool") else f"{names.get(name, name)} {text}")
-    return ", ".join(parts).replace(", x ", " x ")
-
-
-def describe(oracle, folder, settings, total, finished):
-    """The whole search as plain data: what the report shows."""
-    from keras_vit.run import RunFolder
-    from tuning.oracle import FAILED
-    from tuning.space import is_countable, values_of
-
-    axes = []
-    for axis in oracle.space.axes:
-        kind = {"Int": "int", "Float": "float"}.get(type(axis).__name__, "choice")
-        values = values_of(axis) if is_countable(axis) else [axis.min_value, axis.max_value]
-        axes.append({"name": axis.name, "kind": kind, "log": getattr(axis, "sampling", None) == "log", "values": values})
-    trials = []
-    for trial_id in oracle.start_order:
-        trial, run = oracle.trials[trial_id], folder / f"trial-{trial_id}" / "run"
-        metrics = {name: trial.metrics.get_last_value(name) for name in trial.metrics.metrics}
-        failed, curve = bool(metrics.get(FAILED)), []
-        with contextlib.suppress(ValueError, OSError):
-            curve = RunFolder(run).metrics
-        values = {name: value for name, value in trial.hyperparameters.values.items() if not name.startswith("tuner/")}
-        trials.append(
-            {
-                "id": trial_id,
-                "status": "FAILED" if failed else trial.status,
-                "values": values,
-                "metrics": {} if failed else metrics,
-                "reason": trial.message if failed else None,
-                "curve": curve,
-                "command": f"python experiments/train_cifar.py --recipe {shlex.quote(str(run / 'recipe.yaml'))}",
-                "continues": trial.hyperparameters.values.get("tuner/trial_id"),
-            }
-        )
-    return {
-        "settings": settings,
-        "axes": axes,
-        "trials": trials,
-        "now": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "remaining": total - len(list(oracle.results())) if total else None,
-        "finished": finished,
-    }
-
-
-def write_recipes(search, folder):
-    """Writes best.yaml and a recipe for each point of the front; returns the best trial and the front."""
-    from keras_vit.run import write_text
-    from tuning.pareto import front
-
-    shutil.rmtree(folder / "front", ignore_errors=True)
-    points = front(search["trials"], search["settings"]["objectives"])
-    for place, trial in enumerate(points):
-        recipe = (folder / f"trial-{trial['id']}" / "run" / "recipe.yaml").read_text(encoding="utf-8")
-        metrics = ", ".join(f"{name} {trial['metrics'][name]:.4g}" for name in search["settings"]["objectives"])
-        text = f"# Trial {trial['id']} of {folder}: {metrics} (validation).\n{recipe}"
-        write_text(folder / "front" / f"{trial['id']}.yaml", text)
-        if place == 0:
-            write_text(folder / "best.yaml", text)
-    return points
-
-
-def retrain(tuner, config, search, console):
+def retrain(tuner, config, console):
     """Trains the best trials again on train and validation images, with several seeds, and reads the test images.
 
     Returns a list of {"id", "test_accuracies"}, which is also written to retrain.json.
@@ -411,18 +270,19 @@ def retrain(tuner, config, search, console):
 
     from keras_vit.recipe import load_recipe
     from keras_vit.run import write_text
+    from tuning.oracle import FAILED
     from tuning.tuner import read_json
 
     folder, results = tuner.folder, []
-    done = [trial for trial in search["trials"] if trial["status"] == "COMPLETED"]
-    best = sorted(done, key=lambda trial: -trial["metrics"]["val_accuracy"])[: config.retrain]
+    done = [(metrics["val_accuracy"], trial.trial_id) for trial, metrics in tuner.oracle.results() if not metrics.get(FAILED)]
+    best = [trial_id for _, trial_id in sorted(done, key=lambda row: -row[0])[: config.retrain]]
     budget = read_budget("retrain_budget", config.retrain_budget) if config.retrain_budget else config.trial_budget
-    for trial in best:
+    for trial_id in best:
         accuracies = []
         for seed in range(config.seeds):
-            place = folder / "retrain" / f"{trial['id']}-seed-{seed}"
+            place = folder / "retrain" / f"{trial_id}-seed-{seed}"
             place.mkdir(parents=True, exist_ok=True)
-            recipe = load_recipe(folder / f"trial-{trial['id']}" / "recipe.yaml")
+            recipe = load_recipe(folder / f"trial-{trial_id}" / "recipe.yaml")
             recipe = dataclasses.replace(recipe, seed=seed, validation=0)
             write_text(place / "recipe.yaml", recipe.to_yaml())
             job = {"recipe": str(place / "recipe.yaml"), "run": str(place / "run"), "result": str(place / "result.json")}
@@ -430,15 +290,15 @@ def retrain(tuner, config, search, console):
             if not (place / "result.json").is_file():
                 reason = tuner.run_job(place / "job.json", place)
                 if reason:
-                    console.print(f"retrain {trial['id']} seed {seed}: failed: {reason}", markup=False)
+                    console.print(f"retrain {trial_id} seed {seed}: failed: {reason}", markup=False)
             result = read_json(place / "result.json")
             if result and "test_accuracy" in result:
                 accuracies.append(result["test_accuracy"])
-                console.print(f"retrain {trial['id']} seed {seed}: test accuracy {accuracies[-1]:.2%}", highlight=False)
-        results.append({"id": trial["id"], "test_accuracies": accuracies})
+                console.print(f"retrain {trial_id} seed {seed}: test accuracy {accuracies[-1]:.2%}", highlight=False)
+        results.append({"id": trial_id, "test_accuracies": accuracies})
         if len(accuracies) > 1:
             mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-            console.print(f"retrain {trial['id']}: {mean:.2%} ± {100 * spread:.2f} over {len(accuracies)} seeds", highlight=False)
+            console.print(f"retrain {trial_id}: {mean:.2%} ± {100 * spread:.2f} over {len(accuracies)} seeds", highlight=False)
     write_text(folder / "retrain.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -447,29 +307,33 @@ def main():
     arguments = sys.argv[1:]
     first = Parser(add_help=False)
     first.add_argument("--recipe")
-    chosen = first.parse_known_args(arguments)[0].recipe
-    recipe, config, space_config, limits, options = parse(chosen or "quick", arguments)
+    first.add_argument("--chief")
+    first.add_argument("--worker")
+    chosen = first.parse_known_args(arguments)[0]
+    if chosen.worker:
+        return work(arguments)
+    recipe, config, space_config, limits, options = parse(chosen.recipe or "quick", arguments)
 
     from rich.console import Console
     from rich.markup import escape
-    from rich.panel import Panel
 
+    from keras_vit.run import write_text
     from tuning.space import Space
-    from tuning.tuner import TrialSettings, TrialTuner
 
+    if options.chief:
+        from tuning.distribute import read_address
+
+        read_address("chief", options.chief)
+        if config.retrain or config.workers > 1:
+            raise ValueError(
+                "chief: trains nothing itself; --workers goes to the workers, --retrain to the same command without --chief"
+            )
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     console = Console(highlight=False, soft_wrap=True)
     Space(space_config, recipe, limits)  # a space that is empty is refused before anything is loaded
-    with tempfile.TemporaryDirectory() as temporary:
-        facts = load_facts(recipe, Path(temporary))
-    if facts["fallback"]:
-        console.print(
-            Panel(
-                escape(f"CIFAR-10 is not at hand: {facts['fallback']}\nSearching on scikit-learn's small embedded digits instead."),
-                title="THIS IS NOT CIFAR-10",
-                border_style="bold red",
-            )
-        )
-    if not chosen and (facts["fallback"] or facts["accelerators"]):
+    facts = load_facts(recipe)
+    warn_of_fallback(facts, console)
+    if not chosen.recipe and (facts["fallback"] or facts["accelerators"]):
         recipe, config, space_config, limits, options = parse("digits" if facts["fallback"] else "standard", arguments)
     recipe = dataclasses.replace(recipe, data=facts["data"])
     space = Space(space_config, recipe, limits)
@@ -489,10 +353,9 @@ def main():
     }
     with locked(folder):
         check_same_search(folder, identity, options.overwrite)
-        oracle = make_oracle(config, space, recipe.seed)
-        latency = any("latency" in name for name in config.objectives)
-        limit = config.time_limit or (10 * budget["amount"] + 60 if budget["kind"] == "seconds" else 86400)
-        tuner = TrialTuner(oracle, TrialSettings(budget, limit, config.stall_limit, latency), folder)
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        tuner = make_tuner(config, space, recipe.seed, folder)
+        oracle = tuner.oracle
         oracle.max_seconds = config.seconds
         oracle.trial_seconds = budget["amount"] + START_SECONDS if budget["kind"] == "seconds" else 0.0
         settings = {
@@ -507,21 +370,116 @@ def main():
             "command": shlex.join(["python", *sys.argv]),
         }
         console.print(f"{config.method}, {amount(budget)} a trial; {facts['backend']} on {facts['device']}; {escape(str(folder))}")
-        total = None if config.method == "hyperband" else config.trials
-        screen = Screen(console, oracle, folder, settings, total)
-        tuner.events = screen
-        try:
-            with screen:
+        run(config, options, tuner, facts, settings, console)
+
+
+def run(config, options, tuner, facts, settings, console):
+    """Searches to the end, and says what came of it."""
+    from tuning.screen import Screen, describe
+
+    total = None if config.method == "hyperband" else config.trials
+    screen = tuner.events = Screen(console, tuner.oracle, tuner.folder, settings, total)
+    try:
+        with screen:
+            if options.chief:
+                lead(tuner, options.chief, console)
+            else:
                 tuner.search_with(config.workers, worker_environments(config.workers, facts["accelerators"]))
-        except KeyboardInterrupt:
-            screen.report(finished=False)
-            console.print("\nstopped; the same command goes on")
-            raise
         screen.report(finished=True)
-        search = describe(oracle, folder, settings, total, True)
-        conclude(search, folder, console)
+        conclude(describe(tuner.oracle, tuner.folder, settings, total, True), tuner.folder, console)
         if config.retrain:
-            retrain(tuner, config, search, console)
+            screen.report(finished=True, retrained=retrain(tuner, config, console))
+    except KeyboardInterrupt:
+        if not screen.finished:
+            screen.report(at_once=True)
+        console.print("\nstopped; the same command goes on")
+        raise
+
+
+def lead(tuner, address, console):
+    """The chief's part of a search over several machines."""
+    from tuning.distribute import LOOPBACK, Chief, read_address
+
+    host, port = read_address("chief", address)
+    if host not in LOOPBACK:
+        console.print(
+            f"[bold]{host}:{port} takes trials to and from anyone who reaches it: only for a network that you trust[/bold]"
+        )
+    tuner.save()
+    console.print(f"waiting for workers: python tuning/search.py --worker {host}:{port} --out {tuner.folder}", markup=False)
+    Chief(tuner.oracle, tuner.folder, tuner.events).serve((host, port))
+
+
+def work(arguments):
+    """A worker's part: everything but the chief's address is in the search folder."""
+    parser = Parser(description="Runs trials of the chief of a search on this machine.")
+    parser.add_argument("--worker", required=True, metavar="HOST:PORT", help="address of the chief")
+    parser.add_argument("--out", required=True, help="the search folder, which chief and workers share")
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time on this machine (default: 1)")
+    parser.add_argument("--data-dir", "--data_dir", help="prepared data sets, where they lie elsewhere than on the chief")
+    parser.add_argument(
+        "--patience", type=float, default=120.0, help="seconds to wait for a chief that does not answer (default: 120)"
+    )
+    options = parser.parse_args(arguments)
+    if options.workers < 1 or not options.patience > 0:
+        raise ValueError(f"workers, patience: received {options.workers}, {options.patience:g}; allowed: at least 1, above 0")
+
+    from rich.console import Console
+
+    from keras_vit.recipe import load_recipe
+    from tuning.distribute import ChiefClient, read_address
+    from tuning.screen import Lines
+    from tuning.space import Limits, Space, SpaceConfig
+    from tuning.tuner import read_json
+
+    console, folder = Console(highlight=False, soft_wrap=True), Path(options.out).absolute()
+    address = read_address("worker", options.worker)
+    identity = read_json(folder / "search.json")
+    if identity is None:
+        raise ValueError(f"out: {str(folder)!r} holds no search; start the chief with the same --out, on a shared folder")
+    recipe = load_recipe(folder / "recipe.yaml")
+    if options.data_dir:
+        recipe = dataclasses.replace(recipe, data_dir=options.data_dir)
+    facts = load_facts(recipe)
+    changed = differences(identity, {**identity, "data": facts["fingerprint"], "backend": facts["backend"]})
+    if changed:
+        raise ValueError(f"worker: the search in {str(folder)!r} is another one: {changed}")
+    space = Space(SpaceConfig(**identity["space"]), recipe, Limits(**identity["limits"]))
+    names = {metric: name for name, (metric, _) in OBJECTIVES.items()}
+    objective = ",".join(names[metric] for metric in identity["objectives"])
+    config = SearchConfig(identity["method"], objective, "{amount}{kind}".format(**identity["budget"]).replace("seconds", "s"))
+    tuner = make_tuner(
+        config, space, recipe.seed, folder, lambda oracle: lambda name: ChiefClient(oracle, address, name, options.patience)
+    )
+    tuner.events = Lines(console)
+    console.print(f"{recipe.data}, {facts['backend']} on {facts['device']}; trials of {options.worker}")
+    tuner.search_with(options.workers, worker_environments(options.workers, facts["accelerators"]))
+    console.print("the search has ended")
+
+
+def make_tuner(config, space, seed, folder, connect=None):
+    """The tuner of a search; `connect`, for a worker, makes of an oracle what makes a client of a worker's name."""
+    from tuning.tuner import TrialSettings, TrialTuner
+
+    oracle, budget = make_oracle(config, space, seed), config.trial_budget
+    limit = config.time_limit or (10 * budget["amount"] + 60 if budget["kind"] == "seconds" else 86400)
+    latency = any("latency" in name for name in config.objectives)
+    settings = TrialSettings(budget, limit, config.stall_limit, latency)
+    return TrialTuner(oracle, settings, folder, connect=connect and connect(oracle))
+
+
+def warn_of_fallback(facts, console):
+    from rich.markup import escape
+    from rich.panel import Panel
+
+    if facts["fallback"]:
+        console.print(
+            Panel(
+                escape(f"CIFAR-10 is not at hand: {facts['fallback']}\nSearching on scikit-learn's small embedded digits instead."),
+                title="THIS IS NOT CIFAR-10",
+                border_style="bold red",
+            )
+        )
 
 
 def amount(budget):
@@ -529,10 +487,13 @@ def amount(budget):
 
 
 def conclude(search, folder, console):
-    """Prints the outcome and writes the recipes."""
-    from tuning.pareto import smallest_within
+    """Prints the outcome."""
+    import statistics
 
-    points = write_recipes(search, folder)
+    from tuning.pareto import front, smallest_within
+    from tuning.screen import short
+
+    points = front(search["trials"], search["settings"]["objectives"])
     if not points:
         console.print("no trial has succeeded; report.html gives the reasons")
         return
@@ -550,7 +511,10 @@ def conclude(search, folder, console):
         f"best: trial {best['id']}, validation accuracy {best['metrics']['val_accuracy']:.2%}; "
         f"python experiments/train_cifar.py --recipe {folder / 'best.yaml'}"
     )
-    console.print(f"report: {folder / 'report.html'}")
+    overhead = [trial["metrics"]["overhead_seconds"] for trial in search["trials"] if "overhead_seconds" in trial["metrics"]]
+    if overhead:
+        console.print(f"a trial took {statistics.median(overhead):.1f} s beyond its training (median): start, build, measurements")
+    console.print(f"report: {folder / 'report.html'}; tensorboard --logdir {folder}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ LOGARITHMIC = ("learning_rate", "weight_decay")
 SHAPE = ("patch_size", "depth", "num_heads", "head_dim", "mlp_ratio", "stem", "pool")
 MOST_PATCHES, FEWEST_PATCHES = 256, 4  # what `patch_size: auto` stays between
 RANDAUGMENT_MAGNITUDE = 9.0  # at augmentation strength 1, as CCT has it (arXiv 2104.05704)
+DIGITS = 4  # of a searched real number: recipes stay readable, and it survives a message between machines
 SAMPLES = 20_000  # shapes drawn to estimate how much of a large space a limit leaves
 
 
@@ -167,7 +168,7 @@ class Space:
                 return
         rng = np.random.default_rng(0)
         for _ in range(SAMPLES):
-            yield {**rest, **{axis.name: axis.prob_to_value(rng.random()) for axis in shape}}
+            yield {**rest, **{axis.name: value_at(axis, rng.random()) for axis in shape}}
 
     def count(self):
         """How many shapes there are, can be built, and keep within the limits (of `SAMPLES` where there are more)."""
@@ -215,13 +216,13 @@ class Space:
 
     def draw(self, rng: np.random.Generator) -> dict[str, typing.Any]:
         """Random values of every axis; not necessarily legal."""
-        return {axis.name: plain(axis.prob_to_value(rng.random())) for axis in self.hyperparameters.space}
+        return {axis.name: value_at(axis, rng.random()) for axis in self.hyperparameters.space}
 
     def grid(self, steps: int):
         """Every legal configuration, in the order of the axes; a range of real numbers counts as `steps` values."""
         axes = self.hyperparameters.space
         ticks = np.linspace(0, 1, steps)
-        choices = [values_of(axis) if is_countable(axis) else [plain(axis.prob_to_value(t)) for t in ticks] for axis in axes]
+        choices = [values_of(axis) if is_countable(axis) else [value_at(axis, t) for t in ticks] for axis in axes]
         for combination in itertools.product(*choices):
             values = dict(zip((axis.name for axis in axes), combination, strict=True))
             if self.is_legal(values):
@@ -257,7 +258,7 @@ class Space:
                 )
             else:
                 probability = np.clip(axis.value_to_prob(values[axis.name]) + spread * rng.normal(), 0, 1 - 1e-9)
-                result[axis.name] = plain(axis.prob_to_value(probability))
+                result[axis.name] = value_at(axis, probability)
         return result
 
     def vector(self, values: dict[str, typing.Any]) -> np.ndarray:
@@ -273,6 +274,16 @@ class Space:
             else:
                 point.append(axis.value_to_prob(value))
         return np.array(point)
+
+    def restore(self, values: dict[str, typing.Any]) -> dict[str, typing.Any]:
+        """The values of a configuration that have lost digits on their way from another machine (KerasTuner sends 32 bits)."""
+        restored = dict(values)
+        for axis in self.hyperparameters.space:
+            value = values.get(axis.name)
+            if isinstance(value, float):
+                near = min(values_of(axis), key=lambda known: abs(known - value)) if is_countable(axis) else rounded(value)
+                restored[axis.name] = near
+        return restored
 
     def to_dict(self) -> dict:
         """What decides which configurations there are, as plain values: to tell one search from another."""
@@ -363,9 +374,15 @@ def smallest_value(axis):
     return values_of(axis)[0] if is_countable(axis) else axis.min_value
 
 
-def plain(value):
-    """A NumPy scalar as a Python value: what a recipe and a JSON file take."""
-    return value.item() if isinstance(value, np.generic) else value
+def value_at(axis, probability):
+    """The value of an axis at a point of 0..1: a plain Python value, a real number with `DIGITS` digits."""
+    value = axis.prob_to_value(probability)
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if is_countable(axis) else rounded(value)
+
+
+def rounded(value):
+    return float(f"{value:.{DIGITS}g}")
 
 
 def activation_floats(config: ViTConfig) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 import keras_tuner
+import psutil
 
 from keras_vit.run import PARTIAL, write_text
 from tuning.oracle import FAILED, WORST
@@ -49,6 +51,10 @@ class Stopped(BaseException):
     """The search was asked to stop: the trial is neither finished nor failed, and goes on when the search does."""
 
 
+class Lost(Exception):
+    """The trial is no longer this worker's: another one goes on with it."""
+
+
 class TrialTuner(keras_tuner.Tuner):
     """Runs the trials of an oracle, each as an ordinary training run in its own process.
 
@@ -60,12 +66,13 @@ class TrialTuner(keras_tuner.Tuner):
         oracle: One of `tuning.oracle.ORACLES`.
         settings: The `TrialSettings`.
         folder: The search folder; a search that is there already goes on.
-        events: An object with `trial_began(trial)` and `trial_ended(trial, metrics, reason)`; None = silence.
+        events: An object with `trial_began(trial)`, `trial_ended(trial, metrics, reason)` and `trial_lost(trial, why)`.
         command: The command that runs a job; None = trial.py with this Python.
+        connect: Makes of a worker's name its `ChiefClient`, where the oracle is another process's; None = `oracle` is asked.
     """
 
-    def __init__(self, oracle, settings, folder, events=None, command=None):
-        self.settings, self.events = settings, events
+    def __init__(self, oracle, settings, folder, events=None, command=None, connect=None):
+        self.settings, self.events, self.connect = settings, events or Silence(), connect
         self.command = command or [sys.executable, str(TRIAL)]
         self.environment, self.cores = {}, None
         self.stop = threading.Event()
@@ -88,7 +95,8 @@ class TrialTuner(keras_tuner.Tuner):
 
     def reload(self):
         """Goes on with the search in the folder; called by KerasTuner."""
-        self.oracle.reload()
+        if not self.connect:
+            self.oracle.reload()
 
     def trial_folder(self, trial_id):
         return self.folder / f"trial-{trial_id}"
@@ -111,12 +119,17 @@ class TrialTuner(keras_tuner.Tuner):
             except BaseException as error:
                 failures.append(error)
                 self.stop.set()
+                if self.connect:
+                    tuner.oracle.give_back(tuner.tuner_id)
 
         self.stop.clear()
         threads = []
         for number in range(workers):
             tuner = copy.copy(self)
             tuner.tuner_id = f"worker-{number}"
+            if self.connect:
+                tuner.tuner_id = f"{platform.node()}-{os.getpid()}-{number}"
+                tuner.oracle = self.connect(tuner.tuner_id)
             if environments:
                 tuner.environment, tuner.cores = environments[number]
             threads.append(threading.Thread(target=work, args=(tuner,), name=tuner.tuner_id, daemon=True))
@@ -133,16 +146,36 @@ class TrialTuner(keras_tuner.Tuner):
             if not isinstance(error, Stopped):
                 raise error
 
+    def pre_create_trial(self):
+        """Called by KerasTuner, which asks an oracle that has nothing to do at the moment again and again, at once."""
+        if self.stop.wait(POLL_SECONDS):
+            raise Stopped
+
+    def _try_run_and_update_trial(self, trial):
+        # KerasTuner's takes any exception for a failed trial. Here those that get so far are no trial's fault: a full disk.
+        try:
+            metrics = self.run_trial(trial)
+            self.oracle.update_trial(trial.trial_id, metrics)
+            trial.status = "COMPLETED"
+            self.oracle.end_trial(trial)
+        except Lost as error:
+            self.events.trial_lost(trial, error)
+        else:
+            self.events.trial_ended(trial, metrics, trial.message)
+
+    def on_trial_end(self, trial):
+        """Nothing: the oracle has been told, unless the trial is another worker's by now."""
+
     def run_trial(self, trial):
-        """Trains a configuration; returns its metrics. Called by KerasTuner."""
+        """Trains a configuration; returns its metrics."""
         folder = self.trial_folder(trial.trial_id)
         folder.mkdir(parents=True, exist_ok=True)
-        if self.events:
-            self.events.trial_began(trial)
+        self.events.trial_began(trial)
+        write_text(folder / "recipe.yaml", self.oracle.space.recipe(trial.hyperparameters.values).to_yaml())
         reason, metrics = None, read_json(folder / "result.json") or self.twin_of(trial)
         if metrics is None:
             job = self.write_job(trial, folder)
-            reason = self.run_job(job, folder)
+            reason = self.run_job(job, folder, trial.trial_id)
             metrics = read_json(folder / "result.json")
             if reason is None and metrics is None:
                 reason = "ended without a result"
@@ -150,8 +183,6 @@ class TrialTuner(keras_tuner.Tuner):
             write_text(folder / "failure.txt", reason + "\n")
             metrics = {next(iter(self.oracle.objectives)): WORST, FAILED: 1.0}
         trial.message = reason
-        if self.events:
-            self.events.trial_ended(trial, metrics, reason)
         return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
     def twin_of(self, trial):
@@ -175,7 +206,6 @@ class TrialTuner(keras_tuner.Tuner):
                 copied = shutil.copytree(self.trial_folder(values["tuner/trial_id"]) / "run", Path(temporary) / "run")
                 (copied / "summary.json").unlink(missing_ok=True)
                 os.replace(copied, run)
-        write_text(folder / "recipe.yaml", self.oracle.space.recipe(values).to_yaml())
         job = {
             "recipe": str(folder / "recipe.yaml"),
             "run": str(run),
@@ -187,11 +217,11 @@ class TrialTuner(keras_tuner.Tuner):
         write_text(folder / "job.json", json.dumps(job, indent=2) + "\n")
         return folder / "job.json"
 
-    def run_job(self, job, folder):
+    def run_job(self, job, folder, trial_id=None):
         """Runs the process of a trial to its end; returns None, or the reason why it has failed."""
         tries, reached = 0, epochs_of(folder)
         while True:
-            reason, killed = self.run_process(job, folder)
+            reason, killed = self.run_process(job, folder, trial_id)
             if not killed:
                 return reason
             before, reached = reached, epochs_of(folder)
@@ -199,7 +229,7 @@ class TrialTuner(keras_tuner.Tuner):
             if tries > MORE_TRIES:
                 return reason
 
-    def run_process(self, job, folder):
+    def run_process(self, job, folder, trial_id):
         """Runs one process; returns the reason of its failure or None, and whether somebody else killed it."""
         settings, alive = self.settings, folder / "alive"
         with open(folder / "log.txt", "ab") as log:
@@ -216,6 +246,8 @@ class TrialTuner(keras_tuner.Tuner):
                 while process.poll() is None:
                     if self.stop.wait(POLL_SECONDS):
                         raise Stopped
+                    if trial_id is not None:
+                        self.oracle.keep(trial_id)
                     now = time.time()
                     if now - began > settings.time_limit:
                         return f"took more than {settings.time_limit:g} s", False
@@ -231,20 +263,43 @@ class TrialTuner(keras_tuner.Tuner):
         return reason_in(folder / "log.txt", process.returncode), False
 
 
+class Silence:
+    """Events that nobody wants to hear of."""
+
+    def trial_began(self, trial):
+        pass
+
+    def trial_ended(self, trial, metrics, reason):
+        pass
+
+    def trial_lost(self, trial, why):
+        pass
+
+
+def reason_of(folder, trial, metrics):
+    """Why a trial has failed, as its worker has written it down; None if it has not."""
+    if not metrics.get(FAILED):
+        return None
+    try:
+        return (folder / f"trial-{trial.trial_id}" / "failure.txt").read_text(encoding="utf-8").strip()
+    except OSError:
+        return "its reason is in the folder of the trial"
+
+
 def end(process):
     """Ends a process and those it has started."""
     process.stdin.close()
     if process.poll() is not None:
         return
-    for name in ("SIGTERM", "SIGKILL"):
-        try:
-            os.killpg(process.pid, getattr(signal, name))
-        except (ProcessLookupError, PermissionError):
-            break
-        try:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.kill()
     process.wait()
 
 

@@ -1,0 +1,208 @@
+"""A chief and its workers, over real sockets: what dies gives its trial back, what is not there is named."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import test_tuner
+from test_tuner import FAKE, make
+
+from keras_vit.recipe import load_recipe
+from tuning import distribute
+from tuning.distribute import Chief, ChiefClient, read_address
+from tuning.oracle import HyperbandOracle, RandomOracle
+from tuning.space import Space, SpaceConfig
+from tuning.tuner import Lost, Silence, TrialTuner
+
+WORKER = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_distribute import worker
+worker({folder!r}, {port}).search_with(1)
+"""
+
+
+def outcome(oracle):
+    """What a search has found, scores with the seven digits that a message has."""
+    return [(name, values, pytest.approx(score, rel=1e-6)) for name, values, score in test_tuner.outcome(oracle)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def worker(folder, port, patience=60.0, trials=12):
+    """A tuner that asks a chief; of its own oracle it uses the space."""
+    oracle, settings = make(folder, trials, start=False)
+
+    def connect(name):
+        return ChiefClient(oracle, ("127.0.0.1", port), name, patience)
+
+    return TrialTuner(oracle, settings, folder, command=FAKE, connect=connect)
+
+
+def start_worker(folder, port, **environment):
+    root, tests = Path(__file__).resolve().parents[1], Path(__file__).parent
+    code = WORKER.format(root=str(root), tests=str(tests), folder=str(folder), port=port)
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment})
+
+
+@contextlib.contextmanager
+def chief(tuner, port, events=None, lease=distribute.LEASE_SECONDS):
+    """A chief that serves in a thread; joined at the end."""
+    errors = []
+
+    def serve():
+        try:
+            Chief(tuner.oracle, tuner.folder, events or Silence(), lease).serve(("127.0.0.1", port))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=serve, name="chief")
+    thread.start()
+    yield
+    thread.join(120)
+    assert not thread.is_alive()
+    assert not errors, errors
+
+
+def test_workers_find_what_one_process_finds(tmp_path):
+    whole = make(tmp_path / "whole", trials=12)
+    whole.search_with(1)
+    tuner, port = make(tmp_path / "search", trials=12), free_port()
+    with chief(tuner, port):
+        worker(tmp_path / "search", port).search_with(1)
+    assert outcome(tuner.oracle) == test_tuner.outcome(whole.oracle)
+
+
+def test_failures_travel_with_their_reasons(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_FAILURES", '{"1": "memory", "2": "nan"}')
+    tuner, port = make(tmp_path / "search", trials=4), free_port()
+    with chief(tuner, port):
+        worker(tmp_path / "search", port, trials=4).search_with(2)
+    reasons = {name: trial.message for name, trial in tuner.oracle.trials.items() if trial.message}
+    assert reasons == {"1": "out of memory: MemoryError: cannot allocate 80 GiB", "2": "loss: nan in epoch 1"}
+
+
+def test_hyperband_goes_on_across_workers(tmp_path):
+    def make_oracle(space, seed):
+        return HyperbandOracle(space, seed=seed, max_epochs=9)
+
+    whole = make(tmp_path / "whole", oracle=make_oracle)
+    whole.search_with(1)
+    tuner, port = make(tmp_path / "search", oracle=make_oracle), free_port()
+    with chief(tuner, port):
+        worker(tmp_path / "search", port).search_with(1)
+    assert outcome(tuner.oracle) == test_tuner.outcome(whole.oracle)
+
+
+def test_a_dead_worker_gives_its_trial_back(tmp_path):
+    """SIGKILL while it trains; another worker goes on behind its last epoch."""
+
+    class Events(Silence):
+        def __init__(self):
+            self.lost = []
+
+        def trial_lost(self, trial, why):
+            self.lost.append(trial.trial_id)
+
+    whole = make(tmp_path / "whole", trials=3)
+    whole.search_with(1)
+    tuner, port, events = make(tmp_path / "search", trials=3), free_port(), Events()
+    with chief(tuner, port, events, lease=5):
+        first = start_worker(tmp_path / "search", port, FAKE_SECONDS="1.5")
+        rows = tmp_path / "search" / "trial-0" / "run" / "metrics.csv"
+        limit = time.monotonic() + 60
+        while not (rows.is_file() and rows.read_text()) and time.monotonic() < limit:
+            time.sleep(0.02)
+        first.kill()
+        first.wait()
+        worker(tmp_path / "search", port, trials=3).search_with(1)
+    assert events.lost == ["0"]
+    assert rows.read_text().split() == ["0", "1", "2"]
+    assert sorted(outcome(tuner.oracle)) == sorted(test_tuner.outcome(whole.oracle))
+
+
+def test_an_interrupted_worker_gives_its_trial_back_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "20")
+    tuner, port = make(tmp_path / "search", trials=2), free_port()
+    with chief(tuner, port):
+        mine = worker(tmp_path / "search", port, trials=2)
+        threading.Timer(4, mine.stop.set).start()
+        mine.search_with(1)
+        assert not tuner.oracle.ongoing_trials
+        monkeypatch.setenv("FAKE_SECONDS", "0")
+        worker(tmp_path / "search", port, trials=2).search_with(1)
+    assert [trial.status for trial in tuner.oracle.trials.values()] == ["COMPLETED"] * 2
+
+
+def test_a_chief_that_returns_leaves_trials_with_those_who_run_them(tmp_path):
+    space = Space(SpaceConfig(), load_recipe("quick"))
+    tuner, port = make(tmp_path / "search", trials=3), free_port()
+    trial = tuner.oracle.create_trial("w")
+    tuner.save()
+    again = make(tmp_path / "search", trials=3)
+    client = ChiefClient(RandomOracle(space, max_trials=3), ("127.0.0.1", port), "w", 30)
+    other = ChiefClient(RandomOracle(space, max_trials=3), ("127.0.0.1", port), "x", 30)
+    with chief(again, port):
+        assert client.get_trial(trial.trial_id).hyperparameters.values.keys() == trial.hyperparameters.values.keys()
+        with pytest.raises(Lost):
+            other.get_trial(trial.trial_id)
+        for one in (client, other, client):
+            mine = one.create_trial(one.tuner_id)
+            one.update_trial(mine.trial_id, {"val_accuracy": 0.5})
+            mine.status = "COMPLETED"
+            one.end_trial(mine)
+        with pytest.raises(Lost):  # told again: it is not theirs any more
+            one.end_trial(mine)
+        assert client.create_trial("w").status == other.create_trial("x").status == "STOPPED"
+    assert again.oracle.start_order == ["0", "1", "2"]
+
+
+def test_a_chief_that_is_not_there_is_named(tmp_path):
+    port = free_port()
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=f"chief: 127.0.0.1:{port} has not answered for 1.5 s"):
+        worker(tmp_path, port, patience=1.5).search_with(1)
+    assert time.monotonic() - began < 10
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    tuner = make(tmp_path / "search")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"chief: port {port} of '127.0.0.1' is in use"):
+            Chief(tuner.oracle, tuner.folder, Silence()).serve(("127.0.0.1", port))
+
+
+def test_two_chiefs_do_not_share_a_port(tmp_path):
+    first, second, port = make(tmp_path / "a", trials=1), make(tmp_path / "b", trials=1), free_port()
+    with chief(first, port):
+        time.sleep(0.5)
+        with pytest.raises(ValueError, match="in use"):
+            Chief(second.oracle, second.folder, Silence()).serve(("127.0.0.1", port))
+        worker(tmp_path / "a", port, trials=1).search_with(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("8500", ("127.0.0.1", 8500)), (":1", ("127.0.0.1", 1)), ("0.0.0.0:65535", ("0.0.0.0", 65535)), ("[::1]:80", ("::1", 80))],
+)
+def test_addresses(text, address):
+    assert read_address("chief", text) == address
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", "host:http", "host:0", "host:65536", "-1"])
+def test_bad_addresses(text):
+    with pytest.raises(ValueError, match=f"chief: received '{text}'; allowed: HOST:PORT or PORT"):
+        read_address("chief", text)
