@@ -22,6 +22,9 @@ from cli import Parser, run_command
 NOISE = 0.003  # standard deviation of an accuracy over seeds, as measured on CIFAR-10
 EPOCHS = 27  # of a whole training, for Hyperband
 INITIAL = 10  # random trials before the Gaussian process is asked
+# Of the hypervolume, in accuracy and log10 of milliseconds: a tenth of its range behind the worst of the true front, which runs
+# from 66% at 0.04 ms to 89.8% at 2.6 ms. Far behind it, what both searches have would be most of either volume.
+REFERENCE = (0.635, 0.6)
 
 
 def true_accuracy(values, share=1.0):
@@ -110,7 +113,7 @@ def main():
         for method, values in volumes.items():
             rows = random if method == "random" else search(method, space, options.trials, seed, both)
             points = np.array([(true, math.log10(metrics["latency_ms"])) for _, _, _, metrics, true in rows])
-            values.append(hypervolume(points, (0.5, 2.0), ("max", "min")))
+            values.append(hypervolume(points, REFERENCE, ("max", "min")))
         print(
             f"seed {seed}: random {target:.4f}; reached after " + ", ".join(f"{m} {c[-1]:.1f}" for m, c in needed.items()),
             flush=True,
@@ -122,6 +125,10 @@ def main():
         costs = needed.get(method)
         text = f"{np.median(costs):.1f} ({max(costs):.1f})" if costs else f"{options.trials}"
         print(f"{method:12}{f'{np.median(values):.4f} ({min(values):.4f})':>22}{text:>46}")
+    for method, costs in needed.items():
+        print(
+            f"{method}: in {sum(cost <= options.trials / 2 for cost in costs)} of {options.seeds} searches at most half the trials"
+        )
     ratios = np.array(volumes["bayesian"]) / np.array(volumes["random"])
     print(f"hypervolume of accuracy and latency, ParEGO over random search: {np.median(ratios):.3f} ({min(ratios):.3f})")
     if options.output:

@@ -20,9 +20,9 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
         config: The `TrainConfig`.
         total_steps: Steps of the whole training, before accumulation.
     """
-    warmup = round(total_steps * min(config.warmup_epochs / config.epochs, 0.5))
+    schedule = WarmupSchedule(config.learning_rate, *lengths(config, total_steps), config.schedule == "cosine")
     settings = {
-        "learning_rate": WarmupSchedule(config.learning_rate, warmup, total_steps, config.schedule == "cosine"),
+        "learning_rate": schedule,
         "weight_decay": None if config.optimizer == "adam" else config.weight_decay or None,
         "global_clipnorm": config.clip_norm or None,
         "use_ema": config.ema > 0,
@@ -46,7 +46,20 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
         optimizer = optimizers.Adam(beta_1=config.beta_1, beta_2=config.beta_2, **settings)  # decoupled decay, as AdamW
     # Keras matches the variable's name, which under TensorFlow is "encoder/position:0" where it is "position" elsewhere.
     optimizer.exclude_from_weight_decay(var_names=[rf"(^|/){name}(:\d+)?$" for name in NO_DECAY])
+    schedule.lengths = optimizer.add_variable((2,), name="schedule_lengths")
+    set_length(optimizer, config, total_steps)
     return optimizer
+
+
+def lengths(config, total_steps):
+    """Steps of the warmup, and of the whole training."""
+    return round(total_steps * min(config.warmup_epochs / config.epochs, 0.5)), total_steps
+
+
+def set_length(optimizer: keras.optimizers.Optimizer, config: TrainConfig, total_steps: int) -> None:
+    """Gives an optimizer of `make_optimizer` another length; what has been compiled of it stays as it is."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Keras wraps it for loss scaling
+    optimizer._learning_rate.lengths.assign(lengths(config, total_steps))  # no public access in Keras 3.15
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -65,12 +78,13 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup = warmup
         self.total = total
         self.cosine = cosine
+        self.lengths = (warmup, total)  # or a variable of the optimizer: then they can change without another compilation
 
     def __call__(self, step):
-        step = ops.cast(step, "float32")
-        rate = ops.minimum((step + 1) / max(self.warmup, 1), 1.0) if self.warmup else 1.0
+        step, (warmup, total) = ops.cast(step, "float32"), (ops.cast(self.lengths[index], "float32") for index in range(2))
+        rate = ops.minimum((step + 1) / ops.maximum(warmup, 1.0), 1.0)
         if self.cosine:
-            done = (step - self.warmup) / max(self.total - self.warmup, 1)
+            done = (step - warmup) / ops.maximum(total - warmup, 1.0)
             rate = rate * 0.5 * (1 + ops.cos(math.pi * ops.clip(done, 0.0, 1.0)))
         return self.peak * rate
 

@@ -20,13 +20,15 @@ import numpy as np
 import psutil
 from keras import ops
 
+from keras_vit.config import check_number
 from keras_vit.data import DataSet, evaluation_batches, load_data, training_batch, training_batches
 from keras_vit.machine import accelerator, machine, peak_memory_mb
 from keras_vit.model import build_vit
-from keras_vit.optimizer import make_optimizer
+from keras_vit.optimizer import make_optimizer, set_length
 from keras_vit.recipe import Recipe, flatten
 from keras_vit.run import METRICS, RunFolder
 
+WARM_STEPS, TIMED_SECONDS = 3, 1.5  # of the measurement of how many images a second a configuration trains
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -42,6 +44,8 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     until: int | None = None,
+    seconds: float | None = None,
+    pictures: bool = True,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int | str = "auto",
 ) -> RunFolder:
@@ -56,6 +60,10 @@ def train(
         overwrite: Deletes the run in `run_dir` first.
         until: Stops behind this epoch, in the middle of the recipe's schedule, for `resume` to go on; no test images are
             read then. None = to the end.
+        seconds: Training takes about this long on this machine, compilation and validation not included: how fast it is
+            is measured first, and the recipe's epochs become parts of that length (`steps_per_epoch`). The recipe in the
+            run folder then says how many steps these are. Without effect on a run that is resumed.
+        pictures: Whether to draw one training batch and the curves.
         callbacks: More callbacks for `fit`.
         verbose: 0 silent, 1 progress bars, 2 a line an epoch, "auto" 1 on a terminal and else 2.
 
@@ -66,7 +74,7 @@ def train(
         ValueError: For settings or data that cannot be used, and a folder that holds something else.
         Diverged: If the loss became NaN or infinite; what was written until then is kept.
     """
-    from keras_vit.plots import batch_picture
+    from keras_vit.plots import batch_picture, curves
 
     if data is None:
         data = load_recipe_data(recipe)
@@ -75,15 +83,24 @@ def train(
     classes = len(data.class_names)
     # What `auto` stood for is written down, so that a resumed run cannot come to another answer.
     recipe = dataclasses.replace(recipe, data=data.name, model=dataclasses.replace(recipe.model, num_classes=classes))
-    steps_per_epoch = recipe.train.steps_per_epoch or len(data.train) // recipe.train.batch_size
     if len(data.train) < recipe.train.batch_size:
         raise ValueError(f"batch_size: received {recipe.train.batch_size}; {data.name} has {len(data.train)} images")
+    model = None
+    if seconds is not None and not resume:
+        check_number("seconds", seconds, above=0)
+        with Interrupts():
+            model = compiled_model(recipe, total_steps=1)
+            rate = training_rate(model, data, recipe)
+        steps = max(1, round(seconds * rate / recipe.train.batch_size / recipe.train.epochs))
+        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
+    steps_per_epoch = recipe.train.steps_per_epoch or len(data.train) // recipe.train.batch_size
     total_steps = steps_per_epoch * recipe.train.epochs
     if total_steps < recipe.train.accumulate:
         raise ValueError(f"accumulate: received {recipe.train.accumulate}; the whole training has {total_steps} steps")
     last_epoch = recipe.train.epochs if until is None else min(until, recipe.train.epochs)
-    settings = {"num_classes": classes, "batch_size": recipe.train.batch_size, "seed": recipe.seed, "total_steps": total_steps}
-    first_batch = training_batch(data.train, recipe.augment, 0, **settings)  # before there is a folder: settings may not fit
+    settings = stream_settings(recipe, total_steps)
+    pictured = {name: value for name, value in settings.items() if name not in ("mean", "std")}
+    first_batch = training_batch(data.train, recipe.augment, 0, **pictured)  # before there is a folder: settings may not fit
     run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
     if resume:
         check_same_recipe(run, recipe)
@@ -92,20 +109,16 @@ def train(
             return run
 
     with Interrupts() as interrupts:
-        keras.utils.set_random_seed(recipe.seed)
-        model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision])
-        compile_model(model, make_optimizer(recipe.train, total_steps), recipe.train.jit)
-        model.optimizer.build(model.trainable_variables)
+        model = model or compiled_model(recipe, total_steps)
+        set_length(model.optimizer, recipe.train, total_steps)
 
-        session = Session(run, recipe, data, model, steps_per_epoch)
+        session = Session(run, recipe, data, model, steps_per_epoch, last_epoch)
         first_epoch = session.restore() if resume else 0
-        if not first_epoch:
+        if pictures and not first_epoch:
             batch_picture(*first_batch, data.class_names, run.plots / "batch.png")
         if first_epoch < last_epoch:
             start_step = first_epoch * steps_per_epoch
-            batches = training_batches(
-                data.train, recipe.augment, mean=recipe.mean, std=recipe.std, start_step=start_step, **settings
-            )
+            batches = training_batches(data.train, recipe.augment, start_step=start_step, **settings)
             verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
             progress = [Progress(recipe.train, steps_per_epoch)] if verbose else []
             try:
@@ -122,6 +135,8 @@ def train(
                 session.close()
         if last_epoch == recipe.train.epochs:
             session.finish()
+            if pictures:
+                curves([run], run.plots / "curves.png")
     return run
 
 
@@ -135,6 +150,55 @@ def load_recipe_data(recipe: Recipe) -> DataSet:
         validation=recipe.validation,
         seed=recipe.seed,
     )
+
+
+def compiled_model(recipe, total_steps):
+    """The model of a recipe, its weights the seed's, ready for `fit`."""
+    keras.utils.set_random_seed(recipe.seed)
+    model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision])
+    compile_model(model, make_optimizer(recipe.train, total_steps), recipe.train.jit)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def training_rate(model, data, recipe):
+    """Images a second that a compiled model trains with; leaves the model as it was, but compiled for `fit`."""
+    variables = [*model.variables, *model.optimizer.variables]
+    before = [ops.convert_to_numpy(variable) for variable in variables]
+    batches = training_batches(data.train, recipe.augment, **stream_settings(recipe, total_steps=10**6))
+    clock = Clock()
+    model.fit(batches, steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[clock])
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+    return clock.steps * recipe.train.batch_size / clock.seconds
+
+
+def stream_settings(recipe, total_steps):
+    """What the training batches of a recipe depend on, besides its data and augmentation."""
+    return {
+        "num_classes": recipe.model.num_classes,
+        "batch_size": recipe.train.batch_size,
+        "seed": recipe.seed,
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "total_steps": total_steps,
+    }
+
+
+class Clock(keras.callbacks.Callback):
+    """Times steps behind the first few, and then ends `fit`."""
+
+    async_safe = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps = batch + 1 - WARM_STEPS
+        if self.steps == 0:
+            float(logs["loss"])  # waits for the steps so far
+            self.started = time.perf_counter()
+        elif self.steps > 0 and time.perf_counter() - self.started > TIMED_SECONDS:
+            float(logs["loss"])
+            self.seconds = time.perf_counter() - self.started
+            self._model.stop_training = True  # `self.model` would fetch the state of a step that is still running (JAX)
 
 
 def compile_model(model, optimizer, jit):
@@ -153,7 +217,7 @@ class Session(keras.callbacks.Callback):
     It is not compiled, so that the saved file says nothing of this backend; `scorer` is its compiled face.
     """
 
-    def __init__(self, run, recipe, data, model, steps_per_epoch):
+    def __init__(self, run, recipe, data, model, steps_per_epoch, last_epoch):
         super().__init__()
         self.run = run
         self.recipe = recipe
@@ -162,7 +226,7 @@ class Session(keras.callbacks.Callback):
         self.evaluated = build_vit(recipe.model, dtype="float32")
         self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
         compile_model(self.scorer, "sgd", recipe.train.jit)
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
         # Made once: TensorFlow keeps what a pipeline is made of for good.
         self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
         self.rows = []
@@ -260,7 +324,7 @@ class Session(keras.callbacks.Callback):
         seconds = time.perf_counter() - self.epoch_started
         logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
         self.copy_weights()
-        last = epoch + 1 == config.epochs
+        last = epoch + 1 == self.last_epoch
         if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
             logs.update({f"val_{name}": value for name, value in evaluate(self.scorer, self.validation).items()})
         row = {
@@ -316,14 +380,11 @@ class Session(keras.callbacks.Callback):
             target.assign(ops.convert_to_numpy(source))
 
     def finish(self):
-        """Reads the test images once, with the best model, and writes the summary and the curves."""
-        from keras_vit.plots import curves
-
+        """Reads the test images once, with the best model, and writes the summary."""
         recipe, data, rows = self.recipe, self.data, self.rows
         self.evaluated.load_weights(self.run.model_path)
         test = evaluate(self.scorer, batches_of(data.test, recipe)) if data.test is not None else {}
         best = max((row for row in rows if "val_accuracy" in row), key=lambda row: row["val_accuracy"], default=rows[-1])
-        curves([self.run], self.run.plots / "curves.png")
         self.run.write_summary(
             {
                 "data": data.name,
@@ -395,7 +456,7 @@ class StopOnNaN(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if batch % self.every == 0 and math.isnan(logs["loss"]):
-            self.model.stop_training = True
+            self._model.stop_training = True  # `self.model` would fetch the state of a step that is still running (JAX)
 
 
 class Progress(keras.callbacks.ProgbarLogger):

@@ -131,9 +131,9 @@ def test_bayesian_search_finds_what_random_search_needs_twice_as_long_for(space,
 
 def test_failed_trials_cost_as_much_as_the_worst(space):
     oracle = BayesianOracle(space, max_trials=9)
-    costs = oracle.costs([{"val_accuracy": 0.9}, {"val_accuracy": 0.0, "failed": 1.0}, {"val_accuracy": 0.5}], None)
-    np.testing.assert_allclose(costs, [0, 1, 1])
-    assert (oracle.costs([{"val_accuracy": 0.0, "failed": 1.0}] * 3, None) == 0).all()
+    costs = oracle.costs([{"val_accuracy": 0.9}, {"val_accuracy": 0.0, "failed": 1.0}, {"val_accuracy": 0.5}])
+    np.testing.assert_allclose(costs, [[0], [1], [1]])
+    assert (oracle.costs([{"val_accuracy": 0.0, "failed": 1.0}] * 3) == 0).all()
 
 
 def test_several_objectives_spread_along_the_front(space, tmp_path):

@@ -18,10 +18,12 @@ import numpy as np
 from keras_tuner.engine import trial as trial_module
 
 from keras_vit.run import write_text
+from tuning.pareto import non_dominated
 
 FAILED = "failed"  # a metric: 1 where a trial has no result
 WORST = 0.0  # accuracy of a failed trial
 CANDIDATES, NEIGHBOURS = 2000, 500  # what the Gaussian process chooses from
+DRAWS = 128  # of each candidate's objectives, for the expectation of their norm
 RHO = 0.05  # of ParEGO's augmented Chebyshev norm (Knowles 2006)
 
 
@@ -33,11 +35,12 @@ class SearchOracle:
         seed: Decides all proposals; 0 counts.
         objectives: Names of metrics with their directions, {"val_accuracy": "max", "latency_ms": "min"}; the first one is
             KerasTuner's objective.
+        first: The configuration to begin with, if it is legal; None = one that the oracle chooses.
         **settings: Arguments of KerasTuner's oracle.
     """
 
-    def __init__(self, space, seed=0, objectives=None, **settings):
-        self.space = space
+    def __init__(self, space, seed=0, objectives=None, first=None, **settings):
+        self.space, self.first = space, first
         self.objectives = objectives or {"val_accuracy": "max"}
         name, direction = next(iter(self.objectives.items()))
         super().__init__(
@@ -83,6 +86,8 @@ class SearchOracle:
         return np.random.default_rng([self.seed, len(self.start_order), *key])
 
     def _random_values(self):
+        if self.first and not self.start_order and self.space.is_legal(self.first):
+            return self.first
         rng = self.rng()
         for _ in range(1000):
             values = self.space.sample(rng)
@@ -190,16 +195,18 @@ class GridOracle(SearchOracle, keras_tuner.Oracle):
 
 
 class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracle):
-    """Bayesian optimisation with a Gaussian process; with several objectives ParEGO (Knowles 2006).
+    """Bayesian optimisation with a Gaussian process an objective.
 
     The surrogate is scikit-learn's Gaussian process with a Matern kernel of one length an axis and a noise term. The next
     trial is the legal, new configuration of largest expected improvement among random ones and neighbours of the best;
-    running trials count with their predicted mean. With several objectives each trial draws weights and optimises the
-    augmented Chebyshev norm of the objectives scaled to 0..1, so that the trials spread along the Pareto front.
+    running trials count with their predicted mean. With several objectives each trial draws weights and looks for an
+    improvement of the objectives' augmented Chebyshev norm, scaled to 0..1, as ParEGO does (Knowles 2006), so that the trials
+    spread along the Pareto front; the objectives have processes of their own, and the norm's expectation is sampled (Paria,
+    Kandasamy and Poczos, arXiv 1805.12168).
     """
 
     def populate_space(self, trial_id):
-        done = list(self.results())
+        done = self.results()
         wanted = self.num_initial_points or max(5, 2 * len(self.space.axes))
         if len(done) < wanted:
             return self._random_populate_space()
@@ -211,61 +218,79 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
     def propose(self, done):
         """The configuration to try next; None if there is no new one."""
         rng = self.rng(1)
-        cost = self.costs([metrics for _, metrics in done], rng)
+        costs = self.costs([metrics for _, metrics in done])
+        weights = rng.dirichlet(np.ones(costs.shape[1]))
         known = [trial.hyperparameters.values for trial, _ in done]
         points = np.stack([self.space.vector(values) for values in known])
-        process = self.fit(points, cost, rng)
+        processes = [fit(points, column, rng) for column in costs.T]
         running = [trial.hyperparameters.values for trial in self.ongoing_trials.values()]
         if running:
             more = np.stack([self.space.vector(values) for values in running])
-            points, cost = np.concatenate([points, more]), np.concatenate([cost, process.predict(more)])
-            process = self.fit(points, cost, rng, process.kernel_)
-        best = [known[index] for index in np.argsort(cost[: len(known)], kind="stable")[:5]]
+            costs = np.concatenate([costs, np.stack([process.predict(more) for process in processes], axis=1)])
+            points = np.concatenate([points, more])
+            kernels = [process.kernel_ for process in processes]
+            processes = [fit(points, column, rng, kernel) for column, kernel in zip(costs.T, kernels, strict=True)]
+        norms = chebyshev(costs, weights) if len(processes) > 1 else costs[:, 0]
+        best = [known[index] for index in np.argsort(norms[: len(known)], kind="stable")[:5]]
         candidates = [self.space.draw(rng) for _ in range(CANDIDATES)]
         candidates += [self.space.neighbour(best[index % len(best)], rng) for index in range(NEIGHBOURS)]
         vectors = np.stack([self.space.vector(values) for values in candidates])
-        mean, deviation = process.predict(vectors, return_std=True)
-        for index in np.argsort(-expected_improvement(mean, deviation, cost.min()), kind="stable"):
+        means, deviations = np.stack([process.predict(vectors, return_std=True) for process in processes], axis=-1)  # (K, M)
+        if len(processes) == 1:
+            gains = expected_improvement(means[:, 0], deviations[:, 0], norms.min())
+        else:
+            draws = means + deviations * rng.normal(size=(DRAWS, 1, len(processes)))  # (DRAWS, K, M)
+            gains = np.maximum(norms.min() - chebyshev(draws, weights), 0).mean(axis=0)
+        for index in np.argsort(-gains, kind="stable"):
             values = candidates[index]
             if not self._duplicate(values) and self.space.is_legal(values):
                 return values
         return None
 
-    def costs(self, metrics, rng):
-        """One number a trial, to be minimised; a failed trial costs as much as the worst that did not fail."""
+    def costs(self, metrics):
+        """(N, M): each objective of each trial, to be minimised, from 0; a failed trial costs as much as the worst one."""
         columns = []
         for name, direction in self.objectives.items():
             column = np.array([row.get(name, math.nan) for row in metrics], float)
-            column = -column if direction == "max" else np.log(np.maximum(column, 1e-12))
-            columns.append(column)
+            columns.append(-column if direction == "max" else np.log(np.maximum(column, 1e-12)))
         table = np.stack(columns, axis=1)
         failed = np.array([bool(row.get(FAILED)) for row in metrics]) | ~np.isfinite(table).all(axis=1)
         if failed.all():
-            return np.zeros(len(metrics))
-        low, high = table[~failed].min(axis=0), table[~failed].max(axis=0)
+            return np.zeros(table.shape)
+        good = table[~failed]
+        low, high = good.min(axis=0), good.max(axis=0)
+        if len(columns) > 1:  # 0..1 along the front: what is far behind it must not make its differences small
+            end = good[non_dominated(good)].max(axis=0)
+            high = np.where(end > low, end, high)
         scaled = (table - low) / np.where(high > low, high - low, 1)
-        scaled[failed] = 1
-        if scaled.shape[1] == 1:
-            return scaled[:, 0]
-        weights = rng.dirichlet(np.ones(scaled.shape[1]))
-        return (weights * scaled).max(axis=1) + RHO * (weights * scaled).sum(axis=1)
+        scaled[failed] = scaled[~failed].max(axis=0)
+        return scaled
 
-    @staticmethod
-    def fit(points, cost, rng, kernel=None):
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-        optimizer = "fmin_l_bfgs_b" if kernel is None else None
-        kernel = kernel or ConstantKernel(1.0, (0.05, 20)) * Matern(np.ones(points.shape[1]), (0.1, 20), nu=2.5) + WhiteKernel(
-            0.05, (1e-4, 1)
-        )
-        process = GaussianProcessRegressor(
-            kernel, normalize_y=True, n_restarts_optimizer=1, optimizer=optimizer, random_state=int(rng.integers(2**31))
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return process.fit(points, cost)
+def chebyshev(costs, weights):
+    """The augmented Chebyshev norm over the last axis."""
+    weighted = weights * costs
+    return weighted.max(axis=-1) + RHO * weighted.sum(axis=-1)
+
+
+def fit(points, costs, rng, kernel=None):
+    """A Gaussian process through points (N, D) of a unit cube; with a kernel its lengths are taken over.
+
+    Some tens of points cannot tell lengths below a third of an axis from noise.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    optimizer = "fmin_l_bfgs_b" if kernel is None else None
+    if kernel is None:
+        lengths = Matern(np.ones(points.shape[1]), (0.3, 10), nu=2.5)
+        kernel = ConstantKernel(1.0, (0.05, 20)) * lengths + WhiteKernel(0.01, (1e-4, 0.3))
+    seed = int(rng.integers(2**31))
+    process = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, optimizer=optimizer, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return process.fit(points, costs)
 
 
 def expected_improvement(mean, deviation, best):

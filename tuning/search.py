@@ -37,8 +37,9 @@ OBJECTIVES = {
     "flops": ("flops", "min"),
 }
 UNITS = {"s": 1, "m": 60, "h": 3600}
-TRIALS_IN_TIME = 20  # what the default budget of a trial aims at
-START_SECONDS = 12  # of a process, about, until it trains
+TEMPORARY = ("data", "jax-cache")  # what trials share while the search runs
+TRIALS_IN_TIME = 15  # what the default budget of a trial aims at
+START_SECONDS = 20  # of a trial, about, beyond its training: start, compilation, validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class SearchConfig:
         method: `bayesian` (a Gaussian process; with several objectives ParEGO), `random`, `grid` or `hyperband`.
         objective: One or more of accuracy, latency, batch_latency (of 64 images), params and flops; accuracy comes first.
         budget: The whole training of one trial: `9epochs`, `90s`, `2m` or `1e15flops`; a budget in seconds or FLOPs gives
-            every patch size the same compute. Null = a twentieth of max_time.
+            every patch size the same compute. Null = what lets some fifteen trials into max_time.
         trials: Most trials; null = as many as max_time allows.
         max_time: Time of the search, such as `15m` or `2h`, earlier parts of a search that goes on included; null = no end.
         workers: Trials at a time: one on each GPU, or with a share of the cores each.
@@ -203,7 +204,7 @@ def make_oracle(config, space, seed):
     from tuning.oracle import ORACLES
     from tuning.trial import STAGES
 
-    settings, budget = {"objectives": config.objectives}, config.trial_budget
+    settings, budget = {"objectives": config.objectives, "first": space.nearest(space.base)}, config.trial_budget
     if config.method == "hyperband":
         settings["max_epochs"] = round(budget["amount"]) if budget["kind"] == "epochs" else STAGES
         if settings["max_epochs"] < 3:
@@ -232,7 +233,7 @@ def check_same_search(folder, identity, overwrite):
         shutil.rmtree(old)
     for name in ("oracle.json", "oracle.previous.json", "tuner.json", "report.html", "best.yaml", "retrain.json"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("front", "retrain"):
+    for name in ("front", "retrain", *TEMPORARY):
         shutil.rmtree(folder / name, ignore_errors=True)
     write_text(path, text + "\n")
 
@@ -286,7 +287,7 @@ def retrain(tuner, config, console):
             recipe = dataclasses.replace(recipe, seed=seed, validation=0)
             write_text(place / "recipe.yaml", recipe.to_yaml())
             job = {"recipe": str(place / "recipe.yaml"), "run": str(place / "run"), "result": str(place / "result.json")}
-            write_text(place / "job.json", json.dumps({**job, "until": None, "budget": budget, "latency": False}))
+            write_text(place / "job.json", json.dumps({**job, "data": None, "until": None, "budget": budget, "latency": False}))
             if not (place / "result.json").is_file():
                 reason = tuner.run_job(place / "job.json", place)
                 if reason:
@@ -370,7 +371,11 @@ def main():
             "command": shlex.join(["python", *sys.argv]),
         }
         console.print(f"{config.method}, {amount(budget)} a trial; {facts['backend']} on {facts['device']}; {escape(str(folder))}")
-        run(config, options, tuner, facts, settings, console)
+        try:
+            run(config, options, tuner, facts, settings, console)
+        finally:
+            for name in TEMPORARY:
+                shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def run(config, options, tuner, facts, settings, console):

@@ -139,6 +139,27 @@ class Space:
             augment=dataclasses.replace(base.augment, **augment),
         )
 
+    def nearest(self, recipe: Recipe) -> dict[str, typing.Any]:
+        """The values that come closest to a recipe's own, axis by axis; not necessarily legal."""
+        model, train, augment = recipe.model, recipe.train, recipe.augment
+        own = {
+            "patch_size": model.patch_size[0],
+            "mlp_ratio": model.mlp_dim / model.width,
+            "augment": augment.randaugment_magnitude / RANDAUGMENT_MAGNITUDE if augment.randaugment_layers else 0.0,
+            **{name: getattr(model, name) for name in ("depth", "num_heads", "head_dim", "stem", "pool", "drop_path")},
+            **{name: getattr(train, name) for name in ("learning_rate", "weight_decay", "batch_size")},
+        }
+        values = {}
+        for axis in self.hyperparameters.space:
+            value = own[axis.name]
+            if not is_countable(axis):
+                value = rounded(min(max(value, axis.min_value), axis.max_value))
+            elif value not in values_of(axis):
+                known = values_of(axis)
+                value = known[0] if axis.name in NAMES else min(known, key=lambda other: abs(other - value))
+            values[axis.name] = value
+        return values
+
     def is_legal(self, values: dict[str, typing.Any]) -> bool:
         """Whether a configuration can be built and keeps within the limits."""
         try:
@@ -276,14 +297,15 @@ class Space:
         return np.array(point)
 
     def restore(self, values: dict[str, typing.Any]) -> dict[str, typing.Any]:
-        """The values of a configuration that have lost digits on their way from another machine (KerasTuner sends 32 bits)."""
-        restored = dict(values)
+        """The values of a configuration whose order and last digits were lost on the way from another machine."""
+        restored = {}
         for axis in self.hyperparameters.space:
             value = values.get(axis.name)
-            if isinstance(value, float):
-                near = min(values_of(axis), key=lambda known: abs(known - value)) if is_countable(axis) else rounded(value)
-                restored[axis.name] = near
-        return restored
+            if isinstance(value, float):  # KerasTuner sends 32 bits
+                value = min(values_of(axis), key=lambda known: abs(known - value)) if is_countable(axis) else rounded(value)
+            if axis.name in values:
+                restored[axis.name] = value
+        return {**restored, **{name: value for name, value in values.items() if name not in restored}}
 
     def to_dict(self) -> dict:
         """What decides which configurations there are, as plain values: to tell one search from another."""

@@ -1,25 +1,29 @@
 """One trial: an ordinary training run in a process of its own. `tuner.py` starts it; nobody else need.
 
-    python tuning/trial.py JOB.json        recipe, result, and run, until, budget, latency; without a run: what the data is
+    python tuning/trial.py JOB.json        recipe, result, and run, data, until, budget, latency; without a run: what the data is
 
 The process ends when its standard input is closed, that is with the process that started it, whatever became of that.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 from cli import run_command
 
 CORES = "KERAS_VIT_CORES"  # environment variable: the cores that a trial keeps to, separated by commas
-STAGES = 9  # validations of a trial whose budget is not counted in epochs
-WARM_STEPS, TIMED_SECONDS = 3, 1.5  # to measure how many images a second a configuration trains
+STAGES, VALIDATE_EVERY = 9, 3  # parts of a trial whose budget is not counted in epochs, and between two validations
+CHUNK = 4096  # images written at a time
 LATENCY_BATCH, LATENCY_SECONDS = 64, 1.0
 
 
@@ -36,53 +40,25 @@ def end_with_parent():
         threading.Thread(target=watch, daemon=True).start()
 
 
-def scheduled(recipe, budget, images, flops_per_image=None, images_per_second=None):
-    """The recipe with the length that a budget gives: {"kind": "epochs", "seconds" or "flops", "amount": ...}.
+def scheduled(recipe, budget):
+    """The recipe with the length of a budget, {"kind": "epochs", "seconds" or "flops", "amount": ...}.
 
-    An image costs three forward passes: one forward, two backward. A budget that is not counted in epochs is cut into
-    `STAGES` equal parts, behind each of which the model is validated, so that it may be less than one pass over the data.
+    A budget that is not counted in epochs is cut into `STAGES` equal parts, so that it may be less than one pass over the data.
+    An image costs three forward passes: one forward, two backward. Seconds are left to `train`, which measures them.
     """
-    train, amount = recipe.train, budget["amount"]
-    if budget["kind"] == "epochs":
-        epochs, steps = max(1, round(amount)), None
-    else:
-        affordable = amount / (3 * flops_per_image) if budget["kind"] == "flops" else amount * images_per_second
-        epochs, steps = STAGES, max(1, round(affordable / train.batch_size / STAGES))
-    warmup = epochs * min(train.warmup_epochs / train.epochs, 0.5)
+    train, steps = recipe.train, None
+    epochs = max(1, round(budget["amount"])) if budget["kind"] == "epochs" else STAGES
+    if budget["kind"] == "flops":
+        steps = max(1, round(budget["amount"] / (3 * recipe.model.flops) / train.batch_size / STAGES))
+    length = {"epochs": epochs, "steps_per_epoch": steps, "warmup_epochs": epochs * min(train.warmup_epochs / train.epochs, 0.5)}
     return dataclasses.replace(
-        recipe,
-        train=dataclasses.replace(train, epochs=epochs, steps_per_epoch=steps, warmup_epochs=warmup, validate_every=1),
+        recipe, train=dataclasses.replace(train, **length, validate_every=1 if budget["kind"] == "epochs" else VALIDATE_EVERY)
     )
-
-
-def training_rate(recipe, data):
-    """Images a second that the model of a recipe trains with, measured without its data pipeline."""
-    import keras
-    import numpy as np
-
-    from keras_vit.model import build_vit
-    from keras_vit.optimizer import make_optimizer
-    from keras_vit.train import POLICIES, compile_model
-
-    keras.utils.set_random_seed(recipe.seed)
-    classes, size = len(data.class_names), recipe.train.batch_size
-    model = build_vit(dataclasses.replace(recipe.model, num_classes=classes), dtype=POLICIES[recipe.train.precision])
-    compile_model(model, make_optimizer(recipe.train, 1000), recipe.train.jit)
-    images = np.random.default_rng(0).normal(size=(size, *recipe.model.image_shape)).astype("float32")
-    targets = np.full((size, classes), 1 / classes, "float32")
-    for _ in range(WARM_STEPS):
-        model.train_on_batch(images, targets)
-    steps, started = 0, time.perf_counter()
-    while time.perf_counter() - started < TIMED_SECONDS:
-        model.train_on_batch(images, targets)
-        steps += 1
-    return steps * size / (time.perf_counter() - started)
 
 
 def latency(model, batch):
     """Milliseconds of one prediction of a batch, the median; compiled where the backend compiles."""
     import keras
-    import numpy as np
 
     scorer = keras.Model(model.input, model.output)
     scorer.compile()
@@ -111,6 +87,42 @@ def heartbeat(path):
                 path.touch()
 
     return Heartbeat()
+
+
+def load_once(recipe, folder):
+    """The train and validation images of a recipe, from `folder` once a trial has left them there: decoded, mapped into memory.
+
+    The test images are not among them: a search chooses on validation and must not see them.
+    """
+    from keras_vit.data import DataSet, Split
+    from keras_vit.run import PARTIAL
+    from keras_vit.train import load_recipe_data
+
+    described = folder / "data.json"
+    if not described.is_file():
+        data = load_recipe_data(recipe)
+        parts = {"train": data.train, "validation": data.validation}
+        known = {"name": data.name, "class_names": data.class_names, "fingerprint": data.fingerprint, "notes": data.notes}
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+            made = Path(temporary) / folder.name
+            made.mkdir()
+            for name, part in parts.items():
+                if part is not None:
+                    images = np.lib.format.open_memmap(made / f"{name}.npy", "w+", np.uint8, (len(part), *part.shape))
+                    for start in range(0, len(part), CHUNK):
+                        images[start : start + CHUNK] = part.images(np.arange(start, min(start + CHUNK, len(part))))
+                    images.flush()
+                    np.save(made / f"{name}.labels.npy", part.labels)
+            (made / described.name).write_text(json.dumps(known), encoding="utf-8")
+            with contextlib.suppress(OSError):  # another trial was first
+                os.replace(made, folder)
+        return dataclasses.replace(data, test=None)
+
+    def part(name):
+        file = folder / f"{name}.npy"
+        return Split(np.load(file, mmap_mode="r"), np.load(file.with_suffix(".labels.npy"))) if file.is_file() else None
+
+    return DataSet(train=part("train"), validation=part("validation"), test=None, **json.loads(described.read_text("utf-8")))
 
 
 def facts(data):
@@ -144,6 +156,7 @@ def main():
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     import psutil
 
+    from keras_vit.machine import peak_memory_mb
     from keras_vit.recipe import load_recipe
     from keras_vit.run import RunFolder, write_text
     from keras_vit.train import load_recipe_data, train
@@ -155,18 +168,27 @@ def main():
     run_folder = Path(job["run"])
     resume = (run_folder / "recipe.yaml").is_file()
     recipe = load_recipe(run_folder / "recipe.yaml" if resume else job["recipe"])
-    data = load_recipe_data(recipe)
-    if data.validation is not None:
-        data = dataclasses.replace(data, test=None)  # a search chooses on validation and must not see the test images
+    data = load_once(recipe, Path(job["data"])) if job["data"] else load_recipe_data(recipe)
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        # Keras would import TensorFlow, if it is installed, to seed it: seconds for nothing.
+        sys.modules.setdefault("tensorflow", None)
     if not resume:
-        rate = training_rate(recipe, data) if job["budget"]["kind"] == "seconds" else None
-        recipe = scheduled(recipe, job["budget"], len(data.train), recipe.model.flops, rate)
+        recipe = scheduled(recipe, job["budget"])
     earlier = RunFolder(run_folder).metrics[-1:] if resume else []
     beat = result.with_name("alive")
     beat.touch()
-    run = train(recipe, run_folder, data=data, resume=resume, until=job["until"], callbacks=[heartbeat(beat)], verbose=2)
+    run = train(
+        recipe,
+        run_folder,
+        data=data,
+        resume=resume,
+        until=job["until"],
+        seconds=job["budget"]["amount"] if job["budget"]["kind"] == "seconds" else None,
+        pictures=job["data"] is None,
+        callbacks=[heartbeat(beat)],
+        verbose=2,
+    )
     rows = run.metrics
-    model = run.model()
     summary = run.summary if run.is_finished else {}
     outcome = {
         # At the end of the schedule, or of the part of it that has been trained: not the luckiest epoch. Without validation
@@ -174,12 +196,14 @@ def main():
         **({"val_accuracy": rows[-1]["val_accuracy"]} if data.validation is not None else {}),
         **({"test_accuracy": summary["test_accuracy"]} if data.validation is None and "test_accuracy" in summary else {}),
         "epochs": len(rows),
-        "params": model.count_params(),
-        "flops": model.config.flops,
+        "params": run.recipe.model.num_params,
+        "flops": run.recipe.model.flops,
         "train_seconds": rows[-1]["seconds"],
         "images_per_second": max(row["images_per_second"] for row in rows),
+        "memory_mb": peak_memory_mb(),
     }
     if job["latency"]:
+        model = run.model()
         outcome["latency_ms"] = latency(model, 1)
         outcome["batch_latency_ms"] = latency(model, LATENCY_BATCH)
     # What a trial costs beyond its training: start of the process, imports, build, measurements, files.

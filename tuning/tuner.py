@@ -24,6 +24,7 @@ from tuning.oracle import FAILED, WORST
 from tuning.trial import CORES
 
 TRIAL = Path(__file__).with_name("trial.py")
+DATA, JAX_CACHE = "data", "jax-cache"  # in the search folder, while it runs: the images as the trials read them, compiled code
 MORE_TRIES = 2  # for a process that was killed and had got no further than the one before
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5  # between asking a process to end and ending it
@@ -209,6 +210,7 @@ class TrialTuner(keras_tuner.Tuner):
         job = {
             "recipe": str(folder / "recipe.yaml"),
             "run": str(run),
+            "data": str(self.folder / DATA),
             "result": str(folder / "result.json"),
             "until": values.get("tuner/epochs"),
             "budget": self.settings.budget,
@@ -229,6 +231,14 @@ class TrialTuner(keras_tuner.Tuner):
             if tries > MORE_TRIES:
                 return reason
 
+    def jax_cache(self):
+        """Environment variables: what JAX compiles is kept for the next trial, and for the same one when it goes on."""
+        return {
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / JAX_CACHE),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
     def run_process(self, job, folder, trial_id):
         """Runs one process; returns the reason of its failure or None, and whether somebody else killed it."""
         settings, alive = self.settings, folder / "alive"
@@ -239,7 +249,7 @@ class TrialTuner(keras_tuner.Tuner):
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.environment, CORES: ",".join(map(str, sorted(self.cores or ())))},
+                env={**self.jax_cache(), **os.environ, **self.environment, CORES: ",".join(map(str, sorted(self.cores or ())))},
                 start_new_session=True,
             )
             try:
