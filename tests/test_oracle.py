@@ -147,6 +147,7 @@ def test_several_objectives_spread_along_the_front(space, tmp_path):
         oracle.end_trial(trial)
     chosen = [oracle.trials[name].hyperparameters.values for name in oracle.start_order[8:]]
     depths = [values["depth"] for values in chosen]
+    print(depths, [round(score(v),3) for v in chosen])
     assert min(depths) == 2
     assert max(depths) >= 4
     assert np.mean([score(values) for values in chosen]) > 0.7

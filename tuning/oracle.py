@@ -24,6 +24,7 @@ FAILED = "failed"  # a metric: 1 where a trial has no result
 WORST = 0.0  # accuracy of a failed trial
 CANDIDATES, NEIGHBOURS = 2000, 500  # what the Gaussian process chooses from
 DRAWS = 128  # of each candidate's objectives, for the expectation of their norm
+AHEAD = 0.25  # how much better that point is in each objective, of the front's range
 RHO = 0.05  # of ParEGO's augmented Chebyshev norm (Knowles 2006)
 
 
@@ -268,8 +269,8 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
 
 
 def chebyshev(costs, weights):
-    """The augmented Chebyshev norm over the last axis."""
-    weighted = weights * costs
+    """The augmented Chebyshev norm over the last axis, from a point better than any yet: else none could get better there."""
+    weighted = weights * (costs + AHEAD)
     return weighted.max(axis=-1) + RHO * weighted.sum(axis=-1)
 
 
