@@ -56,7 +56,7 @@ def start_worker(folder, port, **environment):
 
 
 @contextlib.contextmanager
-def chief(tuner, port, events=None, lease=distribute.LEASE_SECONDS):
+def chief(tuner, port, events=None, lease=distribute.LEASE_SECONDS, expected=False):
     """A chief that serves in a thread; joined at the end."""
     errors = []
 
@@ -66,12 +66,13 @@ def chief(tuner, port, events=None, lease=distribute.LEASE_SECONDS):
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=serve, name="chief")
+    thread = threading.Thread(target=serve, name="chief", daemon=True)
     thread.start()
-    yield
+    yield errors
     thread.join(120)
     assert not thread.is_alive()
-    assert not errors, errors
+    if errors and not expected:
+        raise errors[0]
 
 
 def test_workers_find_what_one_process_finds(tmp_path):
@@ -121,13 +122,13 @@ def test_a_dead_worker_gives_its_trial_back(tmp_path):
         first = start_worker(tmp_path / "search", port, FAKE_SECONDS="1.5")
         rows = tmp_path / "search" / "trial-0" / "run" / "metrics.csv"
         limit = time.monotonic() + 60
-        while not (rows.is_file() and rows.read_text()) and time.monotonic() < limit:
+        while not (rows.is_file() and rows.read_text().count("\n") > 1) and time.monotonic() < limit:
             time.sleep(0.02)
         first.kill()
         first.wait()
         worker(tmp_path / "search", port, trials=3).search_with(1)
     assert events.lost == ["0"]
-    assert rows.read_text().split() == ["0", "1", "2"]
+    assert test_tuner.epochs(rows.parents[1]) == [1, 2, 3]
     assert sorted(outcome(tuner.oracle)) == sorted(test_tuner.outcome(whole.oracle))
 
 
@@ -165,6 +166,39 @@ def test_a_chief_that_returns_leaves_trials_with_those_who_run_them(tmp_path):
             one.end_trial(mine)
         assert client.create_trial("w").status == other.create_trial("x").status == "STOPPED"
     assert again.oracle.start_order == ["0", "1", "2"]
+
+
+def test_workers_end_quietly_when_time_is_over(tmp_path):
+    tuner, port = make(tmp_path / "search"), free_port()
+    tuner.oracle.max_seconds = 0.001
+    with chief(tuner, port):
+        worker(tmp_path / "search", port).search_with(2)
+    assert len(tuner.oracle.results()) == 1
+
+
+def test_a_chief_that_fails_says_so_itself(tmp_path):
+    tuner, port = make(tmp_path / "search"), free_port()
+
+    def failing():
+        raise OSError(28, "No space left on device")
+
+    tuner.oracle.save = failing
+    with chief(tuner, port, expected=True) as errors, pytest.raises(ValueError, match=r"refuses: it has failed: .*No space left"):
+        worker(tmp_path / "search", port).search_with(1)
+    assert "No space left" in str(errors[0])
+
+
+@pytest.mark.parametrize("name", ["../../x", "0/../x"])
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name):
+    tuner, port = make(tmp_path / "search", trials=1), free_port()
+    trial = tuner.oracle.create_trial("w")
+    trial.hyperparameters.values["tuner/trial_id"] = name
+    tuner.oracle.max_seconds = 0.001
+    client = ChiefClient(tuner.oracle, ("127.0.0.1", port), "w", 30)
+    with chief(tuner, port):
+        with pytest.raises(ValueError, match="chief: sent a trial named"):
+            client.create_trial("w")
+        tuner.oracle.ongoing_trials.clear()
 
 
 def test_a_chief_that_is_not_there_is_named(tmp_path):

@@ -138,19 +138,30 @@ def test_failed_trials_cost_as_much_as_the_worst(space):
 
 def test_several_objectives_spread_along_the_front(space, tmp_path):
     """Accuracy against a size that grows with depth: the weights of the trials differ, and so do their choices."""
-    objectives = {"val_accuracy": "max", "params": "min"}
-    oracle = make("bayesian", space, tmp_path, max_trials=24, num_initial_points=8, objectives=objectives)
-    while (trial := oracle.create_trial("worker-0")).status == "RUNNING":
-        values = trial.hyperparameters.values
-        oracle.update_trial(trial.trial_id, {"val_accuracy": score(values), "params": 1e5 * values["depth"] ** 2})
-        trial.status = "COMPLETED"
-        oracle.end_trial(trial)
-    chosen = [oracle.trials[name].hyperparameters.values for name in oracle.start_order[8:]]
-    depths = [values["depth"] for values in chosen]
-    print(depths, [round(score(v),3) for v in chosen])
-    assert min(depths) == 2
-    assert max(depths) >= 4
-    assert np.mean([score(values) for values in chosen]) > 0.7
+    objectives, depths, scores = {"val_accuracy": "max", "params": "min"}, [], []
+    for seed in range(4):
+        oracle = make("bayesian", space, tmp_path, seed, max_trials=20, num_initial_points=8, objectives=objectives)
+        while (trial := oracle.create_trial("worker-0")).status == "RUNNING":
+            values = trial.hyperparameters.values
+            oracle.update_trial(trial.trial_id, {"val_accuracy": score(values), "params": 1e5 * values["depth"] ** 2})
+            trial.status = "COMPLETED"
+            oracle.end_trial(trial)
+        chosen = [oracle.trials[name].hyperparameters.values for name in oracle.start_order[8:]]
+        depths.append({values["depth"] for values in chosen})
+        scores += map(score, chosen)
+    # From random trials of which one beats all others, too.
+    assert all(len(seen) > 1 for seen in depths), depths
+    assert set.union(*depths) >= {2, 3, 4}
+    assert np.mean(scores) > 0.7
+
+
+def test_the_first_trial_is_the_one_asked_for(space, tmp_path):
+    first = space.nearest(space.base)
+    for method in ("random", "bayesian", "hyperband"):
+        oracle = make(method, space, tmp_path, first=first)
+        values = oracle.create_trial("worker-0").hyperparameters.values
+        assert {name: values[name] for name in first} == first, method
+        assert oracle.create_trial("worker-1").hyperparameters.values != values
 
 
 def test_expected_improvement_is_its_integral():

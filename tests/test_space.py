@@ -155,3 +155,27 @@ def test_memory_grows_with_what_takes_memory():
     assert memory(train={"precision": "float32"}) == pytest.approx(5 * weights + 2 * activations)
     assert memory(model={"patch_size": (4, 4)}) > 3 * memory()
     assert keras.backend.backend()
+
+
+@pytest.mark.parametrize("name", ["quick", "standard", "best"])
+def test_nearest_is_the_recipe_itself_where_the_space_has_it(name):
+    made = Space(SpaceConfig(), load_recipe(name))
+    values = made.nearest(made.base)
+    assert made.is_legal(values)
+    assert made.recipe(values).model == made.base.model
+    assert made.recipe(values).train == made.base.train
+
+
+def test_nearest_stays_within_the_space():
+    made = space("quick", depth="6..8", stem="patch", learning_rate="1e-4..1e-3", mlp_ratio="3,4")
+    assert made.nearest(made.base) == {"depth": 6, "stem": "patch", "learning_rate": 1e-3, "mlp_ratio": 3.0}
+
+
+def test_values_survive_thirty_two_bits_and_another_order():
+    made = Space(SpaceConfig(drop_path="0,0.1,0.23"), load_recipe("quick"))
+    rng = np.random.default_rng(0)
+    for values in (made.sample(rng) for _ in range(200)):
+        sent = {name: float(np.float32(value)) if isinstance(value, float) else value for name, value in values.items()}
+        back = made.restore(dict(sorted(sent.items())))
+        assert back == values
+        assert list(back) == list(values)

@@ -506,3 +506,24 @@ def test_kill_before_the_first_epoch_starts_again(finished, tmp_path):
     assert run.metrics == []
     again = train(finished.recipe, run.path, resume=True, verbose=0)
     assert [row["loss"] for row in again.metrics] == [row["loss"] for row in finished.metrics]
+
+
+def test_a_length_in_seconds_becomes_steps_and_changes_nothing_else(tmp_path):
+    """The model is measured first and then trained as if it had not been: the recipe that is left behind repeats the run."""
+    recipe = load_recipe(
+        "digits",
+        data="digits",
+        model={"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16, "dropout": 0.1},
+        train={"epochs": 3, "warmup_epochs": 1, "ema": 0.9},
+    )
+    measured = train(recipe, tmp_path / "measured", seconds=0.3, verbose=0, pictures=False)
+    steps = measured.recipe.train.steps_per_epoch
+    assert steps >= 1
+    assert measured.recipe.train == dataclasses.replace(recipe.train, steps_per_epoch=steps)
+    again = train(measured.recipe, tmp_path / "again", verbose=0)
+    for name in ("loss", "val_loss", "val_accuracy", "learning_rate"):
+        assert [row[name] for row in measured.metrics] == [row[name] for row in again.metrics], name
+    assert not (tmp_path / "measured" / "plots" / "curves.png").exists()
+    assert (tmp_path / "again" / "plots" / "curves.png").exists()
+    with pytest.raises(ValueError, match="seconds: received 0"):
+        train(recipe, tmp_path / "none", seconds=0)

@@ -45,6 +45,22 @@ def join(host, port):
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def answered(method):
+    """One call at a time; a `Lost` goes to the worker, any other error is the chief's end."""
+
+    def call(self, request, context):
+        try:
+            with self.lock:
+                return method(self, request, context)
+        except Lost as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except Exception as error:
+            self.error = self.error or error
+            context.abort(grpc.StatusCode.INTERNAL, f"it has failed: {error}")
+
+    return call
+
+
 class Chief(OracleServicer):
     """Answers the workers of a search, and takes back the trials of those that fall silent.
 
@@ -57,7 +73,7 @@ class Chief(OracleServicer):
     def __init__(self, oracle, folder, events, lease=LEASE_SECONDS):
         super().__init__(oracle)
         self.folder, self.events, self.lease = folder, events, lease
-        self.lock = threading.RLock()
+        self.lock, self.error = threading.RLock(), None
         self.started, self.seen, self.dismissed = time.monotonic(), {}, set()
         for trial_id in oracle._retry_queue:
             oracle.ongoing_trials[f"of-earlier-{trial_id}"] = oracle.trials[trial_id]
@@ -85,6 +101,9 @@ class Chief(OracleServicer):
             while not self.is_done():
                 time.sleep(0.2)
                 self.take_back()
+                self.events.tick()
+                if self.error:
+                    raise self.error
             until = time.monotonic() + FAREWELL_SECONDS
             while self.living() - self.dismissed and time.monotonic() < until:
                 time.sleep(0.2)
@@ -93,12 +112,13 @@ class Chief(OracleServicer):
 
     def is_done(self):
         with self.lock:
-            waiting = self.oracle._retry_queue and not self.oracle.is_over
-            return (self.stop_triggered or self.oracle.is_over) and not self.oracle.ongoing_trials and not waiting
+            busy = self.oracle.ongoing_trials or self.oracle._retry_queue
+            return (self.stop_triggered or self.oracle.is_over) and not busy
 
     def living(self):
-        now = time.monotonic()
-        return {worker for worker, seen in self.seen.items() if now - seen < self.lease}
+        with self.lock:
+            now = time.monotonic()
+            return {worker for worker, seen in self.seen.items() if now - seen < self.lease}
 
     def take_back(self):
         """Takes back the trials of workers that have not been heard of."""
@@ -110,7 +130,7 @@ class Chief(OracleServicer):
                     self.events.trial_lost(trial, worker)
 
     def caller(self, context, trial_id=None):
-        """Who calls; ends the call if a trial is not theirs (any more)."""
+        """Who calls; a `Lost` if a trial is not theirs (any more)."""
         worker = dict(context.invocation_metadata()).get(IDENTITY, "")
         self.seen[worker] = time.monotonic()
         if trial_id is not None:
@@ -119,56 +139,60 @@ class Chief(OracleServicer):
             if earlier in ongoing and worker not in ongoing:
                 ongoing[worker] = ongoing.pop(earlier)
             if worker not in ongoing or ongoing[worker].trial_id != trial_id:
-                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"trial {trial_id} is not with {worker}")
+                raise Lost(f"trial {trial_id} is not with {worker}")
         return worker
 
+    @answered
     def CreateTrial(self, request, context):
-        with self.lock:
-            self.caller(context)
-            running = request.tuner_id in self.oracle.ongoing_trials
-            trial = self.oracle.create_trial(request.tuner_id)
-            if trial.status == trial_module.TrialStatus.STOPPED:
-                if self.oracle.ongoing_trials and not self.oracle.is_over:
-                    trial.status = trial_module.TrialStatus.IDLE  # a worker that dies may still give one back
-                else:
-                    self.stop_triggered = True
-                    self.dismissed.add(request.tuner_id)
-            elif trial.status == trial_module.TrialStatus.RUNNING and not running:
-                self.events.trial_began(trial)
-            return protos.get_service().CreateTrialResponse(trial=trial.to_proto())
-
-    def GetTrial(self, request, context):
-        with self.lock:
-            self.caller(context, request.trial_id)
-            return super().GetTrial(request, context)
-
-    def UpdateTrial(self, request, context):
-        with self.lock:
-            self.caller(context, request.trial_id)
-            # Numbers travel with seven digits.
-            metrics = {name: float(f"{value:.7g}") for name, value in request.metrics.items()}
-            trial = self.oracle.update_trial(request.trial_id, metrics, step=request.step)
-            return protos.get_service().UpdateTrialResponse(trial=trial.to_proto())
-
-    def EndTrial(self, request, context):
-        with self.lock:
-            worker = self.caller(context, request.trial.trial_id)
-            trial = self.oracle.ongoing_trials[worker]
-            if trial_module.TrialStatus.from_proto(request.trial.status) != trial_module.TrialStatus.COMPLETED:
-                self.oracle.give_back(worker)
-                self.events.trial_lost(trial, worker)
+        self.caller(context)
+        running = request.tuner_id in self.oracle.ongoing_trials
+        trial = self.oracle.create_trial(request.tuner_id)
+        if trial.status == trial_module.TrialStatus.STOPPED:
+            if self.oracle.ongoing_trials:
+                trial.status = trial_module.TrialStatus.IDLE  # a worker that dies may still give one back
             else:
-                trial.status = trial_module.TrialStatus.COMPLETED
-                metrics = metrics_of(trial)
-                trial.message = reason_of(self.folder, trial, metrics)
-                self.oracle.end_trial(trial)
-                self.events.trial_ended(trial, metrics, trial.message)
-            return protos.get_service().EndTrialResponse()
+                self.stop_triggered = True
+                self.dismissed.add(request.tuner_id)
+        elif trial.status == trial_module.TrialStatus.RUNNING and not running:
+            self.events.trial_began(trial)
+        return protos.get_service().CreateTrialResponse(trial=trial.to_proto())
 
+    @answered
+    def GetTrial(self, request, context):
+        self.caller(context, request.trial_id)
+        return super().GetTrial(request, context)
+
+    @answered
+    def UpdateTrial(self, request, context):
+        self.caller(context, request.trial_id)
+        # Numbers travel with seven digits.
+        metrics = {name: float(f"{value:.7g}") for name, value in request.metrics.items()}
+        trial = self.oracle.update_trial(request.trial_id, metrics, step=request.step)
+        return protos.get_service().UpdateTrialResponse(trial=trial.to_proto())
+
+    @answered
+    def EndTrial(self, request, context):
+        worker = self.caller(context, request.trial.trial_id)
+        trial = self.oracle.ongoing_trials[worker]
+        if trial_module.TrialStatus.from_proto(request.trial.status) != trial_module.TrialStatus.COMPLETED:
+            self.oracle.give_back(worker)
+            self.events.trial_lost(trial, worker)
+        else:
+            metrics = metrics_of(trial)
+            trial.message = reason_of(self.folder, trial, metrics)
+            trial.status = trial_module.TrialStatus.COMPLETED
+            self.oracle.end_trial(trial)
+            self.events.trial_ended(trial, metrics, trial.message)
+        return protos.get_service().EndTrialResponse()
+
+    @answered
     def GetBestTrials(self, request, context):
-        with self.lock:
-            self.caller(context)
-            return super().GetBestTrials(request, context)
+        self.caller(context)
+        return super().GetBestTrials(request, context)
+
+    @answered
+    def UpdateSpace(self, request, context):
+        raise Lost("the space of this search does not change")
 
 
 class ChiefClient(OracleClient):
@@ -191,11 +215,15 @@ class ChiefClient(OracleClient):
         self.mine = None
 
     def create_trial(self, tuner_id):
+        asked = time.monotonic()
         trial = super().create_trial(tuner_id)
-        if not trial.trial_id.isdigit():  # it becomes the name of a folder
-            raise ValueError(f"chief: sent a trial named {trial.trial_id!r}; allowed: digits")
-        trial.hyperparameters.values = self.space.restore(trial.hyperparameters.values)
-        self.answered, self.mine = time.monotonic(), trial
+        if trial.status == trial_module.TrialStatus.RUNNING:
+            values = trial.hyperparameters.values
+            for name in (trial.trial_id, str(values.get("tuner/trial_id", "0"))):
+                if not name.isdigit():  # it becomes the name of a folder
+                    raise ValueError(f"chief: sent a trial named {name!r}; allowed: digits")
+            trial.hyperparameters.values = self.space.restore(values)
+            self.answered, self.mine = asked, trial
         return trial
 
     def get_best_trials(self, num_trials=1):
@@ -208,8 +236,11 @@ class ChiefClient(OracleClient):
         """The finished trials with their metrics."""
         return with_results(self.get_best_trials(2**31 - 1))
 
-    def end_trial(self, trial):
-        super().end_trial(trial)
+    def finish(self, trial, metrics):
+        """Tells the chief the result of a trial."""
+        self.update_trial(trial.trial_id, metrics)
+        trial.status = trial_module.TrialStatus.COMPLETED
+        self.end_trial(trial)
         self.mine = None
 
     def keep(self, trial_id):

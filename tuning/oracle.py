@@ -5,17 +5,20 @@ a search that was killed goes on to what it would have found; proposals are lega
 the state is one file, written in one step, whose predecessor is kept.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import threading
 import time
 import warnings
 from pathlib import Path
 
 import keras_tuner
 import numpy as np
-from keras_tuner.engine import trial as trial_module
+from keras_tuner.src.engine import oracle as oracle_module
+from keras_tuner.src.engine import trial as trial_module
 
 from keras_vit.run import write_text
 from tuning.pareto import non_dominated
@@ -55,6 +58,7 @@ class SearchOracle:
         self.seed = self._seed_state = seed  # KerasTuner takes 0 for none
         self.verbose = 0
         self.max_seconds, self.trial_seconds = None, 0.0  # of the search, and what a trial is expected to take
+        self.lock = threading.RLock()
         self.started, self.earlier_seconds = time.monotonic(), 0.0
 
     @property
@@ -64,23 +68,55 @@ class SearchOracle:
 
     @property
     def is_over(self):
-        """Whether there is no time for another trial."""
-        return self.max_seconds is not None and self.seconds + self.trial_seconds > self.max_seconds
+        """Whether there is no time for another trial; there always is for the first one."""
+        late = self.max_seconds is not None and self.seconds + self.trial_seconds > self.max_seconds
+        return late and bool(self.start_order)
+
+    @contextlib.contextmanager
+    def exclusive(self):
+        """One thread at a time. KerasTuner has a lock for that, which it keeps for ever if anything is raised."""
+        with self.lock:
+            try:
+                yield
+            except BaseException:
+                if oracle_module.THREADS[self] is not None:
+                    oracle_module.THREADS[self] = None
+                    oracle_module.LOCKS[self].release()
+                raise
 
     def create_trial(self, tuner_id):
-        if self.is_over:
-            return trial_module.Trial(self.hyperparameters.copy(), status="STOPPED")
-        return super().create_trial(tuner_id)
+        with self.exclusive():
+            if self.is_over and not self._retry_queue and tuner_id not in self.ongoing_trials:
+                return trial_module.Trial(self.hyperparameters.copy(), status="STOPPED")
+            return super().create_trial(tuner_id)
+
+    def update_trial(self, trial_id, metrics, step=0):
+        with self.exclusive():
+            # Told twice, KerasTuner would take the mean.
+            self.trials[trial_id].metrics = type(self.trials[trial_id].metrics)()
+            return super().update_trial(trial_id, metrics, step)
+
+    def end_trial(self, trial):
+        with self.exclusive():
+            super().end_trial(trial)
+
+    def finish(self, trial, metrics):
+        """Takes the result of a trial; nobody sees it half taken."""
+        with self.exclusive():
+            self.update_trial(trial.trial_id, metrics)
+            trial.status = "COMPLETED"
+            self.end_trial(trial)
 
     def keep(self, trial_id):
         """Nothing: what runs in this process is known to live."""
 
     def give_back(self, tuner_id):
         """Takes back the trial that a worker has not finished: the next one to ask gets it."""
-        trial = self.ongoing_trials.pop(tuner_id, None)
-        if trial is not None:
-            self._retry_queue.append(trial.trial_id)
-            self.save()
+        with self.exclusive():
+            trial = self.ongoing_trials.pop(tuner_id, None)
+            if trial is not None:
+                self._retry_queue.append(trial.trial_id)
+                self.save()
 
     def rng(self, *key):
         """A generator that depends on the seed, the number of this trial, and `key`."""
@@ -88,7 +124,7 @@ class SearchOracle:
 
     def _random_values(self):
         if self.first and not self.start_order and self.space.is_legal(self.first):
-            return self.first
+            return dict(self.first)
         rng = self.rng()
         for _ in range(1000):
             values = self.space.sample(rng)
@@ -101,16 +137,17 @@ class SearchOracle:
 
     def results(self):
         """The finished trials, in the order of their start, each with its metrics."""
-        return with_results(self.trials[trial_id] for trial_id in self.start_order)
+        with self.lock:
+            return with_results(self.trials[trial_id] for trial_id in self.start_order)
 
     # State: one file with everything, and the one before.
 
     def get_state(self):
-        return {**super().get_state(), "seconds": self.seconds}
+        return {**super().get_state(), "seconds": self.seconds, "trial_seconds": self.trial_seconds}
 
     def set_state(self, state):
         super().set_state(state)
-        self.earlier_seconds = state["seconds"]
+        self.earlier_seconds, self.trial_seconds = state["seconds"], state["trial_seconds"]
 
     def save(self):
         state = {"oracle": self.get_state(), "trials": [self.trials[name].get_state() for name in self.start_order]}

@@ -38,13 +38,16 @@ class Lines:
             else:
                 result = f"[red]failed[/red]: {escape(reason)}"
             shape = short(trial.hyperparameters.values)
-            self.console.print(f"trial {trial.trial_id}  {result}  {seconds:4.0f} s  {shape}", highlight=False, soft_wrap=True)
+            self.console.print(f"trial {trial.trial_id}  {result}  {seconds:4.0f} s  {shape}", markup=True)
+
+    def tick(self):
+        """Nothing: there is no bar."""
 
     def trial_lost(self, trial, why):
         """`why`: a reason, or the name of the worker that has not finished it."""
         with self.lock:
             self.running.pop(trial.trial_id, None)
-            self.console.print(f"trial {trial.trial_id}  goes to another worker: {why}", highlight=False, markup=False)
+            self.console.print(f"trial {trial.trial_id}  goes to another worker: {why}")
 
 
 class Screen(Lines):
@@ -79,7 +82,6 @@ class Screen(Lines):
         with self.lock:
             super().trial_began(trial)
             self.update()
-            self.report()
 
     def trial_ended(self, trial, metrics, reason):
         with self.lock:
@@ -90,6 +92,13 @@ class Screen(Lines):
             if reason is None:
                 write_hparams(trial, metrics, self.folder / f"trial-{trial.trial_id}" / "hparams")
             self.update()
+
+    def tick(self):
+        """Renews the bar and the report once in a while."""
+        if time.monotonic() - self.reported > REPORT_SECONDS:
+            with self.lock:
+                self.update()
+            self.report()
 
     def update(self):
         results = self.oracle.results()
@@ -107,15 +116,14 @@ class Screen(Lines):
         done = len(results) if self.total else self.oracle.seconds
         self.progress.update(self.task, completed=done, description=", ".join(parts))
 
-    def report(self, at_once=False, finished=False, retrained=()):
-        """Writes report.html and the recipes, at most every few seconds."""
+    def report(self, finished=False, retrained=()):
+        """Writes report.html and the recipes."""
         from tuning.report import write_report
 
-        if at_once or finished or time.monotonic() - self.reported > REPORT_SECONDS:
-            search = describe(self.oracle, self.folder, self.settings, self.total, finished)
-            write_report({**search, "retrained": list(retrained)}, self.folder / "report.html")
-            write_recipes(search, self.folder)
-            self.reported, self.finished = time.monotonic(), finished
+        search = describe(self.oracle, self.folder, self.settings, self.total, finished)
+        write_report({**search, "retrained": list(retrained)}, self.folder / "report.html")
+        write_recipes(search, self.folder)
+        self.reported, self.finished = time.monotonic(), finished
 
 
 def write_hparams(trial, metrics, folder):
@@ -160,12 +168,13 @@ def describe(oracle, folder, settings, total, finished):
         kind = {"Int": "int", "Float": "float"}.get(type(axis).__name__, "choice")
         values = values_of(axis) if is_countable(axis) else [axis.min_value, axis.max_value]
         axes.append({"name": axis.name, "kind": kind, "log": getattr(axis, "sampling", None) == "log", "values": values})
+    with oracle.lock:
+        states = [(trial_id, oracle.trials[trial_id], metrics_of(oracle.trials[trial_id])) for trial_id in oracle.start_order]
     trials = []
-    for trial_id in oracle.start_order:
-        trial, run = oracle.trials[trial_id], folder / f"trial-{trial_id}" / "run"
+    for trial_id, trial, metrics in states:
+        run = folder / f"trial-{trial_id}" / "run"
         recipe = run / "recipe.yaml"  # with the length that the budget gave it
         recipe = recipe if recipe.is_file() else run.with_name("recipe.yaml")
-        metrics = metrics_of(trial)
         failed, curve = bool(metrics.get(FAILED)), []
         with contextlib.suppress(ValueError, OSError):
             curve = RunFolder(run).metrics

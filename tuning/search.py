@@ -14,6 +14,7 @@ The same command goes on with a search that was stopped.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import typing
 from pathlib import Path
 
@@ -36,8 +38,7 @@ OBJECTIVES = {
     "params": ("params", "min"),
     "flops": ("flops", "min"),
 }
-UNITS = {"s": 1, "m": 60, "h": 3600}
-TEMPORARY = ("data", "jax-cache")  # what trials share while the search runs
+UNITS, DAY = {"s": 1, "m": 60, "h": 3600}, 86400
 TRIALS_IN_TIME = 15  # what the default budget of a trial aims at
 START_SECONDS = 20  # of a trial, about, beyond its training: start, compilation, validation
 
@@ -105,6 +106,10 @@ class SearchConfig:
     def seconds(self):
         return None if self.max_time is None else read_seconds("max_time", self.max_time)
 
+    def limit(self, budget):
+        """Seconds after which a training of that budget is ended."""
+        return self.time_limit or (10 * budget["amount"] + 60 if budget["kind"] == "seconds" else DAY)
+
     @property
     def trial_budget(self):
         """{"kind": "epochs", "seconds" or "flops", "amount": number}."""
@@ -114,20 +119,22 @@ class SearchConfig:
 
 
 def read_seconds(name, text):
-    match = re.fullmatch(r"([\d.]+)\s*([smh]?)", str(text).strip())
-    if not match or float(match[1]) <= 0:
-        raise ValueError(f"{name}: received {text!r}; allowed: a time above 0 such as 90s, 15m or 2h")
-    return float(match[1]) * UNITS[match[2] or "s"]
+    amount, unit = read_quantity(name, text, "|[smh]", "a time above 0 such as 90s, 15m or 2h")
+    return amount * UNITS[unit or "s"]
 
 
 def read_budget(name, text):
-    match = re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?)\s*(epochs?|flops|[smh])", str(text).strip().lower())
-    if not match or float(match[1]) <= 0:
-        raise ValueError(f"{name}: received {text!r}; allowed: 9epochs, 90s, 2m, 1h or 1e15flops, above 0")
-    amount, unit = float(match[1]), match[2]
+    amount, unit = read_quantity(name, text, "epochs?|flops|[smh]", "9epochs, 90s, 2m, 1h or 1e15flops, above 0")
     if unit in UNITS:
         return {"kind": "seconds", "amount": amount * UNITS[unit]}
     return {"kind": "flops" if unit == "flops" else "epochs", "amount": amount}
+
+
+def read_quantity(name, text, units, allowed):
+    match = re.fullmatch(rf"(\d+\.?\d*(?:e[+-]?\d+)?)\s*({units})", str(text).strip().lower())
+    if not match or not 0 < float(match[1]) < math.inf:
+        raise ValueError(f"{name}: received {text!r}; allowed: {allowed}")
+    return float(match[1]), match[2]
 
 
 def make_parser():
@@ -144,7 +151,7 @@ def make_parser():
     )
     parser.add_argument("--recipe", help="What is not searched: a recipe's name or a YAML file, which may have a section `space`.")
     parser.add_argument("--out", help="The search folder. Default: searches/DATA-BACKEND-METHOD.")
-    parser.add_argument("--overwrite", action="store_true", help="Start again where --out holds another search.")
+    parser.add_argument("--overwrite", action="store_true", help="Delete the search in --out, whether this one or another.")
     parser.add_argument("--chief", help="HOST:PORT or PORT: trains nothing, workers ask for trials. Without HOST: this machine.")
     parser.add_argument("--worker", help="HOST:PORT of a chief whose trials run here; takes only what `--worker X --help` lists.")
     parser.add_class_arguments(SearchConfig, as_group=True)
@@ -166,13 +173,24 @@ def locked(folder):
         raise ValueError(f"search: {str(folder)!r} is in use by another search") from None
 
 
-def load_facts(recipe):
+def light_backend():
+    """The backend of the trials as environment variable, while this process, which trains nothing, takes Keras's NumPy backend.
+
+    That starts sooner, is smaller, and takes no GPU.
+    """
+    backend = os.environ["KERAS_BACKEND"]
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "numpy"
+    return {"KERAS_BACKEND": backend}
+
+
+def load_facts(recipe, environment):
     """What a trial will find as data, from a process of its own: this one shall hold neither a GPU nor the images."""
     with tempfile.TemporaryDirectory() as folder:
-        return read_facts(recipe, Path(folder))
+        return read_facts(recipe, environment, Path(folder))
 
 
-def read_facts(recipe, folder):
+def read_facts(recipe, environment, folder):
     from keras_vit.run import write_text
     from tuning.tuner import end, reason_in
 
@@ -180,7 +198,7 @@ def read_facts(recipe, folder):
     write_text(folder / "job.json", json.dumps({"recipe": str(folder / "recipe.yaml"), "result": str(folder / "data.json")}))
     command = [sys.executable, str(ROOT / "tuning" / "trial.py"), str(folder / "job.json")]
     with open(folder / "log.txt", "wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **environment})
         try:
             code = process.wait()
         finally:
@@ -217,25 +235,42 @@ def make_oracle(config, space, seed):
     return ORACLES[config.method](space, seed=seed, **settings)
 
 
-def check_same_search(folder, identity, overwrite):
-    """Writes down which search a folder holds; refuses to go on with another one, and says how it differs."""
-    from keras_vit.run import write_text
+def check_same_search(folder, search, overwrite):
+    """Writes down which search a folder holds; refuses to go on with another one, and says how it differs.
 
+    Args:
+        folder: The search folder, which this process holds.
+        search: Plain values; what stands in `identity` decides what comes of the search.
+        overwrite: Whether another search may be deleted.
+    """
+    from keras_vit.run import PARTIAL, write_text
+    from tuning.tuner import DATA, JAX_CACHE
+
+    for partial in folder.glob(PARTIAL + "*"):  # of processes that were killed
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     path = folder / "search.json"
-    text = json.dumps(identity, indent=2)
-    if path.is_file():
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), json.loads(text))
-        if not changed:
-            return
-        if not overwrite:
+    theirs, search = read_search(folder), json.loads(json.dumps(search))
+    if theirs is None and (others := sorted(file.name for file in folder.iterdir() if file.name != "lock")):
+        raise ValueError(f"search: {str(folder)!r} is no search folder: it holds {', '.join(others[:3])}; choose another --out")
+    if theirs is not None:
+        changed = differences(theirs["identity"], search["identity"])
+        if changed and not overwrite:
             raise ValueError(f"search: {str(folder)!r} holds another one: {changed}; choose another --out, or --overwrite")
-    for old in folder.glob("trial-*"):
-        shutil.rmtree(old)
-    for name in ("oracle.json", "oracle.previous.json", "tuner.json", "report.html", "best.yaml", "retrain.json"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("front", "retrain", *TEMPORARY):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    write_text(path, text + "\n")
+        if overwrite:
+            for old in folder.glob("trial-*"):
+                shutil.rmtree(old)
+            for name in ("oracle.json", "oracle.previous.json", "report.html", "best.yaml", "retrain.json"):
+                (folder / name).unlink(missing_ok=True)
+            for name in ("front", "retrain", DATA, JAX_CACHE):
+                shutil.rmtree(folder / name, ignore_errors=True)
+    write_text(path, json.dumps(search, indent=2) + "\n")
+
+
+def read_search(folder):
+    """What a search folder says of itself; None if it is none."""
+    from tuning.tuner import read_json
+
+    return read_json(folder / "search.json")
 
 
 def differences(theirs, ours):
@@ -254,7 +289,10 @@ def flat(tree, where=""):
 def worker_environments(workers, accelerators):
     """Environment and cores of each worker: one accelerator each, or a share of the cores."""
     if accelerators:
-        return [({"CUDA_VISIBLE_DEVICES": str(number % accelerators)}, None) for number in range(workers)]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
+        names = visible or [str(number) for number in range(accelerators)]
+        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if workers > len(names) else {}
+        return [({"CUDA_VISIBLE_DEVICES": names[number % len(names)], **shared}, None) for number in range(workers)]
     if workers == 1 or not hasattr(os, "sched_getaffinity"):
         return [({}, None)] * workers
     cores = sorted(os.sched_getaffinity(0))
@@ -267,56 +305,59 @@ def retrain(tuner, config, console):
 
     Returns a list of {"id", "test_accuracies"}, which is also written to retrain.json.
     """
+    import copy
     import statistics
 
-    from keras_vit.recipe import load_recipe
     from keras_vit.run import write_text
     from tuning.oracle import FAILED
     from tuning.tuner import read_json
 
-    folder, results = tuner.folder, []
-    done = [(metrics["val_accuracy"], trial.trial_id) for trial, metrics in tuner.oracle.results() if not metrics.get(FAILED)]
-    best = [trial_id for _, trial_id in sorted(done, key=lambda row: -row[0])[: config.retrain]]
+    results, best = [], {}
+    done = [(metrics["val_accuracy"], trial) for trial, metrics in tuner.oracle.results() if not metrics.get(FAILED)]
+    for _, trial in sorted(done, key=lambda row: -row[0]):  # Hyperband's trials of one configuration count once
+        recipe = tuner.oracle.space.recipe(trial.hyperparameters.values)
+        if len(best) < config.retrain and recipe not in best.values():
+            best[trial.trial_id] = recipe
     budget = read_budget("retrain_budget", config.retrain_budget) if config.retrain_budget else config.trial_budget
-    for trial_id in best:
+    tuner = copy.copy(tuner)
+    tuner.settings = dataclasses.replace(tuner.settings, time_limit=config.limit(budget))
+    for trial_id, recipe in best.items():
         accuracies = []
         for seed in range(config.seeds):
-            place = folder / "retrain" / f"{trial_id}-seed-{seed}"
-            place.mkdir(parents=True, exist_ok=True)
-            recipe = load_recipe(folder / f"trial-{trial_id}" / "recipe.yaml")
-            recipe = dataclasses.replace(recipe, seed=seed, validation=0)
-            write_text(place / "recipe.yaml", recipe.to_yaml())
+            name = f"{trial_id}-seed-{seed}"
+            place = tuner.folder / "retrain" / f"{name}-{amount(budget).replace(' ', '-')}"
+            write_text(place / "recipe.yaml", dataclasses.replace(recipe, seed=seed, validation=0).to_yaml())
             job = {"recipe": str(place / "recipe.yaml"), "run": str(place / "run"), "result": str(place / "result.json")}
-            write_text(place / "job.json", json.dumps({**job, "data": None, "until": None, "budget": budget, "latency": False}))
-            if not (place / "result.json").is_file():
+            job |= {"data": None, "until": None, "budget": budget, "latency": False}
+            write_text(place / "job.json", json.dumps(job, indent=2) + "\n")
+            if read_json(place / "result.json") is None:
                 reason = tuner.run_job(place / "job.json", place)
                 if reason:
-                    console.print(f"retrain {trial_id} seed {seed}: failed: {reason}", markup=False)
+                    console.print(f"retrain {name}: failed: {reason}")
             result = read_json(place / "result.json")
             if result and "test_accuracy" in result:
                 accuracies.append(result["test_accuracy"])
-                console.print(f"retrain {trial_id} seed {seed}: test accuracy {accuracies[-1]:.2%}", highlight=False)
+                console.print(f"retrain {name}: test accuracy {accuracies[-1]:.2%}")
         results.append({"id": trial_id, "test_accuracies": accuracies})
         if len(accuracies) > 1:
             mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-            console.print(f"retrain {trial_id}: {mean:.2%} ± {100 * spread:.2f} over {len(accuracies)} seeds", highlight=False)
-    write_text(folder / "retrain.json", json.dumps(results, indent=2) + "\n")
+            console.print(f"retrain {trial_id}: {mean:.2%} ± {100 * spread:.2f} over {len(accuracies)} seeds")
+    write_text(tuner.folder / "retrain.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
 def main():
-    arguments = sys.argv[1:]
+    started, arguments, environment = time.monotonic(), sys.argv[1:], light_backend()
     first = Parser(add_help=False)
     first.add_argument("--recipe")
     first.add_argument("--chief")
     first.add_argument("--worker")
     chosen = first.parse_known_args(arguments)[0]
     if chosen.worker:
-        return work(arguments)
+        return work(arguments, environment)
     recipe, config, space_config, limits, options = parse(chosen.recipe or "quick", arguments)
 
     from rich.console import Console
-    from rich.markup import escape
 
     from keras_vit.run import write_text
     from tuning.space import Space
@@ -330,12 +371,14 @@ def main():
                 "chief: trains nothing itself; --workers goes to the workers, --retrain to the same command without --chief"
             )
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     Space(space_config, recipe, limits)  # a space that is empty is refused before anything is loaded
-    facts = load_facts(recipe)
+    facts = load_facts(recipe, environment)
     warn_of_fallback(facts, console)
     if not chosen.recipe and (facts["fallback"] or facts["accelerators"]):
         recipe, config, space_config, limits, options = parse("digits" if facts["fallback"] else "standard", arguments)
+    if not facts["validation"]:
+        raise ValueError(f"validation: {facts['data']} has no validation images to choose by; --validation holds some out")
     recipe = dataclasses.replace(recipe, data=facts["data"])
     space = Space(space_config, recipe, limits)
     console.print(f"{facts['data']}: {facts['train']:,} train, {facts['validation']:,} validation; {space.describe()}")
@@ -353,12 +396,14 @@ def main():
         "backend": facts["backend"],
     }
     with locked(folder):
-        check_same_search(folder, identity, options.overwrite)
+        limits_of_trial = {"time_limit": config.limit(budget), "stall_limit": config.stall_limit}
+        check_same_search(folder, {"identity": identity, **limits_of_trial}, options.overwrite)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        tuner = make_tuner(config, space, recipe.seed, folder)
+        tuner = make_tuner(config, space, recipe.seed, folder, environment)
         oracle = tuner.oracle
-        oracle.max_seconds = config.seconds
-        oracle.trial_seconds = budget["amount"] + START_SECONDS if budget["kind"] == "seconds" else 0.0
+        oracle.max_seconds, oracle.started = config.seconds, started
+        if not oracle.trial_seconds and budget["kind"] == "seconds":
+            oracle.trial_seconds = budget["amount"] + START_SECONDS
         settings = {
             "method": config.method,
             "objectives": config.objectives,
@@ -370,17 +415,14 @@ def main():
             "space": space.describe(),
             "command": shlex.join(["python", *sys.argv]),
         }
-        console.print(f"{config.method}, {amount(budget)} a trial; {facts['backend']} on {facts['device']}; {escape(str(folder))}")
-        try:
-            run(config, options, tuner, facts, settings, console)
-        finally:
-            for name in TEMPORARY:
-                shutil.rmtree(folder / name, ignore_errors=True)
+        console.print(f"{config.method}, {amount(budget)} a trial; {facts['backend']} on {facts['device']}; {folder}")
+        run(config, options, tuner, facts, settings, console)
 
 
 def run(config, options, tuner, facts, settings, console):
     """Searches to the end, and says what came of it."""
     from tuning.screen import Screen, describe
+    from tuning.tuner import DATA, JAX_CACHE
 
     total = None if config.method == "hyperband" else config.trials
     screen = tuner.events = Screen(console, tuner.oracle, tuner.folder, settings, total)
@@ -394,9 +436,12 @@ def run(config, options, tuner, facts, settings, console):
         conclude(describe(tuner.oracle, tuner.folder, settings, total, True), tuner.folder, console)
         if config.retrain:
             screen.report(finished=True, retrained=retrain(tuner, config, console))
+        for name in (DATA, JAX_CACHE):
+            shutil.rmtree(tuner.folder / name, ignore_errors=True)
     except KeyboardInterrupt:
+        tuner.oracle.save()
         if not screen.finished:
-            screen.report(at_once=True)
+            screen.report()
         console.print("\nstopped; the same command goes on")
         raise
 
@@ -410,12 +455,11 @@ def lead(tuner, address, console):
         console.print(
             f"[bold]{host}:{port} takes trials to and from anyone who reaches it: only for a network that you trust[/bold]"
         )
-    tuner.save()
-    console.print(f"waiting for workers: python tuning/search.py --worker {host}:{port} --out {tuner.folder}", markup=False)
+    console.print(f"waiting for workers: python tuning/search.py --worker {host}:{port} --out {tuner.folder}")
     Chief(tuner.oracle, tuner.folder, tuner.events).serve((host, port))
 
 
-def work(arguments):
+def work(arguments, environment):
     """A worker's part: everything but the chief's address is in the search folder."""
     parser = Parser(description="Runs trials of the chief of a search on this machine.")
     parser.add_argument("--worker", required=True, metavar="HOST:PORT", help="address of the chief")
@@ -435,56 +479,51 @@ def work(arguments):
     from tuning.distribute import ChiefClient, read_address
     from tuning.screen import Lines
     from tuning.space import Limits, Space, SpaceConfig
-    from tuning.tuner import read_json
 
-    console, folder = Console(highlight=False, soft_wrap=True), Path(options.out).absolute()
+    console, folder = Console(highlight=False, soft_wrap=True, markup=False), Path(options.out).absolute()
     address = read_address("worker", options.worker)
-    identity = read_json(folder / "search.json")
-    if identity is None:
+    search = read_search(folder)
+    if search is None:
         raise ValueError(f"out: {str(folder)!r} holds no search; start the chief with the same --out, on a shared folder")
-    recipe = load_recipe(folder / "recipe.yaml")
+    identity, recipe = search["identity"], load_recipe(folder / "recipe.yaml")
     if options.data_dir:
         recipe = dataclasses.replace(recipe, data_dir=options.data_dir)
-    facts = load_facts(recipe)
+    facts = load_facts(recipe, environment)
     changed = differences(identity, {**identity, "data": facts["fingerprint"], "backend": facts["backend"]})
     if changed:
         raise ValueError(f"worker: the search in {str(folder)!r} is another one: {changed}")
     space = Space(SpaceConfig(**identity["space"]), recipe, Limits(**identity["limits"]))
     names = {metric: name for name, (metric, _) in OBJECTIVES.items()}
     objective = ",".join(names[metric] for metric in identity["objectives"])
-    config = SearchConfig(identity["method"], objective, "{amount}{kind}".format(**identity["budget"]).replace("seconds", "s"))
-    tuner = make_tuner(
-        config, space, recipe.seed, folder, lambda oracle: lambda name: ChiefClient(oracle, address, name, options.patience)
-    )
+    budget = "{amount}{kind}".format(**identity["budget"]).replace("seconds", "s")
+    config = SearchConfig(identity["method"], objective, budget, time_limit=search["time_limit"], stall_limit=search["stall_limit"])
+
+    def connect(oracle):
+        return lambda name: ChiefClient(oracle, address, name, options.patience)
+
+    tuner = make_tuner(config, space, recipe.seed, folder, environment, connect)
     tuner.events = Lines(console)
     console.print(f"{recipe.data}, {facts['backend']} on {facts['device']}; trials of {options.worker}")
     tuner.search_with(options.workers, worker_environments(options.workers, facts["accelerators"]))
     console.print("the search has ended")
 
 
-def make_tuner(config, space, seed, folder, connect=None):
+def make_tuner(config, space, seed, folder, environment, connect=None):
     """The tuner of a search; `connect`, for a worker, makes of an oracle what makes a client of a worker's name."""
     from tuning.tuner import TrialSettings, TrialTuner
 
     oracle, budget = make_oracle(config, space, seed), config.trial_budget
-    limit = config.time_limit or (10 * budget["amount"] + 60 if budget["kind"] == "seconds" else 86400)
     latency = any("latency" in name for name in config.objectives)
-    settings = TrialSettings(budget, limit, config.stall_limit, latency)
-    return TrialTuner(oracle, settings, folder, connect=connect and connect(oracle))
+    settings = TrialSettings(budget, config.limit(budget), config.stall_limit, latency)
+    return TrialTuner(oracle, settings, folder, environment=environment, connect=connect and connect(oracle))
 
 
 def warn_of_fallback(facts, console):
-    from rich.markup import escape
     from rich.panel import Panel
 
     if facts["fallback"]:
-        console.print(
-            Panel(
-                escape(f"CIFAR-10 is not at hand: {facts['fallback']}\nSearching on scikit-learn's small embedded digits instead."),
-                title="THIS IS NOT CIFAR-10",
-                border_style="bold red",
-            )
-        )
+        text = f"CIFAR-10 is not at hand: {facts['fallback']}\nSearching on scikit-learn's small embedded digits instead."
+        console.print(Panel(text, title="THIS IS NOT CIFAR-10", border_style="bold red"))
 
 
 def amount(budget):

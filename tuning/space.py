@@ -309,7 +309,8 @@ class Space:
 
     def to_dict(self) -> dict:
         """What decides which configurations there are, as plain values: to tell one search from another."""
-        return {"space": dataclasses.asdict(self.config), "limits": dataclasses.asdict(self.limits), "base": self.base.to_dict()}
+        base = {name: value for name, value in self.base.to_dict().items() if name != "data_dir"}
+        return {"space": dataclasses.asdict(self.config), "limits": dataclasses.asdict(self.limits), "base": base}
 
 
 def add_axis(hyperparameters, name, spec, recipe):

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 from cli import run_command
 
 CORES = "KERAS_VIT_CORES"  # environment variable: the cores that a trial keeps to, separated by commas
-STAGES, VALIDATE_EVERY = 9, 3  # parts of a trial whose budget is not counted in epochs, and between two validations
+STAGES, VALIDATE_EVERY = 9, 5  # parts of a trial whose budget is not counted in epochs, and between two validations
 CHUNK = 4096  # images written at a time
 LATENCY_BATCH, LATENCY_SECONDS = 64, 1.0
 
@@ -102,7 +102,8 @@ def load_once(recipe, folder):
     if not described.is_file():
         data = load_recipe_data(recipe)
         parts = {"train": data.train, "validation": data.validation}
-        known = {"name": data.name, "class_names": data.class_names, "fingerprint": data.fingerprint, "notes": data.notes}
+        known = {"parts": [name for name in parts if parts[name] is not None]}
+        known |= {"name": data.name, "class_names": data.class_names, "fingerprint": data.fingerprint, "notes": data.notes}
         with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
             made = Path(temporary) / folder.name
             made.mkdir()
@@ -118,11 +119,11 @@ def load_once(recipe, folder):
                 os.replace(made, folder)
         return dataclasses.replace(data, test=None)
 
-    def part(name):
-        file = folder / f"{name}.npy"
-        return Split(np.load(file, mmap_mode="r"), np.load(file.with_suffix(".labels.npy"))) if file.is_file() else None
-
-    return DataSet(train=part("train"), validation=part("validation"), test=None, **json.loads(described.read_text("utf-8")))
+    known = json.loads(described.read_text(encoding="utf-8"))
+    parts = {"validation": None, "test": None}
+    for name in known.pop("parts"):
+        parts[name] = Split(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.labels.npy"))
+    return DataSet(**parts, **known)
 
 
 def facts(data):
@@ -146,7 +147,17 @@ def facts(data):
 def accelerator_count():
     import keras
 
-    return max(1, len(keras.distribution.list_devices("gpu")))
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.local_device_count()
+    import tensorflow
+
+    return len(tensorflow.config.list_physical_devices("GPU"))
 
 
 def main():
@@ -174,9 +185,9 @@ def main():
         sys.modules.setdefault("tensorflow", None)
     if not resume:
         recipe = scheduled(recipe, job["budget"])
-    earlier = RunFolder(run_folder).metrics[-1:] if resume else []
     beat = result.with_name("alive")
     beat.touch()
+    earlier = RunFolder(run_folder).metrics[-1:] if resume else []
     run = train(
         recipe,
         run_folder,

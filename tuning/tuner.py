@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import shutil
 import signal
 import subprocess
@@ -19,14 +20,16 @@ from pathlib import Path
 import keras_tuner
 import psutil
 
+from keras_vit.recipe import load_recipe
 from keras_vit.run import PARTIAL, write_text
-from tuning.oracle import FAILED, WORST
+from tuning.oracle import FAILED, WORST, previous
 from tuning.trial import CORES
 
 TRIAL = Path(__file__).with_name("trial.py")
-DATA, JAX_CACHE = "data", "jax-cache"  # in the search folder, while it runs: the images as the trials read them, compiled code
+DATA, JAX_CACHE = ".images", ".jax-cache"  # in the search folder, while it runs: the images as the trials read them, compiled code
+LIMITS = ("took more than", "made no step in")  # begin the reasons of trials that were ended by a limit
 MORE_TRIES = 2  # for a process that was killed and had got no further than the one before
-POLL_SECONDS = 0.05
+POLL_SECONDS, ASK_SECONDS = 0.05, 1.0  # between two looks at a process, and two questions to a chief
 GRACE_SECONDS = 5  # between asking a process to end and ending it
 OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "RESOURCE_EXHAUSTED", "ResourceExhausted", "MemoryError")
 
@@ -67,15 +70,17 @@ class TrialTuner(keras_tuner.Tuner):
         oracle: One of `tuning.oracle.ORACLES`.
         settings: The `TrialSettings`.
         folder: The search folder; a search that is there already goes on.
-        events: An object with `trial_began(trial)`, `trial_ended(trial, metrics, reason)` and `trial_lost(trial, why)`.
+        events: An object with `trial_began(trial)`, `trial_ended(trial, metrics, reason)`,
+            `trial_lost(trial, why)` and `tick()`, which is called all the time; None = silence.
         command: The command that runs a job; None = trial.py with this Python.
+        environment: Environment variables of every trial, on top of this process's.
         connect: Makes of a worker's name its `ChiefClient`, where the oracle is another process's; None = `oracle` is asked.
     """
 
-    def __init__(self, oracle, settings, folder, events=None, command=None, connect=None):
+    def __init__(self, oracle, settings, folder, events=None, command=None, environment=None, connect=None):
         self.settings, self.events, self.connect = settings, events or Silence(), connect
         self.command = command or [sys.executable, str(TRIAL)]
-        self.environment, self.cores = {}, None
+        self.environment, self.cores = environment or {}, None
         self.stop = threading.Event()
         folder = Path(folder).absolute()
         with contextlib.redirect_stdout(None):  # KerasTuner says that it reloads
@@ -86,13 +91,9 @@ class TrialTuner(keras_tuner.Tuner):
         return Path(self.project_dir)
 
     def _get_tuner_fname(self):
-        return str(self.folder / "tuner.json")  # KerasTuner's is another one for each worker
-
-    def save(self):
-        """Marks the folder as one to go on from; everything there is to know stands in the oracle's own file."""
-        marker = Path(self._get_tuner_fname())
-        if not marker.is_file():
-            write_text(marker, "{}\n")
+        """The file that tells KerasTuner that there is a search to go on with."""
+        state = Path(self.oracle._get_oracle_fname())
+        return str(state if state.is_file() else previous(state))
 
     def reload(self):
         """Goes on with the search in the folder; called by KerasTuner."""
@@ -129,16 +130,20 @@ class TrialTuner(keras_tuner.Tuner):
             tuner = copy.copy(self)
             tuner.tuner_id = f"worker-{number}"
             if self.connect:
-                tuner.tuner_id = f"{platform.node()}-{os.getpid()}-{number}"
+                tuner.tuner_id = f"{platform.node()}-{secrets.token_hex(4)}"
                 tuner.oracle = self.connect(tuner.tuner_id)
             if environments:
-                tuner.environment, tuner.cores = environments[number]
+                variables, tuner.cores = environments[number]
+                tuner.environment = {**self.environment, **variables}
             threads.append(threading.Thread(target=work, args=(tuner,), name=tuner.tuner_id, daemon=True))
             threads[-1].start()
         try:
-            while any(thread.is_alive() for thread in threads):
+            while any(thread.is_alive() for thread in threads) and not failures:
                 time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
+                self.events.tick()
+            for thread in threads:
+                thread.join(2 * GRACE_SECONDS)
+        except BaseException:
             self.stop.set()
             for thread in threads:
                 thread.join(2 * GRACE_SECONDS)
@@ -149,16 +154,14 @@ class TrialTuner(keras_tuner.Tuner):
 
     def pre_create_trial(self):
         """Called by KerasTuner, which asks an oracle that has nothing to do at the moment again and again, at once."""
-        if self.stop.wait(POLL_SECONDS):
+        if self.stop.wait(ASK_SECONDS if self.connect else POLL_SECONDS):
             raise Stopped
 
     def _try_run_and_update_trial(self, trial):
         # KerasTuner's takes any exception for a failed trial. Here those that get so far are no trial's fault: a full disk.
         try:
             metrics = self.run_trial(trial)
-            self.oracle.update_trial(trial.trial_id, metrics)
-            trial.status = "COMPLETED"
-            self.oracle.end_trial(trial)
+            self.oracle.finish(trial, metrics)
         except Lost as error:
             self.events.trial_lost(trial, error)
         else:
@@ -169,14 +172,19 @@ class TrialTuner(keras_tuner.Tuner):
 
     def run_trial(self, trial):
         """Trains a configuration; returns its metrics."""
-        folder = self.trial_folder(trial.trial_id)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, recipe = self.trial_folder(trial.trial_id), self.oracle.space.recipe(trial.hyperparameters.values)
         self.events.trial_began(trial)
-        write_text(folder / "recipe.yaml", self.oracle.space.recipe(trial.hyperparameters.values).to_yaml())
+        if folder.exists() and not holds(folder, recipe):
+            shutil.rmtree(folder)  # of a state that was lost
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
         reason, metrics = None, read_json(folder / "result.json") or self.twin_of(trial)
         if metrics is None:
-            job = self.write_job(trial, folder)
-            reason = self.run_job(job, folder, trial.trial_id)
+            begun = (folder / "run").exists()
+            reason = self.run_job(self.write_job(trial, folder), folder, trial.trial_id)
+            if begun and reason is not None and not reason.startswith(LIMITS):
+                # What an earlier process has left may be what is wrong.
+                shutil.rmtree(folder / "run", ignore_errors=True)
+                reason = self.run_job(self.write_job(trial, folder), folder, trial.trial_id)
             metrics = read_json(folder / "result.json")
             if reason is None and metrics is None:
                 reason = "ended without a result"
@@ -184,7 +192,7 @@ class TrialTuner(keras_tuner.Tuner):
             write_text(folder / "failure.txt", reason + "\n")
             metrics = {next(iter(self.oracle.objectives)): WORST, FAILED: 1.0}
         trial.message = reason
-        return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        return {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
 
     def twin_of(self, trial):
         """The metrics of a finished trial of the same recipe and length, or None."""
@@ -202,9 +210,10 @@ class TrialTuner(keras_tuner.Tuner):
         """Writes what the process of a trial has to do; a promoted trial of Hyperband gets the run of its predecessor."""
         values = trial.hyperparameters.values
         run = folder / "run"
-        if "tuner/trial_id" in values and not run.exists():
+        before = self.trial_folder(values["tuner/trial_id"]) / "run" if "tuner/trial_id" in values else None
+        if before is not None and before.is_dir() and not run.exists():  # one that had failed may have left nothing
             with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as temporary:
-                copied = shutil.copytree(self.trial_folder(values["tuner/trial_id"]) / "run", Path(temporary) / "run")
+                copied = shutil.copytree(before, Path(temporary) / "run")
                 (copied / "summary.json").unlink(missing_ok=True)
                 os.replace(copied, run)
         job = {
@@ -234,7 +243,7 @@ class TrialTuner(keras_tuner.Tuner):
     def jax_cache(self):
         """Environment variables: what JAX compiles is kept for the next trial, and for the same one when it goes on."""
         return {
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / JAX_CACHE),
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / JAX_CACHE / platform.node()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
@@ -243,7 +252,8 @@ class TrialTuner(keras_tuner.Tuner):
         """Runs one process; returns the reason of its failure or None, and whether somebody else killed it."""
         settings, alive = self.settings, folder / "alive"
         with open(folder / "log.txt", "ab") as log:
-            began = time.time()
+            began = moved = time.monotonic()
+            touched = modified(alive)
             process = subprocess.Popen(
                 [*self.command, str(job)],
                 stdin=subprocess.PIPE,
@@ -258,11 +268,13 @@ class TrialTuner(keras_tuner.Tuner):
                         raise Stopped
                     if trial_id is not None:
                         self.oracle.keep(trial_id)
-                    now = time.time()
+                    now = time.monotonic()
+                    if modified(alive) != touched:
+                        touched, moved = modified(alive), now
                     if now - began > settings.time_limit:
-                        return f"took more than {settings.time_limit:g} s", False
-                    if now - max(began, modified(alive)) > settings.stall_limit:
-                        return f"made no step in {settings.stall_limit:g} s", False
+                        return f"{LIMITS[0]} {settings.time_limit:g} s", False
+                    if now - moved > settings.stall_limit:
+                        return f"{LIMITS[1]} {settings.stall_limit:g} s", False
             finally:
                 end(process)
         if process.returncode == 0:
@@ -285,6 +297,17 @@ class Silence:
     def trial_lost(self, trial, why):
         pass
 
+    def tick(self):
+        """Called several times a second."""
+
+
+def holds(folder, recipe):
+    """Whether the folder of a trial is that of a recipe, wherever its data lie."""
+    try:
+        return dataclasses.replace(load_recipe(folder / "recipe.yaml"), data_dir=recipe.data_dir) == recipe
+    except (OSError, ValueError):
+        return False
+
 
 def reason_of(folder, trial, metrics):
     """Why a trial has failed, as its worker has written it down; None if it has not."""
@@ -298,11 +321,12 @@ def reason_of(folder, trial, metrics):
 
 def end(process):
     """Ends a process and those it has started."""
-    process.stdin.close()
     if process.poll() is not None:
+        process.stdin.close()
         return
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
+        process.stdin.close()
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)

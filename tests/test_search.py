@@ -1,0 +1,242 @@
+"""The command: what it writes and says, with trials that train nothing; what it refuses, in one line."""
+
+import json
+import sys
+from pathlib import Path
+
+import filelock
+import keras
+import pytest
+from test_tuner import interrupted
+
+from keras_vit.recipe import load_recipe
+from tuning import search, tuner
+from tuning.pareto import front
+
+FACTS = {
+    "data": "digits",
+    "fallback": "",
+    "notes": [],
+    "fingerprint": "f0",
+    "train": 1294,
+    "validation": 144,
+    "backend": keras.backend.backend(),
+    "device": "a device",
+    "accelerators": 0,
+}
+SMALL = ["--recipe", "digits", "--data", "digits", "--trials", "6", "--budget", "3epochs"]
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Runs the command with these arguments, on trials and data that are made up."""
+    monkeypatch.setattr(tuner, "TRIAL", Path(__file__).with_name("fake_trial.py"))
+
+    def run(*arguments, out="search", **facts):
+        monkeypatch.setattr(search, "load_facts", lambda recipe, environment: {**FACTS, **facts})
+        monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
+        monkeypatch.setattr(sys, "argv", ["search.py", *arguments, "--out", str(tmp_path / out)])
+        search.main()
+        return tmp_path / out
+
+    return run
+
+
+def events(folder):
+    """The events of a TensorBoard file: each is its length, a checksum, the event and a checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data = next(folder.glob("events.*")).read_bytes()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_a_whole_search(command, capsys):
+    arguments = [*SMALL, "--objective", "accuracy,latency", "--retrain", "2", "--seeds", "2"]
+    folder = command(*arguments)
+    said = " ".join(capsys.readouterr().out.split())
+    state = json.loads(json.loads((folder / "oracle.json").read_text())["state"])
+    assert len(state["trials"]) == 6
+    results = {number: json.loads((folder / f"trial-{number}" / "result.json").read_text()) for number in range(6)}
+    best = max(results, key=lambda number: results[number]["val_accuracy"])
+
+    assert load_recipe(folder / "best.yaml") == load_recipe(folder / f"trial-{best}" / "run" / "recipe.yaml")
+    trials = [{"id": str(number), "status": "COMPLETED", "metrics": metrics} for number, metrics in results.items()]
+    points = front(trials, {"val_accuracy": "max", "latency_ms": "min"})
+    assert {file.stem for file in (folder / "front").iterdir()} == {point["id"] for point in points}
+    begun, recipe = load_recipe(folder / "trial-0" / "recipe.yaml"), load_recipe("digits")
+    assert (begun.model.depth, begun.train.learning_rate) == (recipe.model.depth, recipe.train.learning_rate)
+
+    retrained = json.loads((folder / "retrain.json").read_text())
+    assert [len(row["test_accuracies"]) for row in retrained] == [2, 2]
+    assert retrained[0]["id"] == str(best)
+    for seed in range(2):
+        recipe = load_recipe(folder / "retrain" / f"{best}-seed-{seed}-3-epochs" / "recipe.yaml")
+        assert (recipe.seed, recipe.validation) == (seed, 0)
+    page = (folder / "report.html").read_text()
+    assert "<h2>Retrained</h2>" in page
+    assert "Finished." in page
+
+    first = results[0]
+    summaries = [value for event in events(folder / "trial-0" / "hparams") for value in event.summary.value]
+    assert {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"} <= {v.tag for v in summaries}
+    shown = {value.tag: value.simple_value for value in summaries if value.tag.startswith("search/")}
+    assert shown["search/val_accuracy"] == pytest.approx(first["val_accuracy"])
+
+    for text in (
+        "best: trial",
+        "front: trial",
+        "a trial took 7.5 s beyond its training",
+        "report: ",
+        f"retrain {best} seed 1: test",
+    ):
+        assert text in said, text
+    assert not [name for name in (tuner.DATA, tuner.JAX_CACHE) if (folder / name).exists()]
+
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("*/result.json")}
+    assert command(*arguments) == folder  # again: nothing left to do
+    assert times == {file: file.stat().st_mtime_ns for file in folder.glob("*/result.json")}
+
+
+def test_interrupt_and_the_same_command(command, capsys, monkeypatch):
+    whole = command(*SMALL, out="whole")
+    monkeypatch.setenv("FAKE_SECONDS", "30")
+    with interrupted(whole.with_name("search") / "trial-0" / "run"), pytest.raises(KeyboardInterrupt):
+        command(*SMALL)
+    assert "stopped; the same command goes on" in capsys.readouterr().out
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    folder = command(*SMALL)
+    assert load_recipe(folder / "best.yaml") == load_recipe(whole / "best.yaml")
+    results = [[json.loads((place / f"trial-{n}" / "result.json").read_text()) for n in range(6)] for place in (folder, whole)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts", "difference"),
+    [
+        (["--seed", "1"], {}, "base.seed 0 there and 1 here"),
+        (["--space.depth", "2..3"], {}, "space.depth 2..8 there and 2..3 here"),
+        (["--max-params", "1e6"], {}, "limits.max_params None there and 1000000.0 here"),
+        (["--method", "random"], {}, "method bayesian there and random here"),
+        ([], {"fingerprint": "f1"}, "data f0 there and f1 here"),
+    ],
+)
+def test_another_search_in_the_folder_is_refused(command, arguments, facts, difference):
+    folder = command(*SMALL[:-4], "--trials", "1", "--budget", "3epochs")
+    with pytest.raises(ValueError, match="holds another one: .*" + difference):
+        command(*SMALL, *arguments, **facts)
+    assert (folder / "trial-0" / "result.json").is_file()
+    command(*SMALL, *arguments, "--overwrite", **facts)
+    assert (folder / "trial-5" / "result.json").is_file()
+
+
+def test_a_folder_in_use_is_refused(command, tmp_path):
+    (tmp_path / "search").mkdir()
+    with filelock.FileLock(tmp_path / "search" / "lock"), pytest.raises(ValueError, match="is in use by another search"):
+        command(*SMALL)
+
+
+def test_a_file_in_the_way_is_refused(command, tmp_path):
+    (tmp_path / "search").write_text("mine")
+    with pytest.raises(OSError, match="search"):
+        command(*SMALL)
+    assert (tmp_path / "search").read_text() == "mine"
+
+
+def test_a_search_that_is_damaged_beyond_its_predecessor_is_refused(command):
+    folder = command(*SMALL)
+    (folder / "oracle.json").write_text("{")
+    command(*SMALL)  # the one before is whole
+    for name in ("oracle.json", "oracle.previous.json"):
+        (folder / name).write_text("{")
+    with pytest.raises(ValueError, match="its predecessor are damaged; start again with --overwrite"):
+        command(*SMALL)
+    command(*SMALL, "--overwrite")
+
+
+def test_a_folder_that_is_no_search_is_left_alone(command, tmp_path):
+    for name in ("data", "trial-photos"):
+        (tmp_path / "search" / name).mkdir(parents=True)
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(ValueError, match="is no search folder: it holds data, trial-photos; choose another --out"):
+            command(*SMALL, *more)
+    assert {file.name for file in (tmp_path / "search").iterdir()} == {"data", "trial-photos", "lock"}
+
+
+def test_data_without_validation_images_is_refused(command):
+    with pytest.raises(ValueError, match="validation: digits has no validation images"):
+        command(*SMALL, validation=0)
+
+
+@pytest.mark.parametrize(
+    ("visible", "accelerators", "workers", "devices"),
+    [(None, 2, 3, ["0", "1", "0"]), ("3", 1, 1, ["3"]), ("GPU-a,GPU-b", 2, 2, ["GPU-a", "GPU-b"])],
+)
+def test_each_worker_has_a_gpu_that_is_the_users(monkeypatch, visible, accelerators, workers, devices):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given = search.worker_environments(workers, accelerators)
+    assert [variables["CUDA_VISIBLE_DEVICES"] for variables, _ in given] == devices
+    assert [cores for _, cores in given] == [None] * workers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--space.depth", "8..2"], r"space.depth: received '8..2'; the range is empty"),
+        (["--space.depth", "many"], "space.depth: received 'many'; allowed: a number"),
+        (["--space.depth", "0..3"], "space.depth: received 0; allowed: integers of at least 1"),
+        (["--space.pool", "cls,max"], "space.pool: received 'max'; allowed: "),
+        (["--space.learning-rate", "0..1"], "learning_rate: received 0"),
+        (["--space.patch_size", "3,5"], "space: no configuration can be built; the first one: "),
+        (["--max-params", "10"], r"none of [\d,]+ shapes keeps within max_params 10; the least is [\d,]+ parameters"),
+        (["--max-memory", "0"], "max_memory: received 0"),
+        (["--budget", "0s"], "budget: received '0s'; allowed: 9epochs"),
+        (["--budget", "1e999epochs"], "budget: received '1e999epochs'; allowed: 9epochs"),
+        (["--max-time", "1.2.3h"], r"max_time: received '1.2.3h'; allowed: a time above 0"),
+        (["--budget", "9"], "budget: received '9'; allowed: 9epochs"),
+        (["--max-time", "0"], "max_time: received '0'; allowed: a time above 0"),
+        (["--trials", "0"], "trials: received 0"),
+        (["--workers", "0"], "workers: received 0"),
+        (["--retrain", "-1"], "retrain: received -1"),
+        (["--objective", "latency"], "objective: received 'latency'; allowed: accuracy, and behind it"),
+        (["--method", "genetic"], "method.*genetic"),
+        (["--method", "hyperband", "--budget", "2epochs"], "budget: received 2epochs; hyperband takes at least 3epochs"),
+        (["--chief", "here"], "chief: received 'here'; allowed: HOST:PORT or PORT"),
+        (["--chief", "8500", "--retrain", "1"], "chief: trains nothing"),
+        (["--worker", "here"], "worker: received 'here'; allowed: HOST:PORT or PORT"),
+        (["--worker", "8500"], "out: .* holds no search; start the chief with the same --out"),
+        (["--worker", "8500", "--workers", "0"], "workers, patience: received 0"),
+        (["--worker", "8500", "--trials", "4"], "unrecognized arguments: --trials 4"),
+    ],
+)
+def test_bad_input_is_named(command, tmp_path, arguments, message):
+    # What comes later on a command line wins.
+    with pytest.raises(ValueError, match=message):
+        command(*([] if "--worker" in arguments else SMALL), *arguments)
+    assert not list(tmp_path.glob("search/trial-*"))
+
+
+def test_a_worker_with_other_data_is_refused(command):
+    command(*SMALL)
+    with pytest.raises(ValueError, match=r"worker: the search in .* is another one: data f0 there and f9 here"):
+        command("--worker", "8500", fingerprint="f9")
+
+
+def test_without_cifar10_the_search_says_so_and_takes_digits(command, capsys, monkeypatch):
+    folder = command("--trials", "1", "--budget", "3epochs", fallback="no network")
+    said = capsys.readouterr().out
+    assert "THIS IS NOT CIFAR-10" in said
+    assert "no network" in said
+    assert load_recipe(folder / "recipe.yaml").model.image_size == load_recipe("digits").model.image_size
+
+
+def test_default_budget_leaves_room_for_some_fifteen_trials():
+    for max_time in ("15m", "40m", "4h"):
+        config = search.SearchConfig(max_time=max_time)
+        assert config.trial_budget["kind"] == "seconds"
+        trials = config.seconds / (config.trial_budget["amount"] + search.START_SECONDS)
+        assert 12 <= trials <= 18, max_time
