@@ -90,7 +90,7 @@ def test_a_whole_search(command, capsys):
         "front: trial",
         "a trial took 7.5 s beyond its training",
         "report: ",
-        f"retrain {best} seed 1: test",
+        f"retrain {best}-seed-1: test",
     ):
         assert text in said, text
     assert not [name for name in (tuner.DATA, tuner.JAX_CACHE) if (folder / name).exists()]
