@@ -15,10 +15,18 @@ from test_tuner import FAKE, make
 
 from keras_vit.recipe import load_recipe
 from tuning import distribute
+from tuning import tuner as tuner_module
 from tuning.distribute import Chief, ChiefClient, read_address
 from tuning.oracle import HyperbandOracle, RandomOracle
 from tuning.space import Space, SpaceConfig
 from tuning.tuner import Lost, Silence, TrialTuner
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(tuner_module, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(distribute, "FAREWELL_SECONDS", 2.0)
+
 
 WORKER = """
 import sys

@@ -1,0 +1,75 @@
+"""The process of a trial, under the backend of this test run: what it reads, trains and leaves."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_vit.recipe import load_recipe
+from keras_vit.run import RunFolder
+from tuning.trial import STAGES
+
+TRIAL = Path(__file__).resolve().parents[1] / "tuning" / "trial.py"
+TINY = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """Runs a trial on digits to its end; returns its run and its result."""
+
+    def run(name, budget, until=None, data=True, validation=None, latency=False):
+        recipe = load_recipe("digits", data="digits", validation=validation, model=TINY, train={"epochs": 3, "batch_size": 64})
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "recipe.yaml").write_text(recipe.to_yaml())
+        job = {name: str(folder / file) for name, file in {"recipe": "recipe.yaml", "run": "run", "result": "result.json"}.items()}
+        job |= {"data": str(tmp_path / "images") if data else None, "until": until, "budget": budget, "latency": latency}
+        (folder / "job.json").write_text(json.dumps(job))
+        process = subprocess.Popen([sys.executable, str(TRIAL), str(folder / "job.json")], stdin=subprocess.PIPE)
+        assert process.wait(300) == 0
+        process.stdin.close()
+        return RunFolder(folder / "run"), json.loads((folder / "result.json").read_text())
+
+    return run
+
+
+def test_a_trial_in_seconds_can_be_repeated_from_its_recipe(trial, tmp_path):
+    run, result = trial("a", {"kind": "seconds", "amount": 0.5}, latency=True)
+    assert (result["epochs"], len(run.metrics)) == (STAGES, STAGES)
+    assert result["val_accuracy"] == run.metrics[-1]["val_accuracy"]
+    assert result["params"] == run.model().count_params()
+    assert result["latency_ms"] > 0
+    assert result["overhead_seconds"] > 0
+    assert "test_accuracy" not in result
+    assert "test_accuracy" not in run.summary
+    assert {file.name for file in (tmp_path / "images").iterdir()} == {
+        "data.json",
+        *(f"{part}{end}" for part in ("train", "validation") for end in (".npy", ".labels.npy")),
+    }
+    # The second one trains on the images that the first has left, the same number of steps.
+    steps = dataclasses.replace(run.recipe.train, steps_per_epoch=None)
+    again, repeated = trial(
+        "b", {"kind": "flops", "amount": 3 * run.recipe.model.flops * 64 * STAGES * run.recipe.train.steps_per_epoch}
+    )
+    assert dataclasses.replace(again.recipe.train, steps_per_epoch=None) == steps
+    assert again.recipe.train.steps_per_epoch == run.recipe.train.steps_per_epoch
+    assert [row["loss"] for row in again.metrics] == [row["loss"] for row in run.metrics]
+    assert repeated["val_accuracy"] == result["val_accuracy"]
+
+
+def test_a_rung_of_hyperband_goes_on_to_the_numbers_of_a_whole_trial(trial):
+    whole, result = trial("whole", {"kind": "epochs", "amount": 3})
+    _, first = trial("rungs", {"kind": "epochs", "amount": 3}, until=1)
+    assert first["epochs"] == 1
+    rungs, last = trial("rungs", {"kind": "epochs", "amount": 3}, until=3)
+    assert [row["val_loss"] for row in rungs.metrics] == [row["val_loss"] for row in whole.metrics]
+    assert last["val_accuracy"] == result["val_accuracy"]
+
+
+def test_a_final_training_reads_the_test_images(trial):
+    run, result = trial("final", {"kind": "epochs", "amount": 1}, data=False, validation=0)
+    assert "val_accuracy" not in result
+    assert result["test_accuracy"] == run.summary["test_accuracy"]
