@@ -31,6 +31,8 @@ LABELS = {  # of metrics, in the order of the leaderboard's columns
     "train_seconds": "training (s)",
     "process_seconds": "process (s)",
     "images_per_second": "images per second",
+    "memory_mb": "peak memory (MB)",
+    "overhead_seconds": "beyond training (s)",
     "seconds": "seconds of training",
 }
 COSTS = ("latency_ms", "params", "flops")  # drawn against accuracy, whether they were an objective or not

@@ -196,7 +196,7 @@ def describe(oracle, folder, settings, total, finished):
         "axes": axes,
         "trials": trials,
         "now": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "remaining": total - len(oracle.results()) if total else None,
+        "remaining": 0 if finished else total - len(oracle.results()) if total else None,
         "finished": finished,
     }
 

@@ -360,7 +360,7 @@ def main():
     from rich.console import Console
 
     from keras_vit.run import write_text
-    from tuning.space import Space
+    from tuning.space import Space, process_memory
 
     if options.chief:
         from tuning.distribute import read_address
@@ -380,7 +380,8 @@ def main():
     if not facts["validation"]:
         raise ValueError(f"validation: {facts['data']} has no validation images to choose by; --validation holds some out")
     recipe = dataclasses.replace(recipe, data=facts["data"])
-    space = Space(space_config, recipe, limits)
+    images = facts["train"] + facts["validation"]
+    space = Space(space_config, recipe, limits, 0 if facts["accelerators"] else process_memory(facts["backend"], images, recipe))
     console.print(f"{facts['data']}: {facts['train']:,} train, {facts['validation']:,} validation; {space.describe()}")
 
     stem = re.sub(r"[^\w.-]+", "-", facts["data"])
