@@ -18,6 +18,7 @@ FACTS = {
     "fallback": "",
     "notes": [],
     "fingerprint": "f0",
+    "classes": 10,
     "train": 1294,
     "validation": 144,
     "backend": keras.backend.backend(),
@@ -68,6 +69,8 @@ def test_a_whole_search(command, capsys):
     assert {file.stem for file in (folder / "front").iterdir()} == {point["id"] for point in points}
     begun, recipe = load_recipe(folder / "trial-0" / "recipe.yaml"), load_recipe("digits")
     assert (begun.model.depth, begun.train.learning_rate) == (recipe.model.depth, recipe.train.learning_rate)
+
+    assert begun.model.num_classes == 10  # predicted parameters and FLOPs are those of the head that is trained
 
     retrained = json.loads((folder / "retrain.json").read_text())
     assert [len(row["test_accuracies"]) for row in retrained] == [2, 2]

@@ -379,7 +379,8 @@ def main():
         recipe, config, space_config, limits, options = parse("digits" if facts["fallback"] else "standard", arguments)
     if not facts["validation"]:
         raise ValueError(f"validation: {facts['data']} has no validation images to choose by; --validation holds some out")
-    recipe = dataclasses.replace(recipe, data=facts["data"])
+    # The head counts among parameters and FLOPs.
+    recipe = dataclasses.replace(recipe, data=facts["data"], model=dataclasses.replace(recipe.model, num_classes=facts["classes"]))
     images = facts["train"] + facts["validation"]
     space = Space(space_config, recipe, limits, 0 if facts["accelerators"] else process_memory(facts["backend"], images, recipe))
     console.print(f"{facts['data']}: {facts['train']:,} train, {facts['validation']:,} validation; {space.describe()}")

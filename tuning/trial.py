@@ -136,6 +136,7 @@ def facts(data):
         "fallback": data.fallback,
         "notes": data.notes,
         "fingerprint": data.fingerprint,
+        "classes": len(data.class_names),
         "train": len(data.train),
         "validation": len(data.validation) if data.validation is not None else 0,
         "backend": where["backend"],
@@ -184,7 +185,8 @@ def main():
         # Keras would import TensorFlow, if it is installed, to seed it: seconds for nothing.
         sys.modules.setdefault("tensorflow", None)
     if not resume:
-        recipe = scheduled(recipe, job["budget"])
+        model = dataclasses.replace(recipe.model, num_classes=len(data.class_names))
+        recipe = scheduled(dataclasses.replace(recipe, model=model), job["budget"])
     beat = result.with_name("alive")
     beat.touch()
     earlier = RunFolder(run_folder).metrics[-1:] if resume else []
