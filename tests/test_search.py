@@ -89,6 +89,7 @@ def test_a_whole_search(command, capsys):
     assert shown["search/val_accuracy"] == pytest.approx(first["val_accuracy"])
 
     for text in (
+        "smallest within 1 point of the best: trial",
         "best: trial",
         "front: trial",
         "a trial took 7.5 s beyond its training",

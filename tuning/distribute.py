@@ -67,7 +67,8 @@ class Chief(OracleServicer):
     Args:
         oracle: The `SearchOracle`; what was running when an earlier chief ended stays for a while with whoever runs it.
         folder: The search folder.
-        events: An object with `trial_began(trial)` and `trial_ended(trial, metrics, reason)`.
+        events: As those of a `TrialTuner`.
+        lease: Seconds of silence after which a worker's trial is given to another one.
     """
 
     def __init__(self, oracle, folder, events, lease=LEASE_SECONDS):

@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
-from cli import ROOT, Parser, run_command
+from cli import Parser, run_command
 
 METHODS = ("bayesian", "random", "grid", "hyperband")
 OBJECTIVES = {
@@ -186,26 +186,23 @@ def light_backend():
 
 def load_facts(recipe, environment):
     """What a trial will find as data, from a process of its own: this one shall hold neither a GPU nor the images."""
-    with tempfile.TemporaryDirectory() as folder:
-        return read_facts(recipe, environment, Path(folder))
-
-
-def read_facts(recipe, environment, folder):
     from keras_vit.run import write_text
-    from tuning.tuner import end, reason_in
+    from tuning.tuner import TRIAL, end, reason_in
 
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
-    write_text(folder / "job.json", json.dumps({"recipe": str(folder / "recipe.yaml"), "result": str(folder / "data.json")}))
-    command = [sys.executable, str(ROOT / "tuning" / "trial.py"), str(folder / "job.json")]
-    with open(folder / "log.txt", "wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **environment})
-        try:
-            code = process.wait()
-        finally:
-            end(process)
-    if code:
-        raise ValueError(reason_in(folder / "log.txt", code))
-    return json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        write_text(folder / "job.json", json.dumps({"recipe": str(folder / "recipe.yaml"), "result": str(folder / "data.json")}))
+        command = [sys.executable, str(TRIAL), str(folder / "job.json")]
+        with open(folder / "log.txt", "wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **environment})
+            try:
+                code = process.wait()
+            finally:
+                end(process)
+        if code:
+            raise ValueError(reason_in(folder / "log.txt", code))
+        return json.loads((folder / "data.json").read_text(encoding="utf-8"))
 
 
 def parse(name, arguments):
@@ -372,7 +369,7 @@ def main():
             )
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    Space(space_config, recipe, limits)  # a space that is empty is refused before anything is loaded
+    Space(space_config, recipe)  # one that is empty is refused before anything is loaded; limits need the number of classes
     facts = load_facts(recipe, environment)
     warn_of_fallback(facts, console)
     if not chosen.recipe and (facts["fallback"] or facts["accelerators"]):
@@ -454,9 +451,7 @@ def lead(tuner, address, console):
 
     host, port = read_address("chief", address)
     if host not in LOOPBACK:
-        console.print(
-            f"[bold]{host}:{port} takes trials to and from anyone who reaches it: only for a network that you trust[/bold]"
-        )
+        console.print(f"{host}:{port} answers anyone who reaches it: only for a network that you trust", style="bold")
     console.print(f"waiting for workers: python tuning/search.py --worker {host}:{port} --out {tuner.folder}")
     Chief(tuner.oracle, tuner.folder, tuner.events).serve((host, port))
 
@@ -548,7 +543,7 @@ def conclude(search, folder, console):
         console.print(f"front: trial {trial['id']}  {metrics}  {short(trial['values'])}")
     best = points[0]
     small = smallest_within(search["trials"], points=1.0, size="params")
-    if small and small["id"] != best["id"]:
+    if small:
         console.print(
             f"smallest within 1 point of the best: trial {small['id']}, {small['metrics']['val_accuracy']:.2%} with "
             f"{small['metrics']['params']:,.0f} parameters (best: {best['metrics']['params']:,.0f})"
