@@ -8,11 +8,10 @@ KERAS_BACKEND=torch python experiments/train_cifar.py
 """
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 
-from cli import Parser, run_command
+from cli import Parser, run_command, train_and_report
 
 
 def make_parser():
@@ -34,15 +33,6 @@ def make_parser():
     parser.add_argument("--overwrite", action="store_true", help="Start again where --out holds a run.")
     parser.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
     return recipe_parser(parser)
-
-
-def free_folder(stem):
-    """The first of stem, stem-2, stem-3 ... that does not exist."""
-    path, number = Path(stem), 1
-    while path.exists():
-        number += 1
-        path = Path(f"{stem}-{number}")
-    return path
 
 
 def main():
@@ -71,8 +61,7 @@ def main():
     from rich.markup import escape
     from rich.panel import Panel
 
-    from keras_vit.machine import machine
-    from keras_vit.train import load_recipe_data, train
+    from keras_vit.train import load_recipe_data
 
     console = Console(highlight=False, soft_wrap=True)
     data = load_recipe_data(recipe)
@@ -84,25 +73,7 @@ def main():
             recipe, options = parse_recipe(name, arguments, make_parser())
             recipe = dataclasses.replace(recipe, data="digits")
             data = load_recipe_data(recipe)
-    machine_facts = machine()
-    backend = machine_facts["backend"]
-    for note in data.notes:
-        console.print(escape(note))
-    console.print(f"recipe {escape(str(name))}, {recipe.train.epochs} epochs; {backend} on {machine_facts['device']}")
-
-    stem = re.sub(r"[^\w.-]+", "-", data.name)
-    out = options.resume or options.out or free_folder(f"runs/{Path(name).stem}-{stem}-{backend}")
-    try:
-        run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite)
-    except KeyboardInterrupt:
-        console.print(f"\nGo on with: python experiments/train_cifar.py --resume {escape(str(out))}")
-        raise
-    summary = run.summary
-    accuracy = f"{summary['test_accuracy']:.2%}" if "test_accuracy" in summary else "no test images"
-    console.print(
-        f"{summary['data']}: test accuracy {accuracy}; {summary['parameters']:,} parameters, {summary['epochs']} epochs, "
-        f"{summary['process_seconds']:.0f} s with {backend}; run folder {escape(str(run.path))}"
-    )
+    train_and_report(console, recipe, data, options, Path(name).stem, f"recipe {name}")
 
 
 if __name__ == "__main__":

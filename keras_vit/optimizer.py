@@ -9,7 +9,7 @@ from keras_vit.layers import NO_DECAY
 from keras_vit.recipe import TrainConfig
 
 
-def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
+def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, float] | None = None) -> keras.optimizers.Optimizer:
     """The Keras optimizer of a `TrainConfig`.
 
     Weight decay spares the variables of `keras_vit.layers.NO_DECAY`. The averaged weights are Keras's own EMA. Where
@@ -19,6 +19,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
     Args:
         config: The `TrainConfig`.
         total_steps: Steps of the whole training, before accumulation.
+        factors: What the learning rate of each variable is multiplied by, {path: factor}; None = 1 for all. Decay is scaled too.
     """
     schedule = WarmupSchedule(config.learning_rate, *lengths(config, total_steps), config.schedule == "cosine")
     settings = {
@@ -29,21 +30,25 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
         "ema_momentum": config.ema ** (1 / config.accumulate),
         "gradient_accumulation_steps": config.accumulate if config.accumulate > 1 else None,
     }
-    optimizers = keras.optimizers
+    betas = {"beta_1": config.beta_1, "beta_2": config.beta_2}
     if config.optimizer == "sgd":
-        optimizer = optimizers.SGD(momentum=config.beta_1, nesterov=config.beta_1 > 0, **settings)
+        kind = keras.optimizers.SGD
+        settings |= {"momentum": config.beta_1, "nesterov": config.beta_1 > 0}
     elif config.optimizer == "lion":
-        optimizer = optimizers.Lion(beta_1=config.beta_1, beta_2=config.beta_2, **settings)
+        kind = keras.optimizers.Lion
+        settings |= betas
     elif config.optimizer == "muon":
-        optimizer = optimizers.Muon(
-            adam_beta_1=config.beta_1,
-            adam_beta_2=config.beta_2,
-            adam_weight_decay=config.weight_decay or None,
-            exclude_layers=["probe$"],  # a single row, not a matrix
-            **settings,
-        )
+        kind = keras.optimizers.Muon
+        settings |= {f"adam_{name}": value for name, value in betas.items()}
+        settings |= {"adam_weight_decay": config.weight_decay or None, "exclude_layers": ["probe$"]}  # a single row, not a matrix
     else:
-        optimizer = optimizers.Adam(beta_1=config.beta_1, beta_2=config.beta_2, **settings)  # decoupled decay, as AdamW
+        kind = keras.optimizers.Adam  # its decay is decoupled, as AdamW's
+        settings |= betas
+    if factors is None:
+        optimizer = kind(**settings)
+    else:
+        optimizer = with_factors(kind)(**settings)
+        optimizer.factor_of = lambda variable: factors[variable.path]
     # Keras matches the variable's name, which under TensorFlow is "encoder/position:0" where it is "position" elsewhere.
     optimizer.exclude_from_weight_decay(var_names=[rf"(^|/){name}(:\d+)?$" for name in NO_DECAY])
     schedule.lengths = optimizer.add_variable((2,), name="schedule_lengths")
@@ -60,6 +65,47 @@ def set_length(optimizer: keras.optimizers.Optimizer, config: TrainConfig, total
     """Gives an optimizer of `make_optimizer` another length; what has been compiled of it stays as it is."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Keras wraps it for loss scaling
     optimizer._learning_rate.lengths.assign(lengths(config, total_steps))  # no public access in Keras 3.15
+
+
+class Factors:
+    """Mixin in front of a Keras optimizer: each variable is updated and decayed at its own share of the learning rate.
+
+    Keras's own update runs once for each group of variables of one factor, so that clipping, accumulation, averaging and
+    loss scaling, which surround it, stay as they are.
+
+    Attributes:
+        factor_of: The factor of a variable.
+    """
+
+    factor = 1.0  # of the group that is being decayed
+
+    def groups(self, variables):
+        """Indices of `variables` by factor."""
+        groups = {}
+        for index, variable in enumerate(variables):
+            groups.setdefault(self.factor_of(variable), []).append(index)
+        return groups
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        for factor, indices in self.groups(trainable_variables).items():
+            members = [trainable_variables[index] for index in indices]
+            super()._backend_update_step([grads[index] for index in indices], members, learning_rate * factor)
+
+    def _apply_weight_decay(self, variables):
+        decayed = [variable for variable in variables if self._use_weight_decay(variable)]
+        for factor, indices in self.groups(decayed).items():
+            self.factor = factor
+            super()._apply_weight_decay([decayed[index] for index in indices])
+        self.factor = 1.0
+
+    def _get_current_learning_rate(self):
+        return super()._get_current_learning_rate() * self.factor
+
+
+def with_factors(kind: type) -> type:
+    """The class of a Keras optimizer with `Factors`."""
+    kind = type(kind())  # under PyTorch Keras makes an object of another class than the one that is called
+    return type(f"{kind.__name__}WithFactors", (Factors, kind), {})
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")

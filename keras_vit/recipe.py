@@ -13,6 +13,7 @@ import yaml
 
 from keras_vit.augment import AugmentConfig
 from keras_vit.config import ViTConfig, check_choice, check_fields, check_int, check_number, decode_variant
+from keras_vit.finetune import LEARNING_RATES, FinetuneConfig, check_architecture, checkpoint_settings, open_finetune
 from keras_vit.run import read_yaml
 
 RECIPES = Path(__file__).resolve().parents[1] / "experiments" / "recipes"
@@ -95,6 +96,7 @@ class Recipe:
         std: What is then divided by, one number or one a channel.
         augment: What happens to the training images.
         train: Optimisation.
+        finetune: The checkpoint that it starts from, if any, and what of it is trained.
         seed: Decides initial weights, split, order, augmentation and dropout.
     """
 
@@ -106,6 +108,7 @@ class Recipe:
     std: float | list[float] = 0.5
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
     seed: int = 0
 
     def __post_init__(self):
@@ -116,6 +119,7 @@ class Recipe:
             raise ValueError(f"data: received {self.data!r}; allowed: auto, digits, folder:PATH, arrays:FILE.npz or a TFDS name")
         if self.model.data_format != "channels_last":
             raise ValueError("data_format: received channels_first; training takes channels_last (the weights are the same)")
+        self.finetune.check_model(self.model)
         if self.validation is not None:
             check_number("validation", self.validation, at_least=0)
         for name in ("mean", "std"):
@@ -137,7 +141,7 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-SECTIONS = {"model": ViTConfig, "augment": AugmentConfig, "train": TrainConfig}
+SECTIONS = {"model": ViTConfig, "augment": AugmentConfig, "train": TrainConfig, "finetune": FinetuneConfig}
 
 
 def recipe_names() -> list[str]:
@@ -216,6 +220,8 @@ def parse_recipe(
     arguments: list[str],
     parser: jsonargparse.ArgumentParser | None = None,
     sections: dict | None = None,
+    *,
+    from_checkpoint: bool = False,
 ) -> tuple[Recipe, jsonargparse.Namespace]:
     """A recipe file with settings from a command line on top.
 
@@ -224,6 +230,7 @@ def parse_recipe(
         arguments: Options such as ["--train.epochs", "3"].
         parser: A parser of `recipe_parser` that may have further options.
         sections: Further sections that the file may have, {name: data class}, which are options of `parser`.
+        from_checkpoint: What neither file nor command line says comes from `finetune.checkpoint`, as in `finetune_recipe`.
 
     Returns:
         The `Recipe` and a namespace with the values of the further options.
@@ -237,7 +244,7 @@ def parse_recipe(
         variant = first.parse_known_args(arguments)[0].variant
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
-    return _parse(read_settings(name, variant, sections), arguments, parser or recipe_parser())
+    return _parse(read_settings(name, variant, sections), arguments, parser or recipe_parser(), from_checkpoint)
 
 
 def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
@@ -253,17 +260,42 @@ def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
     return _parse({**read_settings(name), **flatten(overrides, "")}, [], recipe_parser())[0]
 
 
-def _parse(settings, arguments, parser):
+def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "finetune", **overrides) -> Recipe:
+    """A `Recipe` that fine-tunes a checkpoint; `train` does it.
+
+    Architecture, image and patch size, mean and std are the checkpoint's where neither file nor overrides say otherwise; of
+    those, the architecture must not. The peak learning rate is that of `keras_vit.finetune.LEARNING_RATES` for the method.
+
+    Args:
+        checkpoint: As `FinetuneConfig.checkpoint`.
+        name: A name in experiments/recipes or a YAML or JSON file.
+        **overrides: As in `load_recipe`: `data="folder:photos", finetune={"method": "lora"}, model={"image_size": 384}`.
+
+    Raises:
+        ValueError: Naming the setting, what was received and what is allowed, or what is wrong with the checkpoint.
+    """
+    settings = {**read_settings(name), **flatten(overrides, ""), "finetune.checkpoint": str(checkpoint)}
+    return _parse(settings, [], recipe_parser(), from_checkpoint=True)[0]
+
+
+def _parse(settings, arguments, parser, from_checkpoint=False):
     num_classes = settings.pop("model.num_classes", ViTConfig.num_classes)
+    arguments = [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), option) for option in arguments]
     try:
         parser.set_defaults(settings)
-        namespace = parser.parse_args(
-            [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), option) for option in arguments]
-        )
+        namespace = parser.parse_args(arguments)
+        if from_checkpoint:
+            finetune = FinetuneConfig(**namespace.finetune.as_dict())
+            checkpoint = open_finetune(finetune)
+            rate = {"train.learning_rate": LEARNING_RATES[finetune.method]}
+            parser.set_defaults({**rate, **checkpoint_settings(checkpoint), **settings})
+            namespace = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
         raise ValueError(" ".join(str(error).replace("Parser key ", "").split())) from None
     namespace.model.pop("variant", None)
     namespace = parser.instantiate(namespace)
     fields = {field.name: namespace.pop(field.name) for field in dataclasses.fields(Recipe)}
     fields["model"] = dataclasses.replace(fields["model"], num_classes=num_classes)
+    if from_checkpoint:
+        check_architecture(fields["model"], checkpoint.config)
     return Recipe(**fields), namespace

@@ -22,6 +22,14 @@ from keras import ops
 
 from keras_vit.config import check_number
 from keras_vit.data import DataSet, evaluation_batches, load_data, training_batch, training_batches
+from keras_vit.finetune import (
+    describe_trained,
+    learning_rate_factors,
+    load_finetune,
+    merged_weights,
+    select_weights,
+    trained_parameters,
+)
 from keras_vit.machine import accelerator, machine, peak_memory_mb
 from keras_vit.model import build_vit
 from keras_vit.optimizer import make_optimizer, set_length
@@ -71,7 +79,7 @@ def train(
         The `RunFolder`.
 
     Raises:
-        ValueError: For settings or data that cannot be used, and a folder that holds something else.
+        ValueError: For settings, data or a checkpoint that cannot be used, and a folder that holds something else.
         Diverged: If the loss became NaN or infinite; what was written until then is kept.
     """
     from keras_vit.plots import batch_picture, curves
@@ -85,11 +93,16 @@ def train(
     recipe = dataclasses.replace(recipe, data=data.name, model=dataclasses.replace(recipe.model, num_classes=classes))
     if len(data.train) < recipe.train.batch_size:
         raise ValueError(f"batch_size: received {recipe.train.batch_size}; {data.name} has {len(data.train)} images")
-    model = None
+    model, notes = None, []
+    if recipe.finetune.checkpoint and not resume:
+        check_apart(run_dir, recipe.finetune.checkpoint)
+        with Interrupts():  # before there is a folder: the checkpoint may not fit
+            model, notes = compiled_model(recipe, total_steps=1, class_names=data.class_names)
     if seconds is not None and not resume:
         check_number("seconds", seconds, above=0)
         with Interrupts():
-            model = compiled_model(recipe, total_steps=1)
+            if model is None:
+                model, _ = compiled_model(recipe, total_steps=1)
             rate = training_rate(model, data, recipe)
         steps = max(1, round(seconds * rate / recipe.train.batch_size / recipe.train.epochs))
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
@@ -109,11 +122,18 @@ def train(
             return run
 
     with Interrupts() as interrupts:
-        model = model or compiled_model(recipe, total_steps)
+        if model is None:
+            needed = recipe.finetune.checkpoint and not run.state_path.is_file()
+            model, notes = compiled_model(recipe, total_steps, data.class_names if needed else None)
         set_length(model.optimizer, recipe.train, total_steps)
 
-        session = Session(run, recipe, data, model, steps_per_epoch, last_epoch)
+        session = Session(run, recipe, data, model, steps_per_epoch, last_epoch, notes)
         first_epoch = session.restore() if resume else 0
+        if recipe.finetune.checkpoint:
+            if not first_epoch:
+                session.write_state(0)  # from here on the run needs the checkpoint no more
+            if verbose:
+                print(*session.notes, describe_trained(model), sep="\n", flush=True)
         if pictures and not first_epoch:
             batch_picture(*first_batch, data.class_names, run.plots / "batch.png")
         if first_epoch < last_epoch:
@@ -152,13 +172,30 @@ def load_recipe_data(recipe: Recipe) -> DataSet:
     )
 
 
-def compiled_model(recipe, total_steps):
-    """The model of a recipe, its weights the seed's, ready for `fit`."""
+def compiled_model(recipe, total_steps, class_names=None):
+    """The model of a recipe, ready for `fit`, and notes for the user.
+
+    Its weights are the checkpoint's where the names of the data's classes are given, else the seed's.
+    """
     keras.utils.set_random_seed(recipe.seed)
     model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision])
-    compile_model(model, make_optimizer(recipe.train, total_steps), recipe.train.jit)
+    notes, factors = [], None
+    if recipe.finetune.checkpoint:
+        if class_names is not None:
+            notes = load_finetune(model, recipe.finetune, class_names)
+        select_weights(model, recipe.finetune)
+        if recipe.finetune.layer_decay < 1:
+            factors = learning_rate_factors(model, recipe.finetune.layer_decay)
+    compile_model(model, make_optimizer(recipe.train, total_steps, factors), recipe.train.jit)
     model.optimizer.build(model.trainable_variables)
-    return model
+    return model, notes
+
+
+def check_apart(run_dir, checkpoint):
+    """Raises a ValueError if the run would be written over the checkpoint that it starts from."""
+    run, checkpoint = Path(run_dir).resolve(), Path(checkpoint).resolve()
+    if run == checkpoint or run in checkpoint.parents:
+        raise ValueError(f"run: {str(run_dir)!r} holds the checkpoint that the run would start from; choose another folder")
 
 
 def training_rate(model, data, recipe):
@@ -217,8 +254,9 @@ class Session(keras.callbacks.Callback):
     It is not compiled, so that the saved file says nothing of this backend; `scorer` is its compiled face.
     """
 
-    def __init__(self, run, recipe, data, model, steps_per_epoch, last_epoch):
+    def __init__(self, run, recipe, data, model, steps_per_epoch, last_epoch, notes=()):
         super().__init__()
+        self.notes = list(notes)
         self.run = run
         self.recipe = recipe
         self.data = data
@@ -285,6 +323,7 @@ class Session(keras.callbacks.Callback):
         self.best = values["best"]
         self.earlier_seconds = values["seconds"]
         self.earlier_process_seconds = values["process_seconds"]
+        self.notes = values.get("notes", [])
         return values["epoch"]
 
     def on_train_begin(self, logs=None):
@@ -344,16 +383,21 @@ class Session(keras.callbacks.Callback):
             self.run.write_model(self.evaluated)
         self.run.write_metrics(self.rows)
         # The state goes last: whatever a kill before this line leaves is made again when the epoch is repeated.
+        self.write_state(epoch + 1, arrays)
+        self.write_events(row)
+
+    def write_state(self, epoch, arrays=None):
+        """Writes the training state behind an epoch; `arrays` are those of `self.arrays()` where they have been read already."""
         values = {
-            "epoch": epoch + 1,
+            "epoch": epoch,
             "best": self.best,
-            "seconds": row["seconds"],
+            "seconds": self.rows[-1]["seconds"] if self.rows else 0.0,
             "process_seconds": self.process_seconds,
             "fingerprint": self.data.fingerprint,
             "backend": keras.backend.backend(),
+            "notes": self.notes,
         }
-        self.run.write_state(arrays, values)
-        self.write_events(row)
+        self.run.write_state(arrays or {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}, values)
 
     def write_events(self, row):
         from tensorboardX.summary import scalar
@@ -372,12 +416,15 @@ class Session(keras.callbacks.Callback):
             self.writer.close()
 
     def copy_weights(self):
-        """Gives the evaluated model the averaged weights, or the current ones where there is no average."""
-        sources = self.training_model.trainable_variables
+        """Gives the evaluated model the averaged weights, or the current ones where there is no average; adapters are merged."""
+        averages = {}
         if self.optimizer.use_ema:
-            sources = self.optimizer._model_variables_moving_average  # no public access in Keras 3.15
-        for source, target in zip(sources, self.evaluated.trainable_variables, strict=True):
-            target.assign(ops.convert_to_numpy(source))
+            variables = self.training_model.trainable_variables
+            values = self.optimizer._model_variables_moving_average  # no public access in Keras 3.15
+            averages = {variable.path: value for variable, value in zip(variables, values, strict=True)}
+        weights = merged_weights(self.training_model, averages)
+        for target in self.evaluated.weights:
+            target.assign(weights[target.path])
 
     def finish(self):
         """Reads the test images once, with the best model, and writes the summary."""
@@ -385,8 +432,10 @@ class Session(keras.callbacks.Callback):
         self.evaluated.load_weights(self.run.model_path)
         test = evaluate(self.scorer, batches_of(data.test, recipe)) if data.test is not None else {}
         best = max((row for row in rows if "val_accuracy" in row), key=lambda row: row["val_accuracy"], default=rows[-1])
+        origin = {"checkpoint": recipe.finetune.checkpoint, "checkpoint_notes": self.notes} if recipe.finetune.checkpoint else {}
         self.run.write_summary(
             {
+                **origin,
                 "data": data.name,
                 "data_notes": data.notes,
                 "class_names": data.class_names,
@@ -396,6 +445,7 @@ class Session(keras.callbacks.Callback):
                 "val_accuracy": best.get("val_accuracy"),
                 "epochs": len(rows),
                 "parameters": self.evaluated.count_params(),
+                "trained_parameters": trained_parameters(self.training_model),
                 "flops": recipe.model.flops,
                 "seconds": rows[-1]["seconds"],
                 "process_seconds": self.process_seconds,

@@ -17,6 +17,7 @@ from cli import run_command
 
 from keras_vit import ViTConfig
 from keras_vit.augment import AugmentConfig
+from keras_vit.finetune import FinetuneConfig
 from keras_vit.recipe import Recipe, TrainConfig
 from keras_vit.run import RunFolder
 
@@ -43,9 +44,10 @@ def test_help_gives_every_setting_with_its_default():
     text = run(ROOT / "experiments" / "train_cifar.py", "--help").stdout
     options = re.split(r"\n  (?=-)", text)[1:]
     explained = {re.split(r"[ ,]", option)[0]: " ".join(option.split()) for option in options}
-    for section, cls in {"": Recipe, "model.": ViTConfig, "augment.": AugmentConfig, "train.": TrainConfig}.items():
+    sections = {"model.": ViTConfig, "augment.": AugmentConfig, "train.": TrainConfig, "finetune.": FinetuneConfig}
+    for section, cls in {"": Recipe, **sections}.items():
         for field in dataclasses.fields(cls):
-            if field.name in ("model", "augment", "train", "num_classes"):
+            if f"{field.name}." in sections or field.name == "num_classes":
                 continue
             option = explained[f"--{section}{field.name}"]
             assert re.search(r"[A-Z`].{15,} \(.*default: ", option), option
