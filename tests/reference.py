@@ -16,19 +16,6 @@ def weights_of(model):
     return dict(zip((weight.path for weight in model.weights), model.get_weights(), strict=True))
 
 
-def randomise(model, seed=0):
-    """Sets every weight to random, non-constant values of a size that keeps activations near 1; returns the model.
-
-    A fresh model will not do for a test: its head is zero, its biases are zero and its norms' scales are one.
-    """
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        name, shape = weight.path.rsplit("/", 1)[-1], tuple(weight.shape)
-        scale = 1 / math.sqrt(math.prod(shape[:-1])) if name == "kernel" else 0.3
-        weight.assign(((name == "gamma") + scale * rng.normal(size=shape)).astype("float32"))
-    return model
-
-
 def random_images(config, batch=2, seed=0):
     return np.random.default_rng(seed).normal(size=(batch, *config.image_shape)).astype("float32")
 

@@ -6,9 +6,10 @@ import json
 import math
 
 import pytest
-from reference import Reference, random_images, randomise, weights_of
+from reference import Reference, random_images, weights_of
 
 from keras_vit import VARIANTS, ViTConfig, build_vit
+from keras_vit.parity import randomise
 
 TINY = {"image_size": (16, 24), "patch_size": (4, 4), "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
 MACS_TOLERANCE = 0.002  # published numbers of multiply-adds leave out, or count in, a bias or a norm
