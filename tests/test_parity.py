@@ -81,7 +81,7 @@ def test_a_run_is_measured_with_its_own_weights(tmp_path):
     ],
 )
 def test_mistakes_are_one_line(arguments, message):
-    with pytest.raises(ValueError, match="^[^\n]*$") as error:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
         parity.main(arguments)
     assert message in str(error.value)
 
