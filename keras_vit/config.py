@@ -6,11 +6,11 @@ import itertools
 import math
 import typing
 
-POOLS = ("cls", "gap", "map")
+POOLS = ("cls", "gap", "cls_gap", "map")
 POSITIONS = ("learned", "sincos2d", "sincos1d", "none")
 PREFIX_POSITIONS = ("none", "class", "all")
 STEMS = ("patch", "conv")
-MLPS = ("gelu", "gelu_tanh", "swiglu")
+MLPS = ("gelu", "gelu_tanh", "gelu_quick", "swiglu")
 DATA_FORMATS = ("channels_last", "channels_first")
 
 # A variant is a row of this table plus a patch size: "S/16".
@@ -49,17 +49,21 @@ class ViTConfig:
         num_heads: Attention heads. Divides `width`.
         mlp_dim: Size of the MLP's hidden layer.
         num_classes: Size of the output; 0 leaves out the head, the model then returns the pooled features.
-        pool: What the head sees: `cls` (the class token), `gap` (mean of the patch tokens) or `map` (attention
-            pooling with one learned query, arXiv 2106.04560).
-        class_token: Whether a class token is prepended; None means only where `pool` is `cls`.
+        pool: What the head sees: `cls` (the class token), `gap` (mean of the patch tokens), `cls_gap` (both side by side, 2D
+            features, as the classifiers of DINOv2, arXiv 2304.07193) or `map` (attention pooling with one learned query,
+            arXiv 2106.04560).
+        class_token: Whether a class token is prepended; None means only where `pool` is `cls` or `cls_gap`.
         registers: Number of register tokens (arXiv 2309.16588), behind the class token.
+        distillation: Whether the first register is DeiT's distillation token (arXiv 2012.12877): it has a head of its own, and
+            the output is the mean of both. Needs `pool` `cls`.
         position: `learned`, `sincos2d` (fixed, arXiv 2104.02057), `sincos1d` (fixed, 'Attention is all you need',
             arXiv 1706.03762, over the tokens in row-major order) or `none`.
         prefix_positions: Which prefix tokens have a position of their own: `none`, `class` (the class token) or
             `all` (registers too). Fixed 2-D positions give prefix tokens none.
         stem: `patch` (one linear projection of the flattened patch) or `conv` (3x3 convolutions of stride 2, GELU,
             as many as halve the image down to the patch grid; arXiv 2106.14881). `conv` needs a patch size of 2^n.
-        mlp: `gelu` (exact, erf), `gelu_tanh` (the approximation that Flax takes) or `swiglu` (gated, arXiv 2002.05202).
+        mlp: `gelu` (exact, erf), `gelu_tanh` (the approximation that Flax takes), `gelu_quick` (x sigmoid(1.702 x), CLIP's) or
+            `swiglu` (gated, arXiv 2002.05202).
         dropout: Dropout of the embedded tokens, the attention output and the MLP, 0 to below 1.
         attention_dropout: Dropout of the attention weights, 0 to below 1.
         drop_path: Stochastic depth (arXiv 1603.09382) of the last block, 0 to below 1; linear from 0 at the first, so that a
@@ -67,6 +71,8 @@ class ViTConfig:
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
         norm_epsilon: Epsilon of every layer normalisation.
+        pre_norm: Whether a norm stands before the first block too, as in CLIP (arXiv 2103.00020); the projection of the patches
+            then has no bias.
         norm_after_pool: Whether the last norm follows the pooling (`fc_norm` of timm) instead of preceding it.
         pre_logits_dim: Size of a tanh layer between pooling and head, as in checkpoints of ImageNet-21k; 0 = none.
         qkv_bias: Whether the query, key and value projections have a bias.
@@ -88,6 +94,7 @@ class ViTConfig:
     pool: typing.Literal[POOLS] = "cls"
     class_token: bool | None = None
     registers: int = 0
+    distillation: bool = False
     position: typing.Literal[POSITIONS] = "learned"
     prefix_positions: typing.Literal[PREFIX_POSITIONS] = "class"
     stem: typing.Literal[STEMS] = "patch"
@@ -98,6 +105,7 @@ class ViTConfig:
     layer_scale: float = 0.0
     qk_norm: bool = False
     norm_epsilon: float = 1e-6
+    pre_norm: bool = False
     norm_after_pool: bool = False
     pre_logits_dim: int = 0
     qkv_bias: bool = True
@@ -113,7 +121,7 @@ class ViTConfig:
             check_int(name, getattr(self, name), at_least=0)
         for name in ("dropout", "attention_dropout", "drop_path"):
             check_number(name, getattr(self, name), at_least=0, below=1)
-        for name in ("qk_norm", "norm_after_pool", "qkv_bias", "use_bias"):
+        for name in ("distillation", "qk_norm", "pre_norm", "norm_after_pool", "qkv_bias", "use_bias"):
             check_choice(name, getattr(self, name), (True, False))
         for name, allowed in (
             ("pool", POOLS),
@@ -143,8 +151,14 @@ class ViTConfig:
                 f"allowed: {', '.join(str(d) for d in range(1, self.width + 1) if self.width % d == 0)}"
             )
         check_position(self.position, self.width)
-        if self.pool == "cls" and self.class_token is False:
-            raise ValueError("class_token: received False, but pool 'cls' needs one; allowed: True or None")
+        if self.pool in ("cls", "cls_gap") and self.class_token is False:
+            raise ValueError(f"class_token: received False, but pool {self.pool!r} needs one; allowed: True or None")
+        if self.distillation:
+            for name, allowed in (("pool", "cls"), ("norm_after_pool", False), ("pre_logits_dim", 0)):
+                if getattr(self, name) != allowed:
+                    raise ValueError(f"{name}: received {getattr(self, name)!r}; with distillation allowed: {allowed!r}")
+            if not self.registers:
+                raise ValueError("registers: received 0; distillation needs one of at least 1, its token")
 
     @classmethod
     def from_variant(cls, variant: str, **overrides) -> typing.Self:
@@ -176,7 +190,7 @@ class ViTConfig:
 
     @property
     def has_class_token(self) -> bool:
-        return self.pool == "cls" if self.class_token is None else self.class_token
+        return self.pool in ("cls", "cls_gap") if self.class_token is None else self.class_token
 
     @property
     def num_tokens(self) -> int:
@@ -206,30 +220,73 @@ class ViTConfig:
         return (self.channels, *self.image_size)
 
     @property
+    def pooled_dim(self) -> int:
+        """Size of the pooled features."""
+        return self.width * (2 if self.pool == "cls_gap" else 1)
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path and shape of each weight of the model that `build_vit` makes, without building it."""
+        shapes, width, bias = {}, self.width, self.use_bias
+
+        def dense(name, inputs, units, bias):
+            shapes[f"{name}/kernel"] = (inputs, units)
+            if bias:
+                shapes[f"{name}/bias"] = (units,)
+
+        def norm(name, size):
+            shapes[f"{name}/gamma"] = shapes[f"{name}/beta"] = (size,)
+
+        def mlp(name):
+            dense(f"{name}/fc1", width, self.mlp_dim * (2 if self.mlp == "swiglu" else 1), bias)
+            dense(f"{name}/fc2", self.mlp_dim, width, bias)
+
+        patch_dim = math.prod(self.patch_size) * self.channels
+        if self.stem == "conv":
+            for index, (a, b) in enumerate(itertools.pairwise((self.channels, *self.stem_widths))):
+                shapes[f"stem/conv{index}/kernel"] = (3, 3, a, b)
+                if bias:
+                    shapes[f"stem/conv{index}/bias"] = (b,)
+            patch_dim = width
+        dense("encoder/projection", patch_dim, width, bias and not self.pre_norm)
+        if self.has_class_token:
+            shapes["encoder/class_token"] = (1, 1, width)
+        if self.registers:
+            shapes["encoder/register_tokens"] = (1, self.registers, width)
+        if self.position == "learned":
+            shapes["encoder/position"] = (1, self.num_prefix_positions + self.num_patches, width)
+        if self.pre_norm:
+            norm("pre_norm", width)
+        for block in (f"block_{index}" for index in range(self.depth)):
+            norm(f"{block}/norm1", width)
+            dense(f"{block}/attention/qkv", width, 3 * width, self.qkv_bias)
+            dense(f"{block}/attention/projection", width, width, bias)
+            if self.qk_norm:
+                norm(f"{block}/attention/q_norm", self.head_dim)
+                norm(f"{block}/attention/k_norm", self.head_dim)
+            norm(f"{block}/norm2", width)
+            mlp(f"{block}/mlp")
+            if self.layer_scale:
+                shapes[f"{block}/scale1/gamma"] = shapes[f"{block}/scale2/gamma"] = (width,)
+        norm("norm", self.pooled_dim if self.norm_after_pool else width)
+        if self.pool == "map":
+            shapes["pool/probe"] = (1, width)
+            dense("pool/query", width, width, self.qkv_bias)
+            dense("pool/key_value", width, 2 * width, self.qkv_bias)
+            dense("pool/projection", width, width, bias)
+            norm("pool/norm", width)
+            mlp("pool/mlp")
+        if self.pre_logits_dim:
+            dense("pre_logits", self.pooled_dim, self.pre_logits_dim, True)
+        if self.num_classes:
+            for head in ("head", "head_dist") if self.distillation else ("head",):
+                dense(head, self.pre_logits_dim or self.pooled_dim, self.num_classes, True)
+        return shapes
+
+    @property
     def num_params(self) -> int:
         """Number of trainable parameters of the model that `build_vit` makes, counted without building it."""
-        width, mlp_dim, bias = self.width, self.mlp_dim, self.use_bias
-        gate = 2 if self.mlp == "swiglu" else 1
-        norm = 2 * width
-        mlp = width * gate * mlp_dim + mlp_dim * width + bias * (gate * mlp_dim + width)
-        projection = width * width + bias * width
-        block = 2 * norm + 3 * (width * width + self.qkv_bias * width) + projection + mlp
-        block += 2 * width * (self.layer_scale > 0) + 4 * self.head_dim * self.qk_norm
-        patch_dim, stem = math.prod(self.patch_size) * self.channels, 0
-        if self.stem == "conv":
-            widths = (self.channels, *self.stem_widths)
-            stem = sum(9 * a * b + bias * b for a, b in itertools.pairwise(widths))
-            patch_dim = width
-        embed = stem + patch_dim * width + bias * width + width * (self.has_class_token + self.registers)
-        if self.position == "learned":
-            embed += width * (self.num_prefix_positions + self.num_patches)
-        pool = 0
-        if self.pool == "map":
-            pool = width + 3 * (width * width + self.qkv_bias * width) + projection + norm + mlp
-        features = self.pre_logits_dim or width
-        pre_logits = (width + 1) * self.pre_logits_dim
-        head = (features + 1) * self.num_classes
-        return embed + self.depth * block + norm + pool + pre_logits + head
+        return sum(math.prod(shape) for shape in self.weight_shapes.values())
 
     @property
     def num_prefix_positions(self) -> int:
@@ -260,7 +317,8 @@ class ViTConfig:
         pool = 0
         if self.pool == "map":
             pool = 2 * width * width * (1 + tokens) + 2 * tokens * width + mlp
-        head = width * self.pre_logits_dim + (self.pre_logits_dim or width) * self.num_classes
+        features = self.pooled_dim
+        head = features * self.pre_logits_dim + (self.pre_logits_dim or features) * self.num_classes * (1 + self.distillation)
         return 2 * (embed + self.depth * block + pool + head)
 
 

@@ -338,7 +338,8 @@ class MLP(Layer):
     Args:
         width: Size D of a token.
         hidden_dim: Size M of the hidden layer.
-        kind: `gelu` (exact), `gelu_tanh` (approximation) or `swiglu`, silu(x1) * x2 (arXiv 2002.05202).
+        kind: `gelu` (exact), `gelu_tanh` (approximation), `gelu_quick` (x sigmoid(1.702 x)) or `swiglu`, silu(x1) * x2 (arXiv
+            2002.05202).
         dropout: Dropout rate behind the activation.
         use_bias: Whether the dense layers have a bias.
     """
@@ -367,6 +368,8 @@ class MLP(Layer):
         if self.kind == "swiglu":
             gate, y = ops.split(y, 2, axis=-1)
             y = ops.silu(gate) * y
+        elif self.kind == "gelu_quick":
+            y = y * ops.sigmoid(ops.cast(1.702, y.dtype) * y)
         else:
             y = gelu(y, approximate=self.kind == "gelu_tanh")
         y = self.fc2(self.hidden_dropout(y))  # (B*N, D)
@@ -403,7 +406,7 @@ class TransformerBlock(Layer):
         width: Size D of a token.
         num_heads: Number of attention heads; divides `width`.
         mlp_dim: Size of the MLP's hidden layer.
-        mlp: `gelu`, `gelu_tanh` or `swiglu`.
+        mlp: `gelu`, `gelu_tanh`, `gelu_quick` or `swiglu`.
         dropout: Dropout rate of the attention's output and of the MLP.
         attention_dropout: Dropout rate of the attention weights.
         drop_path: Rate at which an example skips a residual branch (arXiv 1603.09382).
@@ -503,21 +506,24 @@ class TransformerBlock(Layer):
 
 @register
 class Pooling(Layer):
-    """The class token or the mean of the patch tokens: (B, N, D) -> (B, D).
+    """The class token, the mean of the patch tokens, or both side by side: (B, N, D) -> (B, D) or (B, 2D).
 
     Args:
-        kind: `cls` (the first token) or `gap` (the mean of all but the first `num_prefix_tokens`).
+        kind: `cls` (one token), `gap` (the mean of all but the first `num_prefix_tokens`) or `cls_gap`.
         num_prefix_tokens: Class token and registers in front of the patches.
+        token: Which token `cls` takes: 0 is the class token, 1 the first register.
     """
 
-    arguments = ("kind", "num_prefix_tokens")
+    arguments = ("kind", "num_prefix_tokens", "token")
 
-    def __init__(self, kind, num_prefix_tokens=0, **kwargs):
+    def __init__(self, kind, num_prefix_tokens=0, token=0, **kwargs):
         super().__init__(**kwargs)
-        check_choice("kind", kind, ("cls", "gap"))
+        check_choice("kind", kind, ("cls", "gap", "cls_gap"))
+        check_int("token", token, at_least=0)
         self.supports_masking = True
         self.kind = kind
         self.num_prefix_tokens = num_prefix_tokens
+        self.token = token
 
     def compute_mask(self, x, previous_mask=None):
         return None  # tokens end here
@@ -525,7 +531,11 @@ class Pooling(Layer):
     def call(self, x, mask=None):
         """Pools tokens (B, N, D); a `mask` (B, N) is True for those that count towards the mean."""
         if self.kind == "cls":
-            return x[:, 0]
+            return x[:, self.token]
+        mean = self.mean(x, mask)
+        return mean if self.kind == "gap" else ops.concatenate([x[:, self.token], mean], axis=-1)
+
+    def mean(self, x, mask):
         x = x[:, self.num_prefix_tokens :]
         if mask is None:
             return ops.mean(x, axis=1)
@@ -544,7 +554,7 @@ class AttentionPooling(Layer):
         width: Size D of a token.
         num_heads: Number of attention heads; divides `width`.
         mlp_dim: Size of the MLP's hidden layer.
-        mlp: `gelu`, `gelu_tanh` or `swiglu`.
+        mlp: `gelu`, `gelu_tanh`, `gelu_quick` or `swiglu`.
         norm_epsilon: Epsilon of the layer normalisation.
         qkv_bias: Whether query, keys and values have a bias.
         use_bias: Whether the other dense layers have a bias.

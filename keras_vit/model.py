@@ -18,8 +18,9 @@ from keras_vit.layers import (
 class ViT(keras.Model):
     """A functional model (B, H, W, C) -> logits (B, num_classes), or features (B, D) if `num_classes` is 0.
 
-    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `block_0` ... `block_{depth-1}` (B, N, D), `norm`,
-    `pool` (B, D), `pre_logits` (only where the configuration has one) and `head`. `features` gives the output of any.
+    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `pre_norm`, `block_0` ... `block_{depth-1}` (B, N, D), `norm`,
+    `pool` (B, D), `pre_logits`, `head`, and `pool_dist`, `head_dist` and `average` of a distilled model; those that the
+    configuration has. `features` gives the output of any.
 
     Attributes:
         config: The `ViTConfig` it was built from.
@@ -43,10 +44,13 @@ class ViT(keras.Model):
             prefix_positions=config.prefix_positions,
             grid_size=config.grid_size,
             dropout=config.dropout,
-            use_bias=config.use_bias,
+            use_bias=config.use_bias and not config.pre_norm,
             name="encoder",
             dtype=dtype,
         )(stem(images))  # (B, N, D)
+        norms = {"epsilon": config.norm_epsilon, "dtype": dtype}
+        if config.pre_norm:
+            x = keras.layers.LayerNormalization(name="pre_norm", **norms)(x)
         for index, drop_path in enumerate(config.drop_path_rates):
             x = TransformerBlock(
                 config.width,
@@ -62,20 +66,24 @@ class ViT(keras.Model):
                 dtype=dtype,
                 **common,
             )(x)
-        norm = keras.layers.LayerNormalization(epsilon=config.norm_epsilon, name="norm", dtype=dtype)
+        norm = keras.layers.LayerNormalization(name="norm", **norms)
+        prefix = config.has_class_token + config.registers
         if config.pool == "map":
             pool = AttentionPooling(
                 config.width, config.num_heads, config.mlp_dim, mlp=config.mlp, name="pool", dtype=dtype, **common
             )
         else:
-            prefix = config.has_class_token + config.registers
             pool = Pooling(config.pool, prefix, name="pool", dtype=dtype)
-        x = norm(pool(x)) if config.norm_after_pool else pool(norm(x))  # (B, D)
+        tokens = x if config.norm_after_pool else norm(x)  # (B, N, D)
+        x = norm(pool(tokens)) if config.norm_after_pool else pool(tokens)  # (B, D)
         if config.pre_logits_dim:
             x = keras.layers.Dense(config.pre_logits_dim, activation="tanh", name="pre_logits", dtype=dtype)(x)
         if config.num_classes:
-            # The paper's zero-initialised head; logits in float32 whatever the policy, for a stable softmax.
-            x = keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name="head", dtype="float32")(x)
+            x = make_head(config, "head")(x)
+        if config.distillation:
+            y = Pooling("cls", prefix, token=1, name="pool_dist", dtype=dtype)(tokens)
+            y = make_head(config, "head_dist")(y) if config.num_classes else y
+            x = keras.layers.Average(name="average", dtype=x.dtype)([x, y])
         super().__init__(inputs=images, outputs=x, name=name)
         self.config = config
         self.dtype_policy = dtype
@@ -87,6 +95,11 @@ class ViT(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**{**config, "config": ViTConfig(**config["config"])})
+
+
+def make_head(config, name):
+    # The paper's zero-initialised head; logits in float32 whatever the policy, for a stable softmax.
+    return keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name=name, dtype="float32")
 
 
 def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePolicy | None = None) -> ViT:

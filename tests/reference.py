@@ -40,6 +40,8 @@ class Reference:
             images = np.moveaxis(images, 1, 3)
         out = {"stem": self.conv_stem(images) if config.stem == "conv" else self.patches(images)}
         x = out["encoder"] = self.encode(out["stem"])
+        if config.pre_norm:
+            x = out["pre_norm"] = self.norm(x, "pre_norm")
         for block in range(config.depth):
             x, scores = self.block(x, f"block_{block}")
             out[f"block_{block}"], out[f"block_{block}/attention"] = x, scores
@@ -53,6 +55,11 @@ class Reference:
             x = out["pre_logits"] = np.tanh(self.dense(x, "pre_logits"))
         if config.num_classes:
             x = out["head"] = self.dense(x, "head")
+        if config.distillation:
+            y = out["pool_dist"] = out["norm"][:, 1]
+            if config.num_classes:
+                y = out["head_dist"] = self.dense(y, "head_dist")
+            x = out["average"] = (x + y) / 2
         out["output"] = x
         return out
 
@@ -96,7 +103,7 @@ class Reference:
         config = self.config
         x = self.dense(patches, "encoder/projection")
         prefix = []
-        if config.pool == "cls" or config.class_token:
+        if config.pool in ("cls", "cls_gap") or config.class_token:
             prefix += [self.weights["encoder/class_token"][0, 0]]
         prefix += [self.weights["encoder/register_tokens"][0, index] for index in range(config.registers)]
         placed = {"none": 0, "class": len(prefix) - config.registers, "all": len(prefix)}[config.prefix_positions]
@@ -140,6 +147,8 @@ class Reference:
             x = gate / (1 + np.exp(-gate)) * x
         elif self.config.mlp == "gelu_tanh":
             x = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        elif self.config.mlp == "gelu_quick":
+            x = x / (1 + np.exp(-1.702 * x))
         else:
             x = exact_gelu(x)
         return self.dense(x, f"{name}/fc2")
@@ -154,8 +163,9 @@ class Reference:
         config = self.config
         if config.pool == "cls":
             return x[:, 0]
-        if config.pool == "gap":
-            return x[:, -math.prod(config.grid_size) :].mean(1)
+        if config.pool in ("gap", "cls_gap"):
+            mean = x[:, -math.prod(config.grid_size) :].mean(1)
+            return mean if config.pool == "gap" else np.concatenate([x[:, 0], mean], axis=-1)
         q = self.dense(self.weights["pool/probe"], "pool/query")  # (1, D)
         k, v = np.split(self.dense(x, "pool/key_value"), 2, axis=-1)
         heads = []

@@ -96,6 +96,9 @@ OPTIONS = (
     {"pool": "gap", "class_token": True, "prefix_positions": "none", "pre_logits_dim": 10, "norm_after_pool": True},
     {"pool": "gap", "registers": 2, "prefix_positions": "all", "position": "sincos1d", "num_classes": 0},
     {"position": "sincos2d", "registers": 2, "pre_logits_dim": 10, "num_classes": 0},
+    {"pool": "cls_gap", "registers": 2, "pre_norm": True, "mlp": "gelu_quick"},
+    {"pool": "cls_gap", "norm_after_pool": True, "pre_logits_dim": 10, "use_bias": False, "pre_norm": True},
+    {"distillation": True, "registers": 1, "prefix_positions": "all"},
     {"position": "none", "patch_size": (8, 4), "channels": 1, "depth": 3, "data_format": "channels_first"},
 )
 
@@ -104,7 +107,8 @@ OPTIONS = (
 def test_counts_match_the_model_and_the_reference(options):
     config = ViTConfig(**{**TINY, "num_classes": 7, **options})
     model = randomise(build_vit(config))
-    assert config.num_params == model.count_params() == sum(v.size for v in weights_of(model).values())
+    assert config.weight_shapes == {path: value.shape for path, value in weights_of(model).items()}
+    assert config.num_params == model.count_params()
     reference = Reference(config, weights_of(model))
     reference(random_images(config, batch=1))
     assert config.flops == 2 * reference.macs
@@ -166,7 +170,9 @@ BAD = {
     "drop_path": NOT_A_RATE,
     "layer_scale": (-0.1, "0.1", None, True, math.nan, math.inf),
     "norm_epsilon": (0, -1e-6, "1e-6", None, True, math.nan, math.inf),
+    "distillation": NOT_A_FLAG,
     "qk_norm": NOT_A_FLAG,
+    "pre_norm": NOT_A_FLAG,
     "norm_after_pool": NOT_A_FLAG,
     "qkv_bias": NOT_A_FLAG,
     "use_bias": NOT_A_FLAG,
@@ -190,6 +196,11 @@ def test_bad_values_name_the_field(name, value):
         ("patch_size", {"image_size": 48, "patch_size": 12, "stem": "conv"}),
         ("patch_size", {"image_size": 16, "patch_size": 1, "stem": "conv"}),
         ("patch_size", {"image_size": 16, "patch_size": (2, 4), "stem": "conv"}),
+        ("class_token", {"pool": "cls_gap", "class_token": False}),
+        ("registers", {"distillation": True}),
+        ("pool", {"distillation": True, "registers": 1, "pool": "gap"}),
+        ("norm_after_pool", {"distillation": True, "registers": 1, "norm_after_pool": True}),
+        ("pre_logits_dim", {"distillation": True, "registers": 1, "pre_logits_dim": 4}),
         ("width", {"width": 18, "num_heads": 2, "position": "sincos2d"}),
         ("width", {"width": 15, "num_heads": 3, "position": "sincos1d"}),
     ],

@@ -84,7 +84,7 @@ CASES = {
         (2, 6, 8),
         (2, 6, 8),
     ),
-    Pooling: ({"kind": "gap", "num_prefix_tokens": 2}, (2, 6, 8), (2, 8)),
+    Pooling: ({"kind": "cls_gap", "num_prefix_tokens": 2, "token": 1}, (2, 6, 8), (2, 16)),
     AttentionPooling: (
         {
             "width": 8,
@@ -242,6 +242,7 @@ def test_images_that_do_not_fit_are_refused():
         (lambda: TransformerBlock(8, 3, 12), "num_heads"),
         (lambda: TransformerBlock(8, 2, 12)(random(2, 6, 10)), "width"),
         (lambda: Pooling("max"), "kind"),
+        (lambda: Pooling("cls", token=-1), "token"),
         (lambda: AttentionPooling(8, 3, 12), "num_heads"),
     ],
 )

@@ -58,6 +58,11 @@ OPTIONS = (
     {"registers": 2, "position": "sincos2d", "pool": "gap", "prefix_positions": "all"},
     {"pool": "gap"},
     {"pool": "map"},
+    {"pool": "cls_gap", "registers": 2},
+    {"pool": "cls_gap", "norm_after_pool": True, "pre_logits_dim": 10},
+    {"mlp": "gelu_quick", "pre_norm": True},
+    {"distillation": True, "registers": 1, "prefix_positions": "all"},
+    {"distillation": True, "registers": 2, "num_classes": 0},
     {"pool": "map", "class_token": True, "registers": 2, "mlp": "swiglu"},
     {"qk_norm": True, "depth": 2},
     {"layer_scale": 0.1, "depth": 2},
@@ -96,13 +101,17 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("options", [FULL, {"pool": "gap", "norm_after_pool": True, "depth": 2}], ids=["full", "gap"])
+DISTILLED = {"depth": 2, "pre_norm": True, "distillation": True, "registers": 1, "prefix_positions": "all"}
+AFTER_POOL = {"pool": "gap", "norm_after_pool": True, "depth": 2}
+
+
+@pytest.mark.parametrize("options", [FULL, AFTER_POOL, DISTILLED], ids=["full", "gap", "distilled"])
 def test_intermediates_match_the_reference(options):
     config = ViTConfig(**{**SIZES["patch"], **options})
     model, images = randomise(build_vit(config)), random_images(config)
     weights = weights_of(model)
     expected = Reference(config, weights)(images)
-    expected.pop("output")
+    output = expected.pop("output")
     values = keras_vit.features(model, list(expected))(images)
     assert set(values) == set(expected)
     for name, value in values.items():
@@ -110,7 +119,7 @@ def test_intermediates_match_the_reference(options):
     scores = numpy(keras_vit.features(model, "block_1/attention")(images)["block_1/attention"])
     assert scores.shape == (2, config.num_heads, config.num_tokens, config.num_tokens)
     np.testing.assert_allclose(scores.sum(-1), 1, atol=FORWARD)
-    np.testing.assert_allclose(numpy(model(images)), expected["head"], atol=FORWARD)
+    np.testing.assert_allclose(numpy(model(images)), output, atol=FORWARD)
     assert list(weights_of(model)) == list(weights)
 
 
@@ -122,7 +131,9 @@ def test_unknown_intermediates_are_listed():
 
 
 @pytest.mark.parametrize(
-    "options", [FULL, {"depth": 2}, {"stem": "conv", "pool": "gap"}, {"position": "none", "pool": "map"}], ids=str
+    "options",
+    [FULL, DISTILLED, {"depth": 2}, {"stem": "conv", "pool": "gap"}, {"position": "none", "pool": "map"}, {"pool": "cls_gap"}],
+    ids=str,
 )
 def test_every_weight_gets_a_finite_gradient(options):
     config = ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
