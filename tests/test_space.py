@@ -107,7 +107,7 @@ def test_shapes_that_cannot_be_built_are_left_out():
         ({"depth": "0..3"}, "space.depth: received 0"),
         ({"depth": "many"}, "space.depth: received 'many'; allowed: a number"),
         ({"depth": []}, r"space.depth: received \[\]"),
-        ({"pool": "max"}, "space.pool: received 'max'; allowed: cls, gap, map"),
+        ({"pool": "max"}, "space.pool: received 'max'; allowed: cls, gap, cls_gap, map"),
         ({"learning_rate": "0..1"}, "space.learning_rate: received 0"),
         ({"weight_decay": "0..0.1"}, "space.weight_decay: .*begins above 0"),
         ({"drop_path": "1"}, "space.drop_path: received 1"),
