@@ -16,12 +16,14 @@ from keras_vit.model import ViT, build_vit, features
 from keras_vit.recipe import Recipe, load_recipe
 from keras_vit.run import RunFolder
 from keras_vit.train import train
+from keras_vit.weights import Checkpoint, load_model, load_weights, open_checkpoint, save_weights
 
 __all__ = [
     "MLP",
     "VARIANTS",
     "Attention",
     "AttentionPooling",
+    "Checkpoint",
     "ConvStem",
     "LayerScale",
     "PatchEncoder",
@@ -34,6 +36,10 @@ __all__ = [
     "ViTConfig",
     "build_vit",
     "features",
+    "load_model",
     "load_recipe",
+    "load_weights",
+    "open_checkpoint",
+    "save_weights",
     "train",
 ]

@@ -175,6 +175,28 @@ class ViTConfig:
         check_fields(cls, settings)
         return cls(**settings)
 
+    @classmethod
+    def from_timm(cls, path, architecture: str | None = None) -> typing.Self:
+        """The configuration of a checkpoint of timm; see `keras_vit.open_checkpoint`."""
+        return cls.from_checkpoint(path, "timm", architecture)
+
+    @classmethod
+    def from_huggingface(cls, path) -> typing.Self:
+        """The configuration of a folder of transformers; see `keras_vit.open_checkpoint`."""
+        return cls.from_checkpoint(path, "huggingface")
+
+    @classmethod
+    def from_jax(cls, path) -> typing.Self:
+        """The configuration of an .npz file of vision_transformer or big_vision; see `keras_vit.open_checkpoint`."""
+        return cls.from_checkpoint(path, "jax")
+
+    @classmethod
+    def from_checkpoint(cls, path, source: str = "auto", architecture: str | None = None) -> typing.Self:
+        """The configuration of any checkpoint; see `keras_vit.open_checkpoint`."""
+        from keras_vit.weights import open_checkpoint
+
+        return open_checkpoint(path, source, architecture=architecture).config
+
     def to_dict(self) -> dict:
         """The fields as plain Python values (pairs become lists); `ViTConfig(**d)` gives an equal configuration."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

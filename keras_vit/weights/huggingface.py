@@ -1,0 +1,270 @@
+"""Folders of transformers: ViT, DeiT, DINOv2 and DINOv2 with registers; config.json and safetensors, in one file or sharded.
+
+Tensors are named as in the files, which transformers 5 still writes as transformers 4 did.
+"""
+
+import re
+from pathlib import Path
+
+from keras_vit.config import ViTConfig, as_pair
+from keras_vit.weights.checkpoint import (
+    Checkpoint,
+    Row,
+    check_tensors,
+    new_folder,
+    open_safetensors,
+    place_prefix,
+    read_json,
+    refuse_unless,
+    row_reader,
+    safetensors_files,
+    save_rows,
+    torch_row,
+    write_json,
+)
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
+}
+PREFIXES = {"vit": "vit", "deit": "deit", "dinov2": "dinov2", "dinov2_with_registers": "dinov2_with_registers"}
+CLASSES = {"vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
+# The image processors of released checkpoints where there is no preprocessor_config.json.
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+NORMALISATION = {"vit": ([0.5] * 3, [0.5] * 3), "deit": IMAGENET, "dinov2": IMAGENET, "dinov2_with_registers": IMAGENET}
+UNUSED = r"(.*\.)?(embeddings\.mask_token|embeddings\.position_ids)"  # of pretraining
+
+QKV = ("query", "key", "value")
+COMMON = {
+    "encoder/projection": "embeddings.patch_embeddings.projection",
+    "encoder/class_token": "embeddings.cls_token",
+    "encoder/position": "embeddings.position_embeddings",
+    "norm": "layernorm",
+    "pre_logits": "pooler.dense",
+}
+BLOCK = {"attention/projection": "attention.output.dense"}
+VIT_BLOCK = {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp/fc1": "intermediate.dense", "mlp/fc2": "output.dense"}
+DINO_BLOCK = {"norm1": "norm1", "norm2": "norm2", "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"}
+DINO_BLOCK |= {"scale1": "layer_scale1", "scale2": "layer_scale2"}
+GATED = {"mlp/fc1": "mlp.weights_in", "mlp/fc2": "mlp.weights_out"}
+VARIABLES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
+
+
+def table(config: ViTConfig, kind: str, prefix: str) -> list[Row]:
+    """The correspondence of weights, read both ways.
+
+    Args:
+        config: The `ViTConfig`.
+        kind: A model type of `CLASSES`.
+        prefix: Stands before the names of all but the head: `vit.` in a classifier, nothing in a bare model.
+    """
+    block = BLOCK | (VIT_BLOCK if kind in ("vit", "deit") else DINO_BLOCK | (GATED if config.mlp == "swiglu" else {}))
+    heads = {"head": "classifier"}
+    if config.distillation:
+        heads = {"head": "cls_classifier", "head_dist": "distillation_classifier"}
+    rows = []
+    for path, shape in config.weight_shapes.items():
+        layer, variable = path.rsplit("/", 1) if "/" in path else (path, "")
+        match = re.match(r"block_(\d+)/(.*)", layer)
+        if path in COMMON:
+            names = prefix + COMMON[path]
+        elif path == "encoder/register_tokens":
+            names = prefix + ("embeddings.distillation_token" if kind == "deit" else "embeddings.register_tokens")
+        elif layer in heads:
+            names = f"{heads[layer]}.{VARIABLES[variable]}"
+        elif not match:
+            names = f"{prefix}{COMMON[layer]}.{VARIABLES[variable]}"
+        elif match[2] == "attention/qkv":
+            names = tuple(f"{prefix}encoder.layer.{match[1]}.attention.attention.{part}.{VARIABLES[variable]}" for part in QKV)
+        else:
+            leaf = "lambda1" if match[2].startswith("scale") else VARIABLES[variable]
+            names = f"{prefix}encoder.layer.{match[1]}.{block[match[2]]}.{leaf}"
+        rows.append(torch_row(config, path, shape, names))
+    return rows
+
+
+def gated_dim(width: int, ratio: float) -> int:
+    """Hidden size of DINOv2's gated MLP: two thirds of the plain one's, rounded up to a multiple of 8."""
+    return (int(int(width * ratio) * 2 / 3) + 7) // 8 * 8
+
+
+def read_config(settings: dict, shapes: dict, where: str) -> tuple[ViTConfig, str, str]:
+    """The `ViTConfig`, model type and prefix of names of a folder, from its config.json and the names of its tensors."""
+    kind = settings.get("model_type")
+    if kind not in CLASSES:
+        raise ValueError(f"{where}: model_type: received {kind!r}; allowed: {', '.join(CLASSES)}")
+
+    def get(name, types, default):
+        value = settings.get(name, default)
+        if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+            raise ValueError(f"{where}: {name}: received {value!r}; allowed: a {getattr(types, '__name__', 'number')}")
+        return value
+
+    width = get("hidden_size", int, 768)
+    dino = kind.startswith("dinov2")
+    prefix = f"{PREFIXES[kind]}." if any(name.startswith(f"{PREFIXES[kind]}.") for name in shapes) else ""
+    distilled = "cls_classifier.weight" in shapes
+    head = shapes.get("cls_classifier.weight" if distilled else "classifier.weight")
+    classes = head[0] if head else 0
+    labels = settings.get("id2label")
+    listed = len(labels) if isinstance(labels, dict) else settings.get("num_labels")
+    if classes and listed is not None and listed != classes:
+        raise ValueError(f"{where}: id2label: received {listed} classes; the tensors have {classes}")
+    activation = get("hidden_act", str, "gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{where}: hidden_act: received {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    mlp, mlp_dim = ACTIVATIONS[activation], settings.get("intermediate_size", 4 * width)
+    if dino:
+        ratio = get("mlp_ratio", (int, float), 4)
+        gated = get("use_swiglu_ffn", bool, False)
+        mlp, mlp_dim = ("swiglu", gated_dim(width, ratio)) if gated else (mlp, int(width * ratio))
+        if settings.get("apply_layernorm", True) is not True:
+            raise ValueError(f"{where}: apply_layernorm: received False; allowed: True")
+    pooler = settings.get("pooler_act", "tanh")
+    pre_logits = shapes[f"{prefix}pooler.dense.weight"][0] if f"{prefix}pooler.dense.weight" in shapes else 0
+    if pre_logits and pooler != "tanh":
+        raise ValueError(f"{where}: pooler_act: received {pooler!r}; allowed: tanh")
+    patch = as_pair("patch_size", settings.get("patch_size", 14 if dino else 16))
+    image = as_pair("image_size", settings.get("image_size", 224))
+    config = ViTConfig(
+        image_size=tuple(side // p * p for side, p in zip(image, patch, strict=True)),
+        channels=get("num_channels", int, 3),
+        patch_size=patch,
+        width=width,
+        depth=get("num_hidden_layers", int, 12),
+        num_heads=get("num_attention_heads", int, 12),
+        mlp_dim=mlp_dim,
+        num_classes=classes,
+        pool="cls_gap" if dino and classes else "cls",
+        registers=get("num_register_tokens", int, 4) if kind == "dinov2_with_registers" else int(kind == "deit"),
+        distillation=distilled,
+        prefix_positions="all" if kind == "deit" else "class",
+        mlp=mlp,
+        layer_scale=float(get("layerscale_value", (int, float), 1.0)) if dino else 0.0,
+        norm_epsilon=float(get("layer_norm_eps", (int, float), 1e-6 if dino else 1e-12)),
+        pre_logits_dim=pre_logits,
+        qkv_bias=get("qkv_bias", bool, True),
+    )
+    return config, kind, prefix
+
+
+def open_huggingface(path: Path) -> Checkpoint:
+    """Opens a folder with config.json and safetensors."""
+    settings = read_json(path / "config.json")
+    shapes, read = open_safetensors(safetensors_files(path))
+    config, kind, prefix = read_config(settings, shapes, f"checkpoint: {str(path / 'config.json')!r}")
+    rows = table(config, kind, prefix)
+    check_tensors(f"checkpoint: {str(path)!r}", rows, shapes, UNUSED)
+    processor, notes = path / "preprocessor_config.json", ()
+    values = read_json(processor) if processor.is_file() else {}
+    mean, std = values.get("image_mean"), values.get("image_std")
+    if not (mean and std):
+        mean, std = NORMALISATION[kind]
+        notes = (f"mean and std: no preprocessor_config.json; taken for {kind}: {mean}, {std}",)
+    if values.get("do_normalize") is False:
+        mean, std, notes = [0.0], [1.0], ()
+    labels = settings.get("id2label")
+    names = None
+    if config.num_classes and isinstance(labels, dict) and set(labels) == {str(index) for index in range(config.num_classes)}:
+        names = [str(labels[str(index)]) for index in range(config.num_classes)]
+        if names == [f"LABEL_{index}" for index in range(config.num_classes)]:  # what transformers makes up
+            names = None
+    # DINOv2 with registers interpolates as timm does, the others without antialiasing.
+    antialias = kind == "dinov2_with_registers"
+    return Checkpoint("huggingface", path, config, list(mean), list(std), names, row_reader(rows, read), antialias, notes)
+
+
+def describe(config: ViTConfig) -> tuple[str, str, dict]:
+    """Model type, class of transformers and settings of a `ViTConfig`.
+
+    Raises:
+        ValueError: For what transformers has not, naming the field.
+    """
+    common = {"stem": "patch", "qk_norm": False, "pre_norm": False, "norm_after_pool": False, "use_bias": True}
+    refuse_unless("transformers", config, pool=("cls", "cls_gap"), **common)
+    dino = config.layer_scale > 0 or config.mlp == "swiglu" or config.pool == "cls_gap" or config.registers > 1
+    settings = {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "image_size": list(config.image_size),
+        "patch_size": list(config.patch_size),
+        "num_channels": config.channels,
+        "layer_norm_eps": config.norm_epsilon,
+        "qkv_bias": config.qkv_bias,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "hidden_act": "gelu" if config.mlp == "swiglu" else next(t for t, ours in ACTIVATIONS.items() if ours == config.mlp),
+        "dtype": "float32",
+    }
+    if dino:
+        kind = "dinov2_with_registers" if config.registers else "dinov2"
+        refuse_unless(f"{CLASSES[kind]} of transformers", config, distillation=False, pre_logits_dim=0)
+        if not config.layer_scale:
+            raise ValueError(f"layer_scale: received {config.layer_scale}; {CLASSES[kind]} of transformers has only positive ones")
+        if (config.num_classes and config.pool == "cls") or (not config.num_classes and config.pool == "cls_gap"):
+            raise ValueError(
+                f"pool: received {config.pool!r}; {CLASSES[kind]} of transformers has only cls_gap with classes and cls without"
+            )
+        gated = config.mlp == "swiglu"
+        ratio = config.mlp_dim * (1.5 if gated else 1) / config.width
+        ratio = int(ratio) if ratio == int(ratio) else ratio
+        if (gated_dim(config.width, ratio) if gated else int(config.width * ratio)) != config.mlp_dim:
+            raise ValueError(
+                f"mlp_dim: received {config.mlp_dim}; {CLASSES[kind]} of transformers has only {gated_dim(config.width, ratio)}"
+            )
+        settings |= {"mlp_ratio": ratio, "use_swiglu_ffn": gated, "layerscale_value": config.layer_scale}
+        settings |= {"use_mask_token": False} if kind == "dinov2" else {"num_register_tokens": config.registers}
+        name = f"{CLASSES[kind]}{'ForImageClassification' if config.num_classes else 'Model'}"
+        return kind, name, settings
+    kind = "deit" if config.registers else "vit"
+    if config.pre_logits_dim and config.num_classes:
+        raise ValueError(f"pre_logits_dim: received {config.pre_logits_dim}; transformers has it only with num_classes 0")
+    settings |= {"intermediate_size": config.mlp_dim}
+    if config.pre_logits_dim:
+        settings |= {"pooler_output_size": config.pre_logits_dim, "pooler_act": "tanh"}
+    if config.distillation and not config.num_classes:
+        raise ValueError("num_classes: received 0; transformers averages class and distillation token only as logits")
+    suffix = "ForImageClassificationWithTeacher" if config.distillation else "ForImageClassification"
+    return kind, f"{CLASSES[kind]}{suffix if config.num_classes else 'Model'}", settings
+
+
+def save_huggingface(config: ViTConfig, weights: dict, path: Path, mean: list, std: list, class_names: list | None) -> None:
+    """Writes a folder for `from_pretrained`: config.json, preprocessor_config.json and model.safetensors."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    kind, name, settings = describe(config)
+    if config.position == "none":
+        raise ValueError("position: received 'none'; transformers has only learned")
+    config, weights = place_prefix(config, weights, "all" if kind == "deit" else "class")
+    settings = {"model_type": kind, "architectures": [name], **settings}
+    if config.num_classes:
+        names = class_names or [f"LABEL_{index}" for index in range(config.num_classes)]
+        settings["id2label"] = {str(index): label for index, label in enumerate(names)}
+        settings["label2id"] = {label: index for index, label in enumerate(names)}
+    tensors = save_rows(table(config, kind, f"{PREFIXES[kind]}." if config.num_classes else ""), weights)
+    if kind == "dinov2_with_registers":  # it has one whether it is used or not
+        tensors[f"{PREFIXES[kind]}.embeddings.mask_token" if config.num_classes else "embeddings.mask_token"] = np.zeros(
+            (1, config.width), "float32"
+        )
+    height, width = config.image_size
+    processor = {
+        "image_processor_type": "BitImageProcessor" if kind.startswith("dinov2") else f"{CLASSES[kind]}ImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+        "resample": 3,
+    }
+    with new_folder(path) as folder:
+        (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+        write_json(folder / "config.json", settings)
+        write_json(folder / "preprocessor_config.json", processor)

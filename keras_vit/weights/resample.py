@@ -1,0 +1,74 @@
+"""Positions for another grid of patches, and projections for another patch size: linear maps, as small NumPy matrices."""
+
+import numpy as np
+
+
+def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
+    """The matrix (new, old) of a bicubic resize along one axis, pixel centres aligned as PyTorch's `align_corners=False`.
+
+    Args:
+        old: Samples before.
+        new: Samples after.
+        antialias: Whether the kernel is stretched where the axis shrinks. As in PyTorch its parameter is -0.5 with this and
+            -0.75 without, and samples beyond the border are left out with this and repeat the border without.
+    """
+    scale = old / new
+    stretch = max(scale, 1.0) if antialias else 1.0
+    centres = (np.arange(new) + 0.5) * scale - 0.5
+    reach = int(np.ceil(2 * stretch)) + 1
+    taps = np.floor(centres)[:, None] + np.arange(-reach, reach + 1)  # (new, taps)
+    weights = cubic((taps - centres[:, None]) / stretch, -0.5 if antialias else -0.75)
+    if antialias:
+        weights[(taps < 0) | (taps >= old)] = 0
+    weights /= weights.sum(1, keepdims=True)
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1).astype(int)), weights)
+    return matrix
+
+
+def cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys's cubic convolution kernel with parameter `a` (IEEE ASSP 29, 1981)."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def resample_positions(
+    position: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = True
+) -> np.ndarray:
+    """Learned positions (1, prefix + rows * columns, D) for another grid of patches; rows of prefix tokens are kept.
+
+    Args:
+        position: The table; what it has more than `old_grid` holds belongs to prefix tokens.
+        old_grid: Rows and columns of patches it was learned for.
+        new_grid: Rows and columns wanted.
+        antialias: See `resize_matrix`; with it as timm's `resample_abs_pos_embed`.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return position
+    prefix = position.shape[1] - old_grid[0] * old_grid[1]
+    grid = position[0, prefix:].reshape(*old_grid, -1).astype("float64")
+    rows, columns = (resize_matrix(old, new, antialias) for old, new in zip(old_grid, new_grid, strict=True))
+    grid = np.einsum("ai,bj,ijd->abd", rows, columns, grid, optimize=True).reshape(1, -1, position.shape[2])
+    return np.concatenate([position[:, :prefix], grid.astype(position.dtype)], axis=1)
+
+
+def resample_projection(kernel: np.ndarray, old_patch: tuple[int, int], new_patch: tuple[int, int], channels: int) -> np.ndarray:
+    """The projection (P * P * C, D) for patches of another size (FlexiViT, arXiv 2212.08013, section 3.4).
+
+    With R the bicubic resize of a patch, the new kernel is the pseudo-inverse of R transposed times the old one: a resized patch
+    then gives the old token wherever R loses nothing. As timm's `resample_patch_embed`.
+
+    Args:
+        kernel: The projection, its rows in the order of `Patches`: row, column, channel.
+        old_patch: Height and width of a patch before, in pixels.
+        new_patch: Height and width wanted.
+        channels: Channels C of the image.
+    """
+    if tuple(old_patch) == tuple(new_patch):
+        return kernel
+    rows, columns = (np.linalg.pinv(resize_matrix(old, new).T) for old, new in zip(old_patch, new_patch, strict=True))
+    kernel = kernel.reshape(*old_patch, channels, -1)
+    resized = np.einsum("ai,bj,ijcd->abcd", rows, columns, kernel.astype("float64"), optimize=True)
+    return resized.reshape(-1, kernel.shape[-1]).astype(kernel.dtype)
