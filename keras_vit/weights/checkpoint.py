@@ -202,7 +202,7 @@ def refuse_pickle(path: Path) -> typing.NoReturn:
         "s.save_file({k: v.contiguous().clone() for k, v in t.items()}, 'model.safetensors')"
     )
     raise ValueError(
-        f"checkpoint: {str(path)!r} is a pickle, which can run any code and is never read; convert it: python -c \"{code}\""
+        f'checkpoint: {str(path)!r} is a pickle, which can run any code and is never read; convert it: python -c "{code}"'
     )
 
 

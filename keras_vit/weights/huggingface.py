@@ -210,11 +210,13 @@ def describe(config: ViTConfig) -> tuple[str, str, dict]:
                 f"pool: received {config.pool!r}; {CLASSES[kind]} of transformers has only cls_gap with classes and cls without"
             )
         gated = config.mlp == "swiglu"
-        ratio = config.mlp_dim * (1.5 if gated else 1) / config.width
-        ratio = int(ratio) if ratio == int(ratio) else ratio
-        if (gated_dim(config.width, ratio) if gated else int(config.width * ratio)) != config.mlp_dim:
+        ratio = round(config.mlp_dim * (1.5 if gated else 1) / config.width)
+        hidden = gated_dim(config.width, ratio) if gated else config.width * ratio
+        if hidden != config.mlp_dim:
+            raise ValueError(f"mlp_dim: received {config.mlp_dim}; {CLASSES[kind]} of transformers has only such as {hidden}")
+        if config.image_size[0] != config.image_size[1] or config.grid_size[0] != config.grid_size[1]:
             raise ValueError(
-                f"mlp_dim: received {config.mlp_dim}; {CLASSES[kind]} of transformers has only {gated_dim(config.width, ratio)}"
+                f"image_size: received {config.image_size}; {CLASSES[kind]} of transformers takes its positions for a square's"
             )
         settings |= {"mlp_ratio": ratio, "use_swiglu_ffn": gated, "layerscale_value": config.layer_scale}
         settings |= {"use_mask_token": False} if kind == "dinov2" else {"num_register_tokens": config.registers}

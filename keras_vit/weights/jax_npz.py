@@ -96,6 +96,7 @@ def read_config(shapes: dict, settings: dict) -> tuple[ViTConfig, str]:
         shapes: Names and shapes.
         settings: What a file that was written here says of itself.
     """
+
     def query(flavour):
         return f"Transformer/encoderblock_0/{BLOCKS[flavour]['attention']}/query/kernel"
 

@@ -147,9 +147,7 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         if given != found[name]:
             raise ValueError(f"config.json: model_args.{name}: received {given}; the tensors have {found[name]}")
     if mapped and (class_token or registers) and not args.get("pool_include_prefix"):
-        raise ValueError(
-            f"architecture: {architecture!r} leaves class token and registers out of its attention pooling; not known here"
-        )
+        raise ValueError(f"architecture: received {architecture!r}, which pools by attention without its prefix tokens")
     prefix = class_token + registers
     length = shapes["pos_embed"][1] if "pos_embed" in shapes else None
     grid = find_grid(length, prefix, patch, args.get("img_size"), (image_size, *re.findall(r"\d+$", base)))

@@ -1,0 +1,261 @@
+"""Weights of transformers: the same logits, bit for bit there and back, and folders that do not hold what they say."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from peers import randomise_module, torch
+from reference import weights_of
+
+from keras_vit import ViTConfig, build_vit, load_model, open_checkpoint, save_weights
+from keras_vit.parity import randomise
+
+transformers = pytest.importorskip("transformers")
+LOGITS = 1e-4  # absolute, float32 against float32, logits of a few units
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8, "num_labels": 5}
+FAMILIES = {
+    "ViTModel": {"intermediate_size": 40},
+    "ViTForImageClassification": {"intermediate_size": 40, "hidden_act": "gelu_new", "qkv_bias": False},
+    "DeiTModel": {"intermediate_size": 40},
+    "DeiTForImageClassification": {"intermediate_size": 40, "hidden_act": "quick_gelu"},
+    "DeiTForImageClassificationWithTeacher": {"intermediate_size": 40},
+    "Dinov2Model": {"mlp_ratio": 2},
+    "Dinov2ForImageClassification": {"use_swiglu_ffn": True},
+    "Dinov2WithRegistersModel": {"use_swiglu_ffn": True},
+    "Dinov2WithRegistersForImageClassification": {"mlp_ratio": 3, "num_register_tokens": 3},
+}
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def made(name, **options):
+    cls = getattr(transformers, name)
+    module = cls(cls.config_class(**{**SMALL, **FAMILIES[name], **options}))
+    return randomise_module(module)
+
+
+def output_of(module, images, **options):
+    """What our model gives: logits, else the pooled token."""
+    with torch.no_grad():
+        output = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), **options)
+    for name in ("logits", "pooler_output"):
+        if getattr(output, name, None) is not None:
+            return getattr(output, name).numpy()
+    return output.last_hidden_state[:, 0].numpy()
+
+
+def images_of(size):
+    return np.random.default_rng(0).normal(size=(3, *size, 3)).astype("float32")
+
+
+def logits(model, images):
+    return keras.ops.convert_to_numpy(model(images))
+
+
+def files_of(folder):
+    from safetensors.numpy import load_file
+
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+
+
+@every_family
+def test_logits_and_round_trip(name, tmp_path):
+    module = made(name)
+    module.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    images = images_of((32, 32))
+    expected = output_of(module, images)
+    assert np.abs(expected).std() > 1000 * LOGITS
+    np.testing.assert_allclose(logits(model, images), expected, atol=LOGITS)
+
+    save_weights(model, tmp_path / "back", "huggingface", mean=[0.1, 0.2, 0.3])
+    again, report = getattr(transformers, name).from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(report.values()), report
+    np.testing.assert_array_equal(output_of(again.eval(), images), expected)
+    theirs, ours = files_of(tmp_path / "theirs"), files_of(tmp_path / "back")
+    assert set(theirs) - set(ours) <= {key for key in theirs if key.endswith("mask_token")}
+    for key, value in ours.items():
+        if not key.endswith("mask_token"):
+            np.testing.assert_array_equal(value, theirs[key], err_msg=key)
+
+    checkpoint = open_checkpoint(tmp_path / "back")
+    assert (checkpoint.source, checkpoint.config, checkpoint.mean) == ("huggingface", model.config, [0.1, 0.2, 0.3])
+    twin = load_model(tmp_path / "back")
+    for path, value in weights_of(model).items():
+        np.testing.assert_array_equal(weights_of(twin)[path], value, err_msg=path)
+
+
+@every_family
+@pytest.mark.parametrize("size", [(24, 48), (64, 40)], ids=str)
+def test_another_image_size(name, size, tmp_path):
+    module = made(name)
+    module.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs", image_size=size)
+    images = images_of(size)
+    options = {} if name.startswith("Dinov2") else {"interpolate_pos_encoding": True}
+    np.testing.assert_allclose(logits(model, images), output_of(module, images, **options), atol=LOGITS)
+
+
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "Dinov2WithRegistersModel"])
+def test_sharded_folders(name, tmp_path):
+    module = made(name)
+    module.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    images = images_of((32, 32))
+    np.testing.assert_allclose(logits(load_model(tmp_path / "shards"), images), output_of(module, images), atol=LOGITS)
+
+
+def test_class_names_and_normalisation(tmp_path):
+    labels = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "eel"}
+    made("ViTForImageClassification", id2label=labels).save_pretrained(tmp_path / "theirs")
+    checkpoint = open_checkpoint(tmp_path / "theirs")
+    assert checkpoint.class_names == list(labels.values())
+    assert checkpoint.mean == [0.5] * 3
+    assert any("no preprocessor_config.json" in note for note in checkpoint.notes)
+    transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path / "theirs")
+    checkpoint = open_checkpoint(tmp_path / "theirs")
+    assert (checkpoint.mean, checkpoint.std, checkpoint.notes) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], ())
+    model = load_model(tmp_path / "theirs")
+    save_weights(model, tmp_path / "back", "huggingface", class_names=checkpoint.class_names, mean=checkpoint.mean)
+    assert transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "back").config.id2label == labels
+    assert list(transformers.AutoImageProcessor.from_pretrained(tmp_path / "back").image_mean) == [0.1, 0.2, 0.3]
+    made("Dinov2Model").save_pretrained(tmp_path / "dino")
+    assert open_checkpoint(tmp_path / "dino").class_names is None
+    assert ViTConfig.from_huggingface(tmp_path / "dino").pool == "cls"
+
+
+OTHERS = (
+    ("DeiTForImageClassification", {"registers": 1, "prefix_positions": "none"}),
+    ("ViTForImageClassification", {"position": "sincos2d"}),
+    ("ViTForImageClassification", {"position": "sincos1d", "channels": 1}),
+    ("Dinov2WithRegistersForImageClassification", {"registers": 2, "prefix_positions": "none", "pool": "cls_gap"}),
+    ("Dinov2Model", {"num_classes": 0, "mlp_dim": 56, "mlp": "swiglu"}),
+)
+
+
+@pytest.mark.parametrize(("name", "options"), OTHERS, ids=str)
+def test_our_models_run_there(name, options, tmp_path):
+    sizes = {"image_size": (16, 24), "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "num_classes": 4}
+    if name.startswith("Dinov2"):
+        sizes |= {"image_size": 24, "layer_scale": 0.3}
+    model = randomise(build_vit(ViTConfig(**{**sizes, **options})))
+    images = np.random.default_rng(0).normal(size=(3, *model.config.image_shape)).astype("float32")
+    save_weights(model, tmp_path / "there", "huggingface")
+    there, report = getattr(transformers, name).from_pretrained(tmp_path / "there", output_loading_info=True)
+    assert not any(report.values()), report
+    np.testing.assert_allclose(output_of(there.eval(), images), logits(model, images), atol=LOGITS)
+    np.testing.assert_allclose(logits(load_model(tmp_path / "there"), images), logits(model, images), atol=LOGITS)
+
+
+def test_what_transformers_has_not_is_named(tmp_path):
+    small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
+    for name, options in (
+        ("stem", {"stem": "conv"}),
+        ("pool", {"pool": "gap"}),
+        ("pool", {"layer_scale": 0.1}),
+        ("layer_scale", {"mlp": "swiglu", "pool": "cls_gap"}),
+        ("qk_norm", {"qk_norm": True}),
+        ("pre_norm", {"pre_norm": True}),
+        ("position", {"position": "none"}),
+        ("pre_logits_dim", {"pre_logits_dim": 4}),
+        ("mlp_dim", {"layer_scale": 0.1, "pool": "cls_gap", "mlp": "swiglu", "mlp_dim": 28}),
+        ("mlp_dim", {"layer_scale": 0.1, "pool": "cls_gap"}),
+        ("image_size", {"layer_scale": 0.1, "pool": "cls_gap", "image_size": (16, 24), "mlp_dim": 32}),
+        ("num_classes", {"distillation": True, "registers": 1, "num_classes": 0}),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: received .*transformers"):
+            save_weights(build_vit(ViTConfig(**small, **options)), tmp_path / "none", "huggingface")
+    assert not list(tmp_path.iterdir())
+
+
+# Bad input
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("huggingface") / "shards"
+    made("ViTForImageClassification").save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "resnet"}, "model_type: received 'resnet'; allowed: vit, deit"),
+        ({"model_type": "deit"}, "the tensors are not those of its configuration"),
+        ({"hidden_size": 48}, "! "),
+        ({"hidden_size": "24"}, "hidden_size: received '24'; allowed: a int"),
+        ({"num_hidden_layers": 3}, "- vit.encoder.layer.2."),
+        ({"num_hidden_layers": 1}, "+ vit.encoder.layer.1."),
+        ({"num_attention_heads": 5}, "num_heads: 5 does not divide width 24"),
+        ({"image_size": 64}, "! vit.embeddings.position_embeddings (1, 17, 24), expected (1, 65, 24)"),
+        ({"patch_size": [8, "x"]}, "patch_size: received [8, 'x']"),
+        ({"hidden_act": "relu"}, "hidden_act: received 'relu'; allowed: gelu"),
+        ({"id2label": {"0": "a"}}, "id2label: received 1 classes; the tensors have 5"),
+    ],
+    ids=str,
+)
+def test_a_config_that_contradicts_the_tensors(shards, settings, message, tmp_path):
+    shutil.copytree(shards, tmp_path / "changed")
+    path = tmp_path / "changed" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        load_model(tmp_path / "changed")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "model.bin", "", ".safetensors", "a\\b.safetensors"],
+)
+def test_an_index_stays_in_its_folder(shards, place, tmp_path):
+    shutil.copytree(shards, tmp_path / "folder")
+    (tmp_path / "model.safetensors").write_bytes(b"outside")
+    path = tmp_path / "folder" / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["classifier.bias"] = place
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"^checkpoint: .*index.json' names .*; allowed: the name of a .safetensors file"):
+        load_model(tmp_path / "folder")
+
+
+def test_indexes_that_are_wrong(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "folder")
+    path = tmp_path / "folder" / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    shard = index["weight_map"]["classifier.bias"]
+    wrong = {**index["weight_map"], "classifier.bias": next(s for s in index["weight_map"].values() if s != shard)}
+    for weight_map, message in (
+        (wrong, "does not hold 'classifier.bias', as the index says"),
+        ({**index["weight_map"], "classifier.bias": "model-00009.safetensors"}, "model-00009.safetensors' is missing"),
+        ({}, "has no weight_map"),
+        (["x"], "has no weight_map"),
+        ({"a": 3}, "has no weight_map"),
+    ):
+        path.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ValueError, match=r"^checkpoint: [^\n]+$") as error:
+            load_model(tmp_path / "folder")
+        assert message in str(error.value)
+    path.write_text(json.dumps(index))
+    whole = (tmp_path / "folder" / shard).read_bytes()
+    (tmp_path / "folder" / shard).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"^checkpoint: .*is damaged or no safetensors file"):
+        load_model(tmp_path / "folder")
+    (tmp_path / "folder" / shard).unlink()
+    with pytest.raises(ValueError, match=rf"^checkpoint: .*{shard}' is missing$"):
+        load_model(tmp_path / "folder")
+
+
+def test_folders_without_weights(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match=r"holds neither model.safetensors nor model.safetensors.index.json$"):
+        load_model(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin' is a pickle"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has neither architecture \(timm\) nor model_type"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match=r"^source: received 'huggingface', but"):
+        open_checkpoint(tmp_path / "config.json", "huggingface")

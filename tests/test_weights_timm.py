@@ -1,0 +1,442 @@
+"""Weights of timm: the same logits, bit for bit there and back, and every architecture of timm known or refused."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from peers import module_output, numpy_state, randomise_module, torch
+from reference import weights_of
+
+import keras_vit
+from keras_vit import ViTConfig, build_vit, load_model, load_weights, open_checkpoint, save_weights
+from keras_vit.parity import randomise
+from keras_vit.weights.checkpoint import check_tensors
+from keras_vit.weights.timm import parse_architecture, read_config, table
+
+timm = pytest.importorskip("timm")
+LOGITS = 1e-4  # absolute, float32 against float32, logits of a few units
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+FAMILIES = {
+    "vit_base_patch16_224": {},
+    "vit_base_patch16_224_miil": {},
+    "vit_base_patch16_plus_240": {},
+    "vit_base_patch16_gap_224": {},
+    "vit_base_patch16_reg4_gap_256": {},
+    "vit_so150m2_patch16_reg1_gap_256": {},
+    "vit_medium_patch16_gap_256": {},
+    "deit_base_patch16_224": {},
+    "deit_base_distilled_patch16_224": {},
+    "deit3_base_patch16_224": {},
+    "vit_base_patch14_dinov2": {},
+    "vit_base_patch14_reg4_dinov2": {"num_classes": 0},
+    "vit_giant_patch14_dinov2": {},
+    "vit_giant_patch14_reg4_dinov2": {"num_classes": 0},
+    "vit_base_patch16_clip_224": {},
+    "vit_base_patch16_clip_quickgelu_224": {},
+    "vit_base_patch16_siglip_224": {"num_classes": 0},
+    "vit_base_patch32_siglip_256": {},
+    "vit_base_patch16_siglip_gap_224": {},
+}
+every_family = pytest.mark.parametrize("architecture", FAMILIES)
+
+
+def made(architecture, **options):
+    """A small model of an architecture with random weights, and the arguments that make it."""
+    args = {**SMALL, **FAMILIES[architecture], **options}
+    return randomise_module(timm.create_model(architecture, **args)), args
+
+
+def saved(module, args, folder):
+    """A folder as timm writes it for the hub."""
+    from timm.models import save_for_hf
+
+    args = {name: value for name, value in args.items() if name != "num_classes"}
+    save_for_hf(module, folder, model_args=args, safe_serialization="both" if folder.name == "both" else True)
+    return folder
+
+
+def images_of(size, seed=0):
+    return np.random.default_rng(seed).normal(size=(3, *size, 3)).astype("float32")
+
+
+def logits(model, images):
+    return keras.ops.convert_to_numpy(model(images))
+
+
+@every_family
+def test_logits_and_round_trip(architecture, tmp_path):
+    module, args = made(architecture)
+    folder = saved(module, args, tmp_path / "theirs")
+    model = load_model(folder)
+    images = images_of((32, 32))
+    expected = module_output(module, images)
+    assert np.abs(expected).std() > 1000 * LOGITS
+    np.testing.assert_allclose(logits(model, images), expected, atol=LOGITS)
+
+    save_weights(model, tmp_path / "back", "timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
+    again.load_state_dict(module.state_dict(), strict=True)  # the same names and shapes
+    again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
+    for name, value in numpy_state(module).items():
+        np.testing.assert_array_equal(numpy_state(again)[name], value, err_msg=name)
+    np.testing.assert_array_equal(module_output(again, images), expected)
+
+    twin = load_model(tmp_path / "back")
+    assert twin.config == model.config
+    for path, value in weights_of(model).items():
+        np.testing.assert_array_equal(weights_of(twin)[path], value, err_msg=path)
+
+
+@every_family
+@pytest.mark.parametrize("size", [(24, 48), (64, 40)], ids=str)
+def test_another_image_size(architecture, size, tmp_path):
+    module, args = made(architecture)
+    folder = saved(module, args, tmp_path / "theirs")
+    model = load_model(folder, image_size=size)
+    module.set_input_size(img_size=size)
+    images = images_of(size)
+    np.testing.assert_allclose(logits(model, images), module_output(module, images), atol=LOGITS)
+
+
+def test_another_patch_size(tmp_path, caplog):
+    module, args = made("vit_base_patch16_224")
+    folder = saved(module, args, tmp_path / "theirs")
+    model = load_model(folder, image_size=(24, 40), patch_size=(6, 10))
+    args = {**args, "img_size": (24, 40), "patch_size": (6, 10)}
+    there = timm.create_model("vit_base_patch16_224", **args).eval()
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    there.load_state_dict(checkpoint_filter_fn(module.state_dict(), there, interpolation="bicubic", antialias=True), strict=True)
+    images = images_of((24, 40))
+    np.testing.assert_allclose(logits(model, images), module_output(there, images), atol=LOGITS)
+    assert "patches: 8x8 pixels there, 6x10 here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pool": "map", "class_token": True, "registers": 2, "prefix_positions": "class", "mlp": "gelu_tanh"},
+        {"pool": "map", "norm_after_pool": True},
+        {"registers": 2, "prefix_positions": "class", "layer_scale": 0.3},
+        {"registers": 2, "prefix_positions": "all"},
+        {"registers": 2, "prefix_positions": "none", "mlp": "swiglu", "qk_norm": True},
+        {"distillation": True, "registers": 1, "prefix_positions": "all", "num_classes": 0},
+        {"distillation": True, "registers": 1, "prefix_positions": "none"},
+        {"pool": "gap", "class_token": True, "position": "none"},
+        {"position": "sincos2d", "registers": 1},
+        {"position": "sincos1d", "pool": "gap"},
+        {"position": "sincos1d", "registers": 1, "prefix_positions": "class"},
+        {"pre_norm": True, "norm_epsilon": 1e-5, "mlp": "gelu_quick", "qkv_bias": False, "channels": 1},
+        {"mlp_dim": 29},
+    ],
+    ids=str,
+)
+def test_our_models_run_there(options, tmp_path):
+    """Also non-square images and patches, positions that are fixed, and prefix tokens as timm has them."""
+    sizes = {"image_size": (16, 24), "patch_size": (8, 6), "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "num_classes": 4}
+    model = randomise(build_vit(ViTConfig(**{**sizes, **options})))
+    images = np.random.default_rng(0).normal(size=(3, *model.config.image_shape)).astype("float32")
+    save_weights(model, tmp_path / "there", "timm", mean=0.4, std=[0.3] * model.config.channels)
+    there = timm.create_model(f"local-dir:{tmp_path / 'there'}", pretrained=True).eval()
+    assert list(there.pretrained_cfg["mean"]) == [0.4] * model.config.channels
+    np.testing.assert_allclose(module_output(there, images), logits(model, images), atol=LOGITS)
+    back = load_model(tmp_path / "there")
+    np.testing.assert_allclose(logits(back, images), logits(model, images), atol=LOGITS)
+
+
+def test_a_file_alone_says_what_it_is(tmp_path):
+    module, args = made("vit_base_patch16_siglip_224", num_classes=4)
+    model = load_model(saved(module, args, tmp_path / "theirs"))
+    save_weights(model, tmp_path / "one.safetensors", "timm", mean=[0.1, 0.2, 0.3], class_names=["a", "b", "c", "d"])
+    checkpoint = open_checkpoint(tmp_path / "one.safetensors")
+    assert (checkpoint.source, checkpoint.config, checkpoint.mean) == ("timm", model.config, [0.1, 0.2, 0.3])
+    assert checkpoint.class_names == ["a", "b", "c", "d"]
+    assert ViTConfig.from_timm(tmp_path / "one.safetensors") == model.config
+    module.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in read(tmp_path / "one.safetensors").items()}, strict=True
+    )
+
+
+def read(path):
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def write(path, tensors, **options):
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, **options)
+    return path
+
+
+def test_a_foreign_file_needs_its_architecture(tmp_path):
+    module = randomise_module(timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3))
+    path = write(tmp_path / "tiny.safetensors", numpy_state(module))
+    with pytest.raises(ValueError, match=r"^architecture: .*allowed: a name of timm"):
+        load_model(path)
+    model = load_model(path, architecture="vit_tiny_patch16_224.augreg_in21k")
+    images = images_of((224, 224))
+    np.testing.assert_allclose(logits(model, images), module_output(module, images), atol=LOGITS)
+    assert any("mean and std: not in the file" in note for note in load_weights(model, path, architecture="vit_tiny_patch16_224"))
+
+
+def test_half_precision_is_read(tmp_path):
+    module, args = made("vit_base_patch16_224")
+    folder = saved(module.to(torch.bfloat16), args, tmp_path / "theirs")
+    module = module.float()
+    images = images_of((32, 32))
+    np.testing.assert_allclose(logits(load_model(folder), images), module_output(module, images), atol=LOGITS)
+
+
+def test_heads(tmp_path, caplog):
+    module, args = made("deit_base_distilled_patch16_224")
+    folder = saved(module, args, tmp_path / "theirs")
+    model = load_model(folder, num_classes=7)
+    assert "head: 5 classes there, 7 classes here: a new head" in caplog.text
+    assert model.config.num_classes == 7
+    assert not np.any(weights_of(model)["head_dist/kernel"])
+    images = images_of((32, 32))
+    bare = load_model(folder, num_classes=0)
+    module.reset_classifier(0)
+    np.testing.assert_allclose(logits(bare, images), module_output(module, images), atol=LOGITS)
+    other = build_vit(model.config)
+    with pytest.raises(ValueError, match=r"! head/kernel \(24, 5\), expected \(24, 7\).*new_head=True"):
+        load_weights(other, folder)
+    assert any("a new head" in note for note in load_weights(other, folder, new_head=True))
+
+
+def test_free_and_fixed_fields(tmp_path):
+    module, args = made("vit_base_patch16_224")
+    folder = saved(module, args, tmp_path / "theirs")
+    model = load_model(folder, drop_path=0.2, data_format="channels_first", width=24)
+    assert (model.config.drop_path, model.config.data_format) == (0.2, "channels_first")
+    for name, value in (("width", 48), ("num_heads", 4), ("mlp", "gelu_tanh"), ("pool", "gap")):
+        with pytest.raises(ValueError, match=rf"^{name}: received .*as the checkpoint has it$"):
+            load_model(folder, **{name: value})
+    with pytest.raises(ValueError, match=r"^widht: no such field; did you mean 'width'"):
+        load_model(folder, widht=24)
+
+
+def known(name):
+    """Whether an architecture of timm is one of ours, checked against its module; else what is said of it."""
+    with torch.device("meta"):
+        module = timm.create_model(name)
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    try:
+        config = read_config(shapes, name, {})
+        check_tensors(name, table(config), shapes)
+    except ValueError as error:
+        return str(error)
+    block = module.blocks[0]
+    activation = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "gelu_quick", "SiLU": "swiglu"}
+    assert type(block).__name__ == "Block", name
+    assert config.num_heads == block.attn.num_heads, name
+    assert config.norm_epsilon == block.norm1.eps, name
+    assert config.mlp == activation[type(block.mlp.act).__name__], name
+    assert config.pool == {"token": "cls", "avg": "gap", "map": "map"}[module.global_pool], name
+    assert config.grid_size == module.patch_embed.grid_size, name
+    return True
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="reads no weights: the same under every backend")
+def test_every_architecture_is_known_or_refused():
+    answers = [known(name) for name in timm.list_models() if name.startswith(("vit_", "deit"))]
+    assert answers.count(True) >= 136  # of 230 in timm 1.0.31
+    for answer in set(answers) - {True}:
+        assert answer.startswith("architecture: received ")
+        assert "\n" not in answer
+
+
+def test_what_timm_has_not_is_named(tmp_path):
+    small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
+    for name, options in (
+        ("stem", {"stem": "conv"}),
+        ("pool", {"pool": "cls_gap"}),
+        ("pre_logits_dim", {"pre_logits_dim": 4}),
+        ("use_bias", {"use_bias": False}),
+        ("norm_epsilon", {"norm_epsilon": 1e-12}),
+        ("mlp", {"mlp": "swiglu", "pool": "map"}),
+        ("distillation", {"distillation": True, "registers": 2}),
+        ("qk_norm", {"qk_norm": True, "pool": "map"}),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: received .*timm"):
+            save_weights(build_vit(ViTConfig(**small, **options)), tmp_path / "none", "timm")
+        assert not list(tmp_path.iterdir())
+
+
+# Bad input
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    module, args = made("vit_base_patch16_224")
+    return saved(module, args, tmp_path_factory.mktemp("timm") / "theirs")
+
+
+def changed(folder, to, **settings):
+    """A copy of a folder with other values in its config.json; dotted names with two underscores."""
+    to.mkdir()
+    (to / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in settings.items():
+        place, _, leaf = name.rpartition("__")
+        (config[place] if place else config)[leaf] = value
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "resnet50"}, "architecture: received 'resnet50'"),
+        ({"architecture": "vit_base_patch16_rope_224"}, "rope is another architecture"),
+        ({"architecture": 3}, "architecture: "),
+        ({"architecture": "vit_giant_patch14_dinov2", "model_args__num_heads": 5}, "num_heads: 5 does not divide width 24"),
+        ({"model_args__embed_dim": 48}, "model_args.embed_dim: received 48; the tensors have 24"),
+        ({"model_args__depth": 3}, "model_args.depth: received 3; the tensors have 2"),
+        ({"model_args__patch_size": 16}, "model_args.patch_size: received"),
+        ({"model_args__img_size": 64}, "model_args.img_size: received 64; the tensors have 17 positions"),
+        ({"model_args__global_pool": "map"}, "model_args.global_pool: received 'map'"),
+        ({"model_args__act_layer": "relu"}, "model_args.act_layer: received 'relu'"),
+        ({"model_args__scale_attn_norm": True}, "model_args.scale_attn_norm: received True"),
+        ({"num_classes": 1000}, "num_classes: received 1000; the tensors have 5"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors(folder, settings, message, tmp_path):
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        load_model(changed(folder, tmp_path / "changed", **settings))
+    assert message in str(error.value)
+
+
+def test_tensors_that_are_not_those(folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad")
+    tensors = read(folder / "model.safetensors")
+    tensors["blocks.0.attn.rel_pos"] = tensors.pop("norm.bias")
+    tensors["head.bias"] = tensors["head.bias"][:3]
+    write(bad / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match=r"- norm.bias; \+ blocks.0.attn.rel_pos; ! head.bias \(3,\), expected \(5,\)"):
+        load_model(bad)
+    write(bad / "model.safetensors", numpy_state(timm.create_model("resnet18")))
+    with pytest.raises(
+        ValueError, match=r"^checkpoint: patch_embed.proj.weight is missing or has another rank: this is no vit_base"
+    ):
+        load_model(bad)
+
+
+def test_damaged_files(folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad")
+    whole = (bad / "model.safetensors").read_bytes()
+    for text in (whole[:1000], whole[:-7], b"", b"\xff" * 64, b"PK\x03\x04"):
+        (bad / "model.safetensors").write_bytes(text)
+        with pytest.raises(ValueError, match=r"^checkpoint: '.*model.safetensors' is damaged or no safetensors file"):
+            load_model(bad)
+    for text in ("{", "[1]", "", "\x00", "[" * 100_000):
+        (bad / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"^checkpoint: '.*config.json' (cannot be read as JSON|holds a list)"):
+            load_model(bad)
+
+
+def test_pickles_are_never_read(folder, tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "model.bin")
+    for name in ("model.bin", "model.pth", "absent.pt"):
+        with pytest.raises(ValueError, match=r"^checkpoint: .*is a pickle.*never read; convert it: python -c "):
+            load_model(tmp_path / name)
+    only = changed(folder, tmp_path / "only")
+    (only / "model.safetensors").rename(only / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin' is a pickle"):
+        load_model(only)
+
+
+def test_the_conversion_that_is_named_works(tmp_path):
+    import re
+    import subprocess
+    import sys
+
+    torch.save({"a": torch.ones(2, 3).T}, tmp_path / "model.bin")
+    with pytest.raises(ValueError, match="pickle") as error:
+        load_model(tmp_path / "model.bin")
+    code = re.search(r'python -c "(.*)"$', str(error.value))[1]
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(read(tmp_path / "model.safetensors")["a"], np.ones((3, 2)))
+
+
+def test_targets(folder, tmp_path):
+    model = load_model(folder)
+    (tmp_path / "there").mkdir()
+    save_weights(model, tmp_path / "there", "timm")  # an empty folder
+    (tmp_path / "file").write_text("x")
+    for path in ("there", "file"):
+        with pytest.raises(ValueError, match=r"^path: .* exists; allowed"):
+            save_weights(model, tmp_path / path, "timm")
+        with pytest.raises(ValueError, match=r"^path: .*cannot be written"):
+            save_weights(model, tmp_path / "file" / "below", "timm")
+    assert (tmp_path / "file").read_text() == "x"
+    with pytest.raises(ValueError, match=r"^target: received 'torch'; allowed: timm, huggingface, jax"):
+        save_weights(model, tmp_path / "x", "torch")
+    with pytest.raises(ValueError, match=r"^class_names: received 2; allowed: 5"):
+        save_weights(model, tmp_path / "x", "timm", class_names=["a", "b"])
+    with pytest.raises(ValueError, match=r"^mean: received 2 numbers"):
+        save_weights(model, tmp_path / "x", "timm", mean=[0.1, 0.2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there"]
+
+
+def test_a_failed_load_leaves_the_model(folder, tmp_path):
+    model = randomise(build_vit(open_checkpoint(folder).config))
+    before = {path: value.copy() for path, value in weights_of(model).items()}
+    bad = changed(folder, tmp_path / "bad")
+    tensors = read(folder / "model.safetensors")
+    del tensors["head.bias"]
+    write(bad / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match=r"- head.bias"):
+        load_weights(model, bad)
+    for path, value in weights_of(model).items():
+        np.testing.assert_array_equal(value, before[path])
+    other = build_vit(ViTConfig(**{**model.config.to_dict(), "norm_epsilon": 1e-5, "num_heads": 2}))
+    with pytest.raises(ValueError, match=r"has another num_heads than the model: 3 there, 2 here"):
+        load_weights(other, folder)
+
+
+def test_nothing_there(tmp_path, monkeypatch):
+    import sys
+
+    with pytest.raises(ValueError, match=r"^checkpoint: there is no file or folder .*no name on the Hugging Face hub"):
+        load_model(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"^checkpoint: '.*' holds neither recipe.yaml"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match=r"^source: received 'pytorch'"):
+        load_model(tmp_path, "pytorch")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"needs huggingface_hub: pip install huggingface_hub$"):
+        load_model("google/vit-base-patch16-224")
+
+
+def test_the_hub_is_asked_for_no_pickle(monkeypatch, folder):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = {}
+
+    def download(name, **options):
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert open_checkpoint("hf-hub:timm/vit_base_patch16_224.augreg_in21k").source == "timm"
+    assert asked["name"] == "timm/vit_base_patch16_224.augreg_in21k"
+    assert not any(pattern.endswith(("bin", "*", "pth")) for pattern in asked["allow_patterns"])
+
+    def offline(name, **options):
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"cannot be downloaded from the Hugging Face hub \(ConnectionError: no network\)$"):
+        open_checkpoint("timm/vit_base_patch16_224.augreg_in21k")
+
+
+def test_parsing_names():
+    assert parse_architecture("vit_huge_patch14_clip_quickgelu_378.dfn5b") == (
+        "huge_patch14_clip_quickgelu_378",
+        {"patch14", "clip", "quickgelu", "378"},
+        16,
+    )
+    assert keras_vit.load_model is load_model
