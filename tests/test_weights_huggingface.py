@@ -165,7 +165,7 @@ def test_what_transformers_has_not_is_named(tmp_path):
         ("num_classes", {"distillation": True, "registers": 1, "num_classes": 0}),
     ):
         with pytest.raises(ValueError, match=rf"^{name}: received .*transformers"):
-            save_weights(build_vit(ViTConfig(**small, **options)), tmp_path / "none", "huggingface")
+            save_weights(build_vit(ViTConfig(**{**small, **options})), tmp_path / "none", "huggingface")
     assert not list(tmp_path.iterdir())
 
 
