@@ -1,6 +1,7 @@
 """The Vision Transformer for Keras 3: one small readable model, the same numbers under TensorFlow, JAX and PyTorch."""
 
 from keras_vit.config import VARIANTS, ViTConfig
+from keras_vit.export import export_model
 from keras_vit.layers import (
     MLP,
     Attention,
@@ -35,6 +36,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "build_vit",
+    "export_model",
     "features",
     "load_model",
     "load_recipe",

@@ -1,14 +1,16 @@
-"""What this process runs on: device, backend, versions, memory."""
+"""What this process runs on: device, backend, versions, memory; and processes under other backends."""
 
 import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import keras
 
+BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
 
@@ -63,3 +65,30 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def installed_backends() -> list[str]:
+    """The backends that are installed, in the order of `BACKENDS`."""
+    return [name for name in BACKENDS if find_spec(name)]
+
+
+def run_python(arguments: list[str], backend: str, **settings: str) -> None:
+    """Runs this Python under a backend to its end; a ValueError with its last line if it fails.
+
+    Args:
+        arguments: What follows `python` on a command line.
+        backend: Of Keras.
+        **settings: Environment variables.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **settings,
+    }
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ValueError(f"{backend}: {lines[-1].removeprefix('ValueError: ')}")

@@ -10,12 +10,9 @@ Prints a table of the largest differences, each beside its threshold; the exit c
 import argparse
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import jsonargparse
@@ -26,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_vit.config import VARIANTS, ViTConfig, check_int
+from keras_vit.machine import BACKENDS, installed_backends, run_python
 from keras_vit.model import ViT, build_vit
 from keras_vit.recipe import read_settings, recipe_names
 from keras_vit.run import RunFolder, write_text
 
-BACKENDS = ("tensorflow", "jax", "torch")
 STEPS, LEARNING_RATE = 3, 1e-3
 TIMED_SECONDS = 2.0  # of training, and again of inference
 
@@ -58,11 +55,6 @@ class Difference:
     @property
     def passed(self) -> bool:
         return self.largest <= THRESHOLDS[self.quantity]
-
-
-def installed_backends() -> list[str]:
-    """The backends that are installed, in the order of `BACKENDS`."""
-    return [name for name in BACKENDS if find_spec(name)]
 
 
 def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
@@ -253,21 +245,6 @@ def run_backends(target: dict, backends: list[str], batch_size: int, report) -> 
             with np.load(result) as arrays:
                 numbers[backend] = dict(arrays)
     return numbers
-
-
-def run_python(arguments, backend):
-    """Runs this Python under a backend to its end; a ValueError with its last line if it fails."""
-    root = str(Path(__file__).resolve().parents[1])
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(f"{backend}: {lines[-1].removeprefix('ValueError: ')}")
 
 
 def differences_table(numbers: dict, differences: list[Difference]) -> Table:
