@@ -66,8 +66,9 @@ class Runtime:
 
     def ask(self, **command):
         """Sends a command of `Worker` and gives its answer."""
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `answer` says so
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
         return self.answer()
 
     def predict(self, images, folder, batch_size=None):
