@@ -7,6 +7,7 @@ real images, in batches of 1, 3 and 64; what differs by more than a threshold is
 Shapes: B batch, H x W image, C channels, K classes.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -21,14 +22,16 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import psutil
 
 from keras_vit.config import check_choice, check_int
 from keras_vit.data import normalize
 from keras_vit.machine import BACKENDS, installed_backends, machine, run_python
 from keras_vit.model import ViT, build_vit
-from keras_vit.run import PARTIAL, RunFolder, write_text
+from keras_vit.run import RunFolder, write_text
 from keras_vit.runtimes import FILES, Runtime
 
+WORKING = ".export-"  # begins the name of a folder in which an export is made; the process's id follows
 BATCHES = (1, 3, 64)
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 INPUTS = ("auto", "uint8", "float32")
@@ -43,7 +46,8 @@ class Format:
     """A format of exported models.
 
     Attributes:
-        writers: Packages that a backend needs to write it, by backend; a backend that cannot is not there.
+        writers: Packages that a backend needs to write it, by backend, the one that writes it best first; one that cannot is not
+            there.
         runtime: Packages that load it, any one of them.
         precisions: The precisions that it can have.
         fixed_batch: Whether it can be written for one batch size; all can for any.
@@ -55,6 +59,7 @@ class Format:
     fixed_batch: bool = True
 
 
+# PyTorch's exporter writes a norm and a GELU as one operation each, which ONNX Runtime runs faster than the parts.
 ONNX_WRITERS = {"torch": ("onnx", "onnxscript"), "jax": ("onnx", "jax2onnx"), "tensorflow": ("onnx", "tf2onnx")}
 FORMATS = {
     "tf_saved_model": Format({"tensorflow": ()}, ("tensorflow",), ("float32", "float16", "bfloat16"), fixed_batch=False),
@@ -131,7 +136,7 @@ def export_model(
             raise ValueError(f"batch_size: received {batch_size}; {format} takes batches of any size; allowed: None")
     path = Path(path)
     check_target(path, overwrite)
-    writer = choose_writer(format)
+    writer = keras.backend.backend() if format == "keras" else choose_writer(format)
     run = model_or_run if isinstance(model_or_run, RunFolder) else None
     model = run.model() if run else model_or_run
     if not isinstance(model, ViT):
@@ -145,8 +150,7 @@ def export_model(
     calibration = calibration_images(model, run, images) if precision == "int8" else None
     cases = verification_images(model, run, images, batch_size)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}export-", dir=path.parent) as work:
+    with working_folder(path) as work:
         folder = Path(work, "artifact")
         folder.mkdir(mode=0o755)
         reference = float32_model(model)
@@ -166,7 +170,7 @@ def export_model(
         report["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.name != "export.json")
         report["seconds"] = time.perf_counter() - start
         write_text(folder / "export.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        move(folder, path, overwrite)
+        move(folder, path)
     return report
 
 
@@ -185,21 +189,49 @@ def check_target(path, overwrite):
         raise ValueError(f"path: {str(path)!r} cannot be written: {str(parent)!r} is no folder that may be written to")
 
 
+@contextlib.contextmanager
+def working_folder(path):
+    """A folder beside a path, on the same disk; gone in the end, as are the parents that were made for it and hold nothing."""
+    missing = list(itertools.takewhile(lambda folder: not folder.exists(), (path.parent, *path.parent.parents)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent)
+        folder = tempfile.TemporaryDirectory(prefix=f"{WORKING}{os.getpid()}-", dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"path: {str(path)!r} cannot be written ({error.strerror})") from None
+    try:
+        with folder as work:
+            yield work
+    finally:
+        for parent in missing:
+            with contextlib.suppress(OSError):  # not empty
+                parent.rmdir()
+
+
+def remove_abandoned(parent):
+    """Deletes the working folders of processes that were killed."""
+    for folder in parent.glob(f"{WORKING}*"):
+        pid = folder.name.removeprefix(WORKING).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def choose_writer(format: str) -> str:
-    """The backend that writes a format: the one in use if it can, else the first installed one that can.
+    """The backend that writes a format best, of those that are installed with what they need for it.
 
     Raises:
         ValueError: With the pip command that brings what is missing.
     """
-    kind, current, installed = EVERY[format], keras.backend.backend(), installed_backends()
+    kind, installed = EVERY[format], installed_backends()
     if not any(find_spec(package) for package in kind.runtime):
         package = pip_name(kind.runtime[0])
         raise ValueError(f"{format}: its runtime, which verifies it, is not installed: pip install {package}")
-    able = [backend for backend in (current, *BACKENDS) if backend in kind.writers]
+    able = list(kind.writers)
     for backend in able:
         if backend in installed and all(find_spec(package) for package in kind.writers[backend]):
             return backend
-    backend = next((backend for backend in able if backend in installed), able[0])
+    current = keras.backend.backend()
+    backend = next((backend for backend in (current, *able) if backend in able and backend in installed), able[0])
     needed = [*([] if backend in installed else [backend]), *kind.writers[backend]]
     missing = " ".join(pip_name(package) for package in needed if not find_spec(package))
     raise ValueError(f"{format}: written by {backend}, which needs what is not installed: pip install {missing}")
@@ -292,7 +324,8 @@ def calibration_images(model, run, images):
 def check_images(images, shape):
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-        raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 of shape (N, {shape})")
+        allowed = ", ".join(map(str, ("N", *shape)))
+        raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 of shape ({allowed})")
     return images
 
 
@@ -411,19 +444,20 @@ def check_signatures(runtime, model, report, images, files):
             raise ValueError(f"tf_saved_model: not exported: classifies as {answer['labels']}, the Keras model as {labels}")
 
 
-def move(folder, path, overwrite):
-    """Puts the finished folder in its place; a replaced export is gone only then."""
-    old = None
+def move(folder, path):
+    """Puts the finished folder in its place; an export that is there is gone only then."""
+    old = folder.with_name("replaced")  # deleted with the working folder
     try:
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}old-", dir=path.parent))
-            os.replace(path, old / "export")
-        os.replace(folder, path)
+            os.replace(path, old)
+        try:
+            os.replace(folder, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
     except OSError as error:
         raise ValueError(f"path: {str(path)!r} cannot be written ({error.strerror})") from None
-    finally:
-        if old:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 # Writing, in a process of the backend that can
@@ -582,8 +616,10 @@ def write_litert(model, folder, report, calibration):
     if report["precision"] == "int8":
         from keras_vit.quantize import quantize_litert
 
-        quantize_litert(converter, calibration)
-    (folder / FILES["litert"]).write_bytes(with_metadata(converter.convert(), metadata(report)))
+        flatbuffer = quantize_litert(converter, calibration)
+    else:
+        flatbuffer = converter.convert()
+    (folder / FILES["litert"]).write_bytes(with_metadata(flatbuffer, metadata(report)))
 
 
 def with_metadata(flatbuffer, values):

@@ -79,27 +79,32 @@ class ViT(keras.Model):
         if config.pre_logits_dim:
             x = keras.layers.Dense(config.pre_logits_dim, activation="tanh", name="pre_logits", dtype=dtype)(x)
         if config.num_classes:
-            x = make_head(config, "head")(x)
+            x = make_head(config, "head", dtype)(x)
         if config.distillation:
             y = Pooling("cls", prefix, token=1, name="pool_dist", dtype=dtype)(tokens)
-            y = make_head(config, "head_dist")(y) if config.num_classes else y
+            y = make_head(config, "head_dist", dtype)(y) if config.num_classes else y
             x = keras.layers.Average(name="average", dtype=x.dtype)([x, y])
         super().__init__(inputs=images, outputs=x, name=name)
         self.config = config
         self.dtype_policy = dtype
 
     def get_config(self):
-        policy = keras.dtype_policies.serialize(self.dtype_policy)
-        return {"config": self.config.to_dict(), "name": self.name, "dtype": policy}
+        # No public access in Keras 3.15 to all layers below a model.
+        quantized = [layer for layer in self._flatten_layers(recursive=True) if getattr(layer, "quantization_mode", None)]
+        policy = self.dtype_policy
+        if quantized:  # which layers are, and how
+            policy = keras.dtype_policies.DTypePolicyMap(policy, {layer.path: layer.dtype_policy for layer in quantized})
+        return {"config": self.config.to_dict(), "name": self.name, "dtype": keras.dtype_policies.serialize(policy)}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**{**config, "config": ViTConfig(**config["config"])})
 
 
-def make_head(config, name):
+def make_head(config, name, dtype):
     # The paper's zero-initialised head; logits in float32 whatever the policy, for a stable softmax.
-    return keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name=name, dtype="float32")
+    dtype = dtype if isinstance(dtype, keras.dtype_policies.DTypePolicyMap) else "float32"
+    return keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name=name, dtype=dtype)
 
 
 def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePolicy | None = None) -> ViT:

@@ -1,0 +1,102 @@
+"""Exports a run to SavedModel, ONNX, LiteRT, OpenVINO or torch, verified in that format's own runtime.
+
+    python experiments/export.py RUN --format onnx
+    python experiments/export.py RUN --format litert --precision int8
+    python experiments/export.py RUN --format all                         # every format
+    python experiments/export.py model.keras --format onnx --mean 0.5 --std 0.25
+    python experiments/export.py RUN --compare                            # size, speed and accuracy of what was exported
+
+RUN is a run folder or a .keras file. Exports lie in RUN/export/FORMAT, each with a report, export.json.
+"""
+
+import signal
+import sys
+from pathlib import Path
+
+from cli import Parser, run_command
+
+OF_AN_EXPORT = ("format", "precision", "out", "input", "batch_size", "overwrite", "mean", "std", "class_names")
+OF_A_COMPARISON = ("images", "seconds")
+
+
+def parse_options():
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="A run folder or a .keras file.")
+    parser.add_argument("--format", help="tf_saved_model, onnx, litert, openvino, torch, keras, or all (without keras).")
+    parser.add_argument("--precision", help="float32, float16, bfloat16 or int8, as the format has it. Default: float32.")
+    parser.add_argument("--out", type=Path, help="The folder. Default: RUN/export/FORMAT, with the precision if it is not float32.")
+    parser.add_argument("--input", help="uint8 (normalised inside) or float32. Default: uint8 where mean and std are known.")
+    parser.add_argument("--batch-size", type=int, help="Write for this batch size alone. Default: any.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an export that is there.")
+    parser.add_argument("--mean", type=float, nargs="+", help="Of pixels scaled to 0..1. Default: the run's.")
+    parser.add_argument("--std", type=float, nargs="+", help="Of pixels scaled to 0..1. Default: the run's.")
+    parser.add_argument("--class-names", nargs="+", help="The classes by index. Default: the run's.")
+    parser.add_argument("--compare", action="store_true", help="Compare what is in RUN/export with the model itself.")
+    parser.add_argument("--images", type=int, help="Test images of a comparison. Default: all.")
+    parser.add_argument("--seconds", type=float, help="Of timing, for each artifact and batch size. Default: 2.")
+    options = parser.parse_args()
+    unused = OF_AN_EXPORT if options.compare else OF_A_COMPARISON
+    for name in unused:
+        if getattr(options, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')}: not an option of {'--compare' if options.compare else 'an export'}")
+    if not options.compare and not options.format:
+        raise ValueError("--format: none is given; allowed: tf_saved_model, onnx, litert, openvino, torch, keras, all")
+    return options
+
+
+def main():
+    options = parse_options()
+    from rich.console import Console
+
+    from keras_vit.export import FORMATS, export_model, export_table
+
+    console = Console(highlight=False, soft_wrap=True)
+    source, home = load_source(options.run)
+    if options.compare:
+        from keras_vit.compare import compare_exports, comparison_table
+
+        rows = compare_exports(source, home, images=options.images, seconds=options.seconds or 2.0, report=console.print)
+        console.print(comparison_table(rows))
+        console.print(f"written: {home / 'compare.json'}", markup=False)
+        return
+    precision = options.precision or "float32"
+    formats = list(FORMATS) if options.format == "all" else [options.format]
+    settings = {"precision": precision, "batch_size": options.batch_size, "overwrite": options.overwrite}
+    settings |= {"input": options.input or "auto", "mean": options.mean, "std": options.std, "class_names": options.class_names}
+    reports, failed = [], []
+    for name in formats:
+        suffix = "" if precision == "float32" else f"-{precision}"
+        path = options.out or home / f"{name}{suffix}"
+        if options.out and len(formats) > 1:
+            path = options.out / f"{name}{suffix}"
+        console.print(f"{name} ...", markup=False)
+        try:
+            reports.append(export_model(source, path, name, **settings))
+        except ValueError as error:
+            if len(formats) == 1:
+                raise
+            failed.append(str(error))
+            continue
+        console.print(f"written: {path}", markup=False)
+    if reports:
+        console.print(export_table(reports))
+    if failed:
+        raise ValueError("; ".join(failed))
+
+
+def load_source(path):
+    """A `RunFolder` or the model of a .keras file, and the folder of its exports."""
+    from keras_vit.run import RunFolder
+
+    path = Path(path)
+    if path.suffix != ".keras":
+        run = RunFolder(path)
+        return run, run.path / "export"
+    from keras_vit.weights import load_model
+
+    return load_model(path, "keras"), path.parent / f"{path.stem}-export"
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that it cleans up as after Ctrl-C
+    run_command(main)
