@@ -33,12 +33,12 @@ from keras_vit.runtimes import FILES, Runtime
 
 WORKING = ".export-"  # begins the name of a folder in which an export is made; the process's id follows
 BATCHES = (1, 3, 64)
-PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int8_static")
 INPUTS = ("auto", "uint8", "float32")
 # What logits may differ by from the Keras model in float32: absolute in float32, where logits are of a few units (over the
 # largest one where that is above 1), else over their standard deviation. Rounding weights or activations costs as much as it costs;
 # the lower thresholds tell that from a fault.
-THRESHOLDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.2, "int8": 1.0}
+THRESHOLDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.2, "int8": 1.0, "int8_static": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,30 +51,42 @@ class Format:
         runtime: Packages that load it, any one of them.
         precisions: The precisions that it can have.
         fixed_batch: Whether it can be written for one batch size; all can for any.
+        calibrated: Those of the precisions that fix the ranges of activations, from real images.
     """
 
     writers: dict[str, tuple[str, ...]]
     runtime: tuple[str, ...]
     precisions: tuple[str, ...]
     fixed_batch: bool = True
+    calibrated: tuple[str, ...] = ()
 
 
 # PyTorch's exporter writes a norm and a GELU as one operation each, which ONNX Runtime runs faster than the parts.
 ONNX_WRITERS = {"torch": ("onnx", "onnxscript"), "jax": ("onnx", "jax2onnx"), "tensorflow": ("onnx", "tf2onnx")}
 FORMATS = {
     "tf_saved_model": Format({"tensorflow": ()}, ("tensorflow",), ("float32", "float16", "bfloat16"), fixed_batch=False),
-    "onnx": Format(ONNX_WRITERS, ("onnxruntime",), ("float32", "float16", "int8")),
-    "litert": Format({"tensorflow": ()}, ("ai_edge_litert", "tensorflow"), ("float32", "float16", "int8")),
+    "onnx": Format(ONNX_WRITERS, ("onnxruntime",), ("float32", "float16", "int8"), calibrated=("int8",)),
+    "litert": Format(
+        {"tensorflow": ()},
+        ("ai_edge_litert", "tensorflow"),
+        ("float32", "float16", "int8", "int8_static"),
+        calibrated=("int8_static",),
+    ),
     "openvino": Format(
         {backend: (*packages, "openvino") for backend, packages in ONNX_WRITERS.items()},
         ("openvino",),
         ("float32", "float16", "int8"),
+        calibrated=("int8",),
     ),
     "torch": Format({"torch": ()}, ("torch",), ("float32", "float16", "bfloat16")),
 }
 # The model itself in another precision, beside the formats: not an export, but compared and quantised as one.
-KERAS = Format({backend: () for backend in BACKENDS}, ("keras",), PRECISIONS, fixed_batch=False)
+KERAS = Format({backend: () for backend in BACKENDS}, ("keras",), PRECISIONS[:4], fixed_batch=False)
 EVERY = {**FORMATS, "keras": KERAS}
+WHY_NOT = {
+    ("tf_saved_model", "int8"): "TensorFlow's int8 is LiteRT",
+    ("torch", "int8"): "its quantiser of exported programs is another package now, torchao",
+}
 
 
 def export_model(
@@ -97,21 +109,23 @@ def export_model(
     Normalisation is part of what is written: images go in as uint8 (B, H, W, C), logits (B, K) come out, for any B. A SavedModel
     has three signatures: `serving_default`, uint8 images of any size (B, h, w, C) -> `labels` and `probabilities` (B, K), the
     likeliest first; `serve`, normalised float32 images as the Keras model takes them -> `logits`; and `serving_bytes`, encoded JPEG
-    or PNG files (B,) -> as `serving_default`. Those resize as in training, to cover H x W, and cut the middle out; they do not
-    read an EXIF orientation.
+    or PNG files (B,) -> as `serving_default`. Those read pictures as training does: turned upright by EXIF (of a JPEG), on white,
+    resized to cover H x W and cut to the middle.
 
     Args:
         model_or_run: A `ViT`, or a `RunFolder`, which brings mean, std, class names and its test images.
         path: The folder to write: the SavedModel, or `model.onnx`, `model.tflite`, `model.xml` and `model.bin`, `model.pt2`,
             `model.keras`; and `export.json`, the report.
         format: A name of `FORMATS`, or `keras`.
-        precision: Of the weights, and where the format computes in it, of the activations; see `Format`.
+        precision: Of the weights, and where the format computes in it, of the activations; see `Format`. `int8` is what runs best
+            on processors, `int8_static` (LiteRT) what accelerators need; see `keras_vit.quantize`.
         mean: Of the pixels scaled to 0..1, one number or one a channel.
         std: Their standard deviation, likewise.
         class_names: K names; None gives the numbers of the classes.
         input: `uint8` (with normalisation; needs mean and std), `float32` (what the Keras model takes), or `auto`: uint8 if it can.
-        images: Real uint8 images (N, H, W, C): the artifact is compared on the first 64, and int8 is calibrated on all. None
-            takes the run's test images (for int8 its training images), without a run crops of two photographs.
+        images: Real uint8 images (N, H, W, C): the artifact is compared on the first 64, and calibrated on all where int8 fixes the
+            ranges of activations. None takes the run's test images (for calibration 256 of its training images), without a run
+            crops of two photographs (which do not calibrate).
         batch_size: Writes for this B alone; None for any.
         overwrite: Whether an export at `path` may be replaced.
         threshold: Largest difference allowed; None takes that of `THRESHOLDS`.
@@ -128,7 +142,8 @@ def export_model(
     check_choice("format", format, tuple(EVERY))
     kind = EVERY[format]
     if precision not in kind.precisions:
-        raise ValueError(f"precision: received {precision!r}; {format} has {', '.join(kind.precisions)}")
+        why = f" ({WHY_NOT[format, precision]})" if (format, precision) in WHY_NOT else ""
+        raise ValueError(f"precision: received {precision!r}; {format} has {', '.join(kind.precisions)}{why}")
     check_choice("input", input, INPUTS)
     if batch_size is not None:
         check_int("batch_size", batch_size, at_least=1)
@@ -147,7 +162,7 @@ def export_model(
         if class_names is None and run.is_finished:
             class_names = run.summary.get("class_names")
     report = describe(model, format, precision, input, mean, std, class_names, batch_size)
-    calibration = calibration_images(model, run, images) if precision == "int8" else None
+    calibration = calibration_images(model, run, images, precision) if precision in kind.calibrated else None
     cases = verification_images(model, run, images, batch_size)
 
     with working_folder(path) as work:
@@ -312,10 +327,10 @@ def verification_images(model, run, images, batch_size):
     return cases
 
 
-def calibration_images(model, run, images):
+def calibration_images(model, run, images, precision):
     """Real uint8 images (N, H, W, C) for the ranges of activations, never those of the test."""
     if images is None and run is None:
-        raise ValueError("images: none; int8 is calibrated on real images; allowed: uint8 images (N, H, W, C), or a run")
+        raise ValueError(f"images: none; {precision} is calibrated on real images; allowed: uint8 images (N, H, W, C), or a run")
     if images is None:
         images = run_images(run, "train", count=256)
     return check_images(images, (*model.config.image_size, model.config.channels))
@@ -474,7 +489,7 @@ def write(work: str) -> None:
         lower.set_weights(model.get_weights())
         model = lower
     calibration = None
-    if report["precision"] == "int8":
+    if report["precision"] in EVERY[report["format"]].calibrated:
         calibration = np.load(work / "calibration.npy")
         if report["input"] == "float32":
             calibration = to_model(calibration, report)
@@ -512,9 +527,11 @@ def write_keras(model, folder, report, calibration):
 def write_torch(model, folder, report, calibration):
     import torch
 
-    torch.export.save(
-        torch_program(model, report), folder / FILES["torch"], extra_files={"keras_vit.json": json.dumps(metadata(report))}
-    )
+    program = torch_program(model, report)
+    for node in program.graph.nodes:  # where each operation stood in which file, as long as all the rest of the graph
+        for name in ("stack_trace", "nn_module_stack", "torch_fn"):
+            node.meta.pop(name, None)
+    torch.export.save(program, folder / FILES["torch"], extra_files={"keras_vit.json": json.dumps(metadata(report))})
 
 
 def torch_program(model, report):
@@ -613,7 +630,7 @@ def write_litert(model, folder, report, calibration):
     if report["precision"] == "float16":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
-    if report["precision"] == "int8":
+    if report["precision"] in ("int8", "int8_static"):
         from keras_vit.quantize import quantize_litert
 
         flatbuffer = quantize_litert(converter, calibration)
@@ -640,80 +657,42 @@ def with_metadata(flatbuffer, values):
 def write_saved_model(model, folder, report, calibration):
     import tensorflow as tf
 
-    from keras_vit.sources import MAX_PIXELS
+    from keras_vit.serving import cover, decode
 
-    height, width = model.config.image_size
-    channels = model.config.channels
-    name = output_name(report)
+    config, name = model.config, output_name(report)
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
 
     def serve(images):
         return {name: model(images, training=False)}
 
-    float_images = tf.TensorSpec((None, *model.config.image_shape), tf.float32, name="images")
-    signatures = {"serve": tf.function(serve, input_signature=[float_images])}
-
-    def cover(images):
-        """uint8 (B, h, w, C) -> uint8 values (B, H, W, C) in float32: resized to cover, and cut to the middle, as in training."""
-        size = tf.cast(tf.shape(images)[1:3], tf.float32)
-        target = tf.constant([height, width], tf.float32)
-        scale = tf.reduce_max(target / size)
-        images = tf.raw_ops.ScaleAndTranslate(
-            images=tf.cast(images, tf.float32),
-            size=[height, width],
-            scale=tf.stack([scale, scale]),
-            translation=(target - size * scale) / 2,
-            kernel_type="keyscubic",
-            antialias=True,
-        )
-        return tf.round(tf.clip_by_value(images, 0, 255))
-
     def classify(images):
         mean, std = np.asarray(report["mean"]), np.asarray(report["std"])
         images = images * tf.constant(1 / (255 * std), tf.float32) + tf.constant(-mean / std, tf.float32)
-        if model.config.data_format == "channels_first":
+        if config.data_format == "channels_first":
             images = tf.transpose(images, (0, 3, 1, 2))
         probabilities = tf.nn.softmax(tf.cast(model(images, training=False), tf.float32))
         probabilities, order = tf.math.top_k(probabilities, k=len(report["class_names"]), sorted=True)
         return {"labels": tf.gather(tf.constant(report["class_names"]), order), "probabilities": probabilities}
 
-    def decode(encoded):
-        """A JPEG or PNG file -> uint8 values (H, W, C) in float32. The size is read off its header, before any pixel is."""
-        is_jpeg = tf.io.is_jpeg(encoded)
-        is_png = tf.equal(tf.strings.substr(encoded, 0, 8), b"\x89PNG\r\n\x1a\n")
-        tf.debugging.Assert(is_jpeg | is_png, ["allowed: encoded JPEG or PNG files"])
+    def serve_pixels(images):
+        return classify(cover(images, config.image_size))
 
-        def png_size():
-            sides = tf.reshape(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), (2, 4))
-            return tf.reverse(tf.reduce_sum(tf.cast(sides, tf.int64) * [1 << 24, 1 << 16, 1 << 8, 1], axis=1), [0])
+    def serve_files(images):
+        def read(encoded):
+            return cover(decode(encoded, config.channels)[None], config.image_size)[0]
 
-        size = tf.cond(is_jpeg, lambda: tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64), png_size)
-        small = tf.debugging.Assert(tf.reduce_prod(size) <= MAX_PIXELS, [f"allowed: up to {MAX_PIXELS:,} pixels; received", size])
-        with tf.control_dependencies([small] if small is not None else []):
+        shape = tf.TensorSpec((*config.image_size, config.channels), tf.float32)
+        return classify(tf.map_fn(read, images, fn_output_signature=shape))
 
-            def from_jpeg():
-                return tf.image.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    def signature(function, shape, dtype):
+        return tf.function(function, input_signature=[tf.TensorSpec(shape, dtype, name="images")])
 
-            def from_png():  # transparency is laid on white
-                image = tf.cast(tf.image.decode_png(encoded, channels=4), tf.float32)
-                alpha = image[..., 3:] / 255
-                return tf.cast(tf.round(image[..., :3] * alpha + 255 * (1 - alpha)), tf.uint8)
-
-            image = tf.cond(is_jpeg, from_jpeg, from_png)
-        if channels == 1:
-            image = tf.round(tf.tensordot(tf.cast(image, tf.float32), tf.constant([[0.299], [0.587], [0.114]]), 1))
-        return cover(image[None])[0]
-
+    signatures = {"serve": signature(serve, (None, *config.image_shape), tf.float32)}
     if report["class_names"] and report["mean"]:
-        pixels = tf.TensorSpec((None, None, None, channels), tf.uint8, name="images")
-        signatures["serving_default"] = tf.function(lambda images: classify(cover(images)), input_signature=[pixels])
-        if channels in (1, 3):
-            shape = tf.TensorSpec((height, width, channels), tf.float32)
-            files = tf.TensorSpec((None,), tf.string, name="images")
-            signatures["serving_bytes"] = tf.function(
-                lambda images: classify(tf.map_fn(decode, images, fn_output_signature=shape)), input_signature=[files]
-            )
+        signatures["serving_default"] = signature(serve_pixels, (None, None, None, config.channels), tf.uint8)
+        if config.channels in (1, 3):
+            signatures["serving_bytes"] = signature(serve_files, (None,), tf.string)
     else:
         signatures["serving_default"] = signatures["serve"]
     tf.saved_model.save(module, str(folder), signatures=signatures)
