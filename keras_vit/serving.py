@@ -55,7 +55,8 @@ def jpeg_pixels(encoded):
 
 
 def png_pixels(encoded):
-    return number(octets(encoded, 16, 4), False) * number(octets(encoded, 20, 4), False)
+    width, height = (tf.minimum(number(octets(encoded, start, 4), False), 2**31 - 1) for start in (16, 20))  # as PNG has it
+    return width * height
 
 
 def from_jpeg(encoded):
@@ -95,7 +96,8 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
         count = tf.cast(number(octets(tiff, start, 2), little), tf.int32)
         entries = tf.reshape(octets(tiff, start + 2, 12 * tf.minimum(count, 1000)), (-1, 12))
         found = tf.boolean_mask(number(entries[:, 8:10], little), tf.equal(number(entries[:, :2], little), ORIENTATION))
-        return tf.concat([found, [1]], axis=0)[0]
+        value = tf.concat([found, [1]], axis=0)[0]
+        return tf.where((value >= 1) & (value <= 8), value, 1)
 
     return tf.cond(tf.size(parts) > 1, read, lambda: tf.constant(1, tf.int64))
 
