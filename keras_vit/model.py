@@ -29,7 +29,8 @@ class ViT(keras.Model):
     def __init__(self, config, name="vit", dtype=None):
         if not isinstance(config, ViTConfig):
             raise ValueError(f"config: received {type(config).__name__}; allowed: a ViTConfig")
-        dtype = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        policies = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        dtype = getattr(policies, "default_policy", policies)
         common = {"qkv_bias": config.qkv_bias, "use_bias": config.use_bias, "norm_epsilon": config.norm_epsilon}
         images = keras.Input(config.image_shape, name="images")  # (B, H, W, C)
         if config.stem == "conv":
@@ -79,20 +80,23 @@ class ViT(keras.Model):
         if config.pre_logits_dim:
             x = keras.layers.Dense(config.pre_logits_dim, activation="tanh", name="pre_logits", dtype=dtype)(x)
         if config.num_classes:
-            x = make_head(config, "head", dtype)(x)
+            x = make_head(config, "head")(x)
         if config.distillation:
             y = Pooling("cls", prefix, token=1, name="pool_dist", dtype=dtype)(tokens)
-            y = make_head(config, "head_dist", dtype)(y) if config.num_classes else y
+            y = make_head(config, "head_dist")(y) if config.num_classes else y
             x = keras.layers.Average(name="average", dtype=x.dtype)([x, y])
         super().__init__(inputs=images, outputs=x, name=name)
         self.config = config
         self.dtype_policy = dtype
+        if policies is not dtype:  # a map of the layers that are quantised; Keras cannot save a layer that is given the map itself
+            special = dict(policies.items())
+            for layer in [layer for layer in self._flatten_layers() if layer.path in special]:
+                layer.dtype_policy = special[layer.path]
 
     def get_config(self):
-        # No public access in Keras 3.15 to all layers below a model.
-        quantized = [layer for layer in self._flatten_layers(recursive=True) if getattr(layer, "quantization_mode", None)]
+        quantized = [layer for layer in self._flatten_layers() if getattr(layer, "quantization_mode", None)]
         policy = self.dtype_policy
-        if quantized:  # which layers are, and how
+        if quantized:
             policy = keras.dtype_policies.DTypePolicyMap(policy, {layer.path: layer.dtype_policy for layer in quantized})
         return {"config": self.config.to_dict(), "name": self.name, "dtype": keras.dtype_policies.serialize(policy)}
 
@@ -101,10 +105,9 @@ class ViT(keras.Model):
         return cls(**{**config, "config": ViTConfig(**config["config"])})
 
 
-def make_head(config, name, dtype):
+def make_head(config, name):
     # The paper's zero-initialised head; logits in float32 whatever the policy, for a stable softmax.
-    dtype = dtype if isinstance(dtype, keras.dtype_policies.DTypePolicyMap) else "float32"
-    return keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name=name, dtype=dtype)
+    return keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name=name, dtype="float32")
 
 
 def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePolicy | None = None) -> ViT:
