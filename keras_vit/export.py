@@ -156,6 +156,8 @@ def export_model(
     model = run.model() if run else model_or_run
     if not isinstance(model, ViT):
         raise ValueError(f"model_or_run: received a {type(model).__name__}; allowed: a ViT or a RunFolder")
+    if any(getattr(layer, "quantization_mode", None) for layer in model._flatten_layers()):
+        raise ValueError("model_or_run: received a quantised ViT; allowed: the one it was made from, and a precision of the format")
     if run:
         recipe = run.recipe
         mean, std = (recipe.mean if mean is None else mean), (recipe.std if std is None else std)
