@@ -433,6 +433,21 @@ def test_the_hub_is_asked_for_no_pickle(monkeypatch, folder):
         open_checkpoint("timm/vit_base_patch16_224.augreg_in21k")
 
 
+def test_adapters_are_merged_and_quantised_models_refused(tmp_path):
+    small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24, "num_classes": 3}
+    model = randomise(build_vit(ViTConfig(**small)))
+    model.get_layer("block_0").attention.qkv.enable_lora(2)
+    model.get_layer("block_0").attention.qkv.lora_kernel_b.assign(np.ones((2, 48)))
+    images = images_of((16, 16))
+    save_weights(model, tmp_path / "merged", "timm")
+    np.testing.assert_allclose(logits(load_model(tmp_path / "merged"), images), logits(model, images), atol=LOGITS)
+    load_weights(model, tmp_path / "merged")  # the kernels; adapters stay as they are
+    model = build_vit(ViTConfig(**small))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"^model: received a quantised one"):
+        save_weights(model, tmp_path / "int8", "timm")
+
+
 def test_parsing_names():
     assert parse_architecture("vit_huge_patch14_clip_quickgelu_378.dfn5b") == (
         "huge_patch14_clip_quickgelu_378",

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_vit.config import ViTConfig, as_pair, check_choice, check_fields, check_number
+from keras_vit.finetune import merged_weights
 from keras_vit.weights.checkpoint import PICKLES, SHOWN, Checkpoint, read_json, refuse_pickle
 from keras_vit.weights.resample import resample_positions, resample_projection
 
@@ -142,7 +143,7 @@ def transfer(model, checkpoint: Checkpoint, new_head: bool, resize: bool) -> lis
         adapted = replace(adapted, image_size=ours.image_size, patch_size=ours.patch_size)
     check_same(checkpoint, adapted, ours)
     heads = ("head/", "head_dist/")
-    for path in (weight.path for weight in model.weights):
+    for path in ours.weight_shapes:
         if path.startswith(heads) and ours.num_classes != theirs.num_classes:
             continue
         array = checkpoint.read(path)
@@ -196,7 +197,7 @@ def save_weights(
     """Writes the weights of a model in another library's format, so that its own strict loader gives the same numbers.
 
     Args:
-        model: A `ViT`.
+        model: A `ViT`; adapters of LoRA are merged.
         path: What is written: for `timm` a folder for `timm.create_model("local-dir:PATH", pretrained=True)`, or a file that
             ends in .safetensors; for `huggingface` a folder for `from_pretrained`; for `jax` a file that ends in .npz.
         target: `timm`, `huggingface` or `jax`.
@@ -213,7 +214,9 @@ def save_weights(
     if class_names is not None and len(class_names) != config.num_classes:
         raise ValueError(f"class_names: received {len(class_names)}; allowed: {config.num_classes}, the classes of the model")
     mean, std = (as_channels(name, value, config.channels) for name, value in (("mean", mean), ("std", std)))
-    weights = {weight.path: np.asarray(keras.ops.convert_to_numpy(weight), "float32") for weight in model.weights}
+    weights = merged_weights(model)
+    if {path: value.shape for path, value in weights.items()} != config.weight_shapes:
+        raise ValueError("model: received a quantised one; allowed: one whose weights are floats")
     if config.position in ("sincos1d", "sincos2d"):
         weights["encoder/position"] = np.asarray(model.get_layer("encoder").position_embedding, "float32")
     class_names = None if class_names is None else [str(name) for name in class_names]
@@ -250,7 +253,7 @@ def find(path) -> Path:
         refuse_pickle(local)
     if local.exists():
         return local
-    name = re.sub(r"^(hf-hub:|timm/)?(?=[\w.-]+/)", lambda match: "timm/" if match[0] == "timm/" else "", text)
+    name = text.removeprefix("hf-hub:")
     if not re.fullmatch(r"[\w][\w.-]*/[\w.-]+", name):
         raise ValueError(f"checkpoint: there is no file or folder {text!r}, and it is no name on the Hugging Face hub (org/name)")
     try:
