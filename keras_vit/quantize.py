@@ -48,6 +48,8 @@ def quantize_litert(converter, images: np.ndarray | None = None) -> bytes:
 def quantize_onnx(model, images: np.ndarray):
     """An ONNX model with int8 kernels and uint8 inputs of the operations of `ONNX` that have weights, in QDQ form.
 
+    What dense layers give stays in float32: the tokens keep their precision from block to block, and queries and keys theirs.
+
     Args:
         model: An ONNX `ModelProto` with one input.
         images: Real images (N, H, W, C), as the model takes them.
@@ -82,6 +84,7 @@ def quantize_onnx(model, images: np.ndarray):
             per_channel=True,
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
             nodes_to_quantize=[node.name for node in graph.node if node.op_type in ONNX and node.input[1] in weights],
         )
         quantized = onnx.load(result)
