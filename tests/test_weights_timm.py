@@ -443,7 +443,7 @@ def test_adapters_are_merged_and_quantised_models_refused(tmp_path):
     np.testing.assert_allclose(logits(load_model(tmp_path / "merged"), images), logits(model, images), atol=LOGITS)
     load_weights(model, tmp_path / "merged")  # the kernels; adapters stay as they are
     model = build_vit(ViTConfig(**small))
-    model.quantize("int8")
+    model.get_layer("block_0").attention.qkv.quantize("int8")
     with pytest.raises(ValueError, match=r"^model: received a quantised one"):
         save_weights(model, tmp_path / "int8", "timm")
 
