@@ -5,6 +5,7 @@
     python experiments/export.py RUN --format all                         # every format
     python experiments/export.py model.keras --format onnx --mean 0.5 --std 0.25
     python experiments/export.py RUN --compare                            # size, speed and accuracy of what was exported
+    python experiments/export.py RUN --compare RUN/export/onnx OTHER      # of these alone
 
 RUN is a run folder or a .keras file. Exports lie in RUN/export/FORMAT, each with a report, export.json.
 """
@@ -23,7 +24,9 @@ def parse_options():
     parser = Parser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="A run folder or a .keras file.")
     parser.add_argument("--format", help="tf_saved_model, onnx, litert, openvino, torch, keras, or all (without keras).")
-    parser.add_argument("--precision", help="float32, float16, bfloat16 or int8, as the format has it. Default: float32.")
+    parser.add_argument(
+        "--precision", help="float32, float16, bfloat16, int8, int8_static, as the format has it. Default: float32."
+    )
     parser.add_argument("--out", type=Path, help="The folder. Default: RUN/export/FORMAT, with the precision if it is not float32.")
     parser.add_argument("--input", help="uint8 (normalised inside) or float32. Default: uint8 where mean and std are known.")
     parser.add_argument("--batch-size", type=int, help="Write for this batch size alone. Default: any.")
@@ -31,15 +34,18 @@ def parse_options():
     parser.add_argument("--mean", type=float, nargs="+", help="Of pixels scaled to 0..1. Default: the run's.")
     parser.add_argument("--std", type=float, nargs="+", help="Of pixels scaled to 0..1. Default: the run's.")
     parser.add_argument("--class-names", nargs="+", help="The classes by index. Default: the run's.")
-    parser.add_argument("--compare", action="store_true", help="Compare what is in RUN/export with the model itself.")
+    parser.add_argument(
+        "--compare", type=Path, nargs="*", metavar="FOLDER", help="Compare exports, all those in RUN/export, with the model itself."
+    )
     parser.add_argument("--images", type=int, help="Test images of a comparison. Default: all.")
     parser.add_argument("--seconds", type=float, help="Of timing, for each artifact and batch size. Default: 2.")
     options = parser.parse_args()
-    unused = OF_AN_EXPORT if options.compare else OF_A_COMPARISON
+    comparing = options.compare is not None
+    unused = OF_AN_EXPORT if comparing else OF_A_COMPARISON
     for name in unused:
         if getattr(options, name) not in (None, False):
-            raise ValueError(f"--{name.replace('_', '-')}: not an option of {'--compare' if options.compare else 'an export'}")
-    if not options.compare and not options.format:
+            raise ValueError(f"--{name.replace('_', '-')}: not an option of {'--compare' if comparing else 'an export'}")
+    if not comparing and not options.format:
         raise ValueError("--format: none is given; allowed: tf_saved_model, onnx, litert, openvino, torch, keras, all")
     return options
 
@@ -52,10 +58,11 @@ def main():
 
     console = Console(highlight=False, soft_wrap=True)
     source, home = load_source(options.run)
-    if options.compare:
+    if options.compare is not None:
         from keras_vit.compare import compare_exports, comparison_table
 
-        rows = compare_exports(source, home, images=options.images, seconds=options.seconds or 2.0, report=console.print)
+        seconds = 2.0 if options.seconds is None else options.seconds
+        rows = compare_exports(source, home, options.compare, images=options.images, seconds=seconds, report=console.print)
         console.print(comparison_table(rows))
         console.print(f"written: {home / 'compare.json'}", markup=False)
         return

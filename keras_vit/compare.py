@@ -3,12 +3,12 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from keras_vit.export import EVERY, describe, float32_model, logits_of, to_model
+from keras_vit.export import EVERY, describe, float32_model, to_model
 from keras_vit.machine import machine
 from keras_vit.run import RunFolder, write_text
 from keras_vit.runtimes import FILES, Runtime
@@ -16,11 +16,13 @@ from keras_vit.runtimes import FILES, Runtime
 LATENCY, THROUGHPUT = 1, 64  # batch sizes
 ROUNDS = 5  # turns of each artifact, so that a noisy machine hits all alike
 ACCURACY_BATCH = 250
+PART = 20 * ACCURACY_BATCH  # images in memory
 
 
 def compare_exports(
     source: RunFolder,
     home: Path,
+    folders: Sequence[Path] = (),
     images: int | None = None,
     seconds: float = 2.0,
     report: Callable[[str], None] = print,
@@ -33,6 +35,7 @@ def compare_exports(
     Args:
         source: The `RunFolder`.
         home: The folder of its exports.
+        folders: Exports to compare instead of all in `home`.
         images: Test images, the first ones; None for all.
         seconds: Of timing, for each artifact and batch size.
         report: Told what is being done.
@@ -44,7 +47,7 @@ def compare_exports(
         `accuracy_change` and `difference` (the largest of the logits).
 
     Raises:
-        ValueError: If there are no exports, or one has gone.
+        ValueError: If there are no exports, one is no export or has gone, or does not fit the run.
     """
     from keras_vit.train import load_recipe_data
 
@@ -54,40 +57,38 @@ def compare_exports(
         raise ValueError(f"images: received {images}; allowed: at least 1")
     if not 0 < seconds < float("inf"):
         raise ValueError(f"seconds: received {seconds}; allowed: a number above 0")
-    folders = sorted(path.parent for path in home.glob("*/export.json"))
+    folders = list(folders) or sorted(path.parent for path in home.glob("*/export.json"))
     if not folders:
         raise ValueError(f"--compare: there are no exports in {str(home)!r}; write some with --format")
+    names = [folder.name if folder.parent == home else str(folder) for folder in folders]
+    exports = dict(zip(names, [(folder, read_settings(folder)) for folder in folders], strict=True))
     data = load_recipe_data(source.recipe)
     if data.test is None:
         raise ValueError(f"--compare: {data.name} has no test images")
-    count = len(data.test) if images is None else min(images, len(data.test))
-    pixels, labels = data.test.images(np.arange(count)), data.test.labels[:count]
+    test = data.test.take(np.arange(len(data.test) if images is None else min(images, len(data.test))))
 
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(tempfile.TemporaryDirectory())
-        original, model = keras_artifact(source, Path(files, "keras"))
-        runtimes, rows = {}, []
-        for folder in (original, *folders):
-            settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-            name = "Keras" if folder == original else folder.name
-            if settings.get("format") not in EVERY or not (folder / FILES[settings["format"]]).exists():
-                raise ValueError(f"--compare: {str(folder)!r} has no {FILES.get(settings.get('format'), 'export')}")
+        original = keras_artifact(source, Path(files, "keras"))
+        whole = read_settings(original)
+        runtimes, rows, expected = {}, [], None
+        for name, (folder, settings) in {"Keras": (original, whole), **exports}.items():
+            if any(settings.get(key) != whole[key] for key in ("parameters", "class_names", "mean", "std")):
+                raise ValueError(f"--compare: {str(folder)!r} is of another model than the run's")
             if settings["batch_size"]:
                 report(f"{name}: written for batches of {settings['batch_size']}; left out")
                 continue
-            report(f"{name}: accuracy on {count:,} images ...")
+            report(f"{name}: accuracy on {len(test):,} images ...")
             runtimes[name] = stack.enter_context(Runtime(settings["format"], folder))
-            inputs = pixels if settings["input"] == "uint8" else to_model(pixels, settings)
-            logits = runtimes[name].predict(inputs, files, ACCURACY_BATCH)
-            if folder == original:
-                expected = logits_of(model, to_model(pixels, settings), ACCURACY_BATCH)
+            logits = logits_of_test(runtimes[name], test, settings, files)
+            expected = logits if expected is None else expected
             rows.append(
                 {
                     "name": name,
                     "format": settings["format"],
                     "precision": settings["precision"],
                     "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.name != "export.json"),
-                    "accuracy": float(np.mean(logits.argmax(-1) == labels)),
+                    "accuracy": float(np.mean(logits.argmax(-1) == test.labels)),
                     "difference": float(np.abs(logits - expected).max()),
                 }
             )
@@ -97,28 +98,54 @@ def compare_exports(
             for name, runtime in runtimes.items():
                 for batch in (LATENCY, THROUGHPUT):
                     times[name][batch].append(runtime.ask(do="time", batch_size=batch, seconds=seconds / ROUNDS)["seconds"])
-    whole = {row["format"]: row["bytes"] for row in rows if row["precision"] == "float32"}
+    float32 = {row["format"]: row["bytes"] for row in rows if row["precision"] == "float32"}
     for row in rows:
         spans, first = times[row["name"]], times["Keras"]
-        row["size"] = row["bytes"] / whole.get(row["format"], rows[0]["bytes"])
+        row["size"] = row["bytes"] / float32.get(row["format"], rows[0]["bytes"])
         row["latency"] = float(np.median(spans[LATENCY]))
         row["throughput"] = THROUGHPUT / float(np.median(spans[THROUGHPUT]))
         row["latency_ratio"] = float(np.median(np.divide(first[LATENCY], spans[LATENCY])))
         row["throughput_ratio"] = float(np.median(np.divide(first[THROUGHPUT], spans[THROUGHPUT])))
         row["accuracy_change"] = row["accuracy"] - rows[0]["accuracy"]
-    result = {"data": data.name, "images": count, **machine(), "rows": rows}
+    result = {"data": data.name, "images": len(test), **machine(), "rows": rows}
     write_text(home / "compare.json", json.dumps(result, indent=2) + "\n")
     return rows
 
 
 def keras_artifact(run, folder):
-    """The run's model in a folder as an export has it, and the model."""
+    """The run's model in a folder as an export has it."""
     model, recipe = float32_model(run.model()), run.recipe
     folder.mkdir()
-    settings = describe(model, "keras", "float32", "auto", recipe.mean, recipe.std, None, None)
+    class_names = run.summary.get("class_names") if run.is_finished else None
+    settings = describe(model, "keras", "float32", "auto", recipe.mean, recipe.std, class_names, None)
     write_text(folder / "export.json", json.dumps(settings))
     model.save(folder / FILES["keras"])
-    return folder, model
+    return folder
+
+
+def read_settings(folder):
+    """The report of an export.
+
+    Raises:
+        ValueError: If the folder is no export.
+    """
+    try:
+        settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        if settings["format"] not in EVERY or not (folder / FILES[settings["format"]]).exists():
+            raise ValueError(f"--compare: {str(folder)!r} has no {FILES.get(settings['format'], 'export')}")
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
+        raise ValueError(f"--compare: {str(folder)!r} is no export: it has no export.json, or a damaged one") from None
+    return settings
+
+
+def logits_of_test(runtime, test, settings, files):
+    """Logits (N, K) of a split, some thousand images at a time."""
+    parts = []
+    for start in range(0, len(test), PART):
+        images = test.images(np.arange(start, min(start + PART, len(test))))
+        images = images if settings["input"] == "uint8" else to_model(images, settings)
+        parts.append(runtime.predict(images, files, ACCURACY_BATCH))
+    return np.concatenate(parts)
 
 
 def comparison_table(rows: list[dict]):
