@@ -71,10 +71,11 @@ def compare_exports(
         files = stack.enter_context(tempfile.TemporaryDirectory())
         original = keras_artifact(source, Path(files, "keras"))
         whole = read_settings(original)
-        runtimes, rows, expected = {}, [], None
-        for name, (folder, settings) in {"Keras": (original, whole), **exports}.items():
+        for folder, settings in exports.values():
             if any(settings.get(key) != whole[key] for key in ("parameters", "class_names", "mean", "std")):
                 raise ValueError(f"--compare: {str(folder)!r} is of another model than the run's")
+        runtimes, rows, expected = {}, [], None
+        for name, (folder, settings) in {"Keras": (original, whole), **exports}.items():
             if settings["batch_size"]:
                 report(f"{name}: written for batches of {settings['batch_size']}; left out")
                 continue
