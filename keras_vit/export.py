@@ -530,7 +530,7 @@ def write_torch(model, folder, report, calibration):
     import torch
 
     program = torch_program(model, report)
-    for node in program.graph.nodes:  # where each operation stood in which file, as long as all the rest of the graph
+    for node in program.graph.nodes:  # where each operation stood in which file of whose disk, half of the graph's size
         for name in ("stack_trace", "nn_module_stack", "torch_fn"):
             node.meta.pop(name, None)
     torch.export.save(program, folder / FILES["torch"], extra_files={"keras_vit.json": json.dumps(metadata(report))})
@@ -579,9 +579,12 @@ def onnx_of_torch(model, report):
     import torch
 
     program = torch_program(model, report)
-    return torch.onnx.export(
+    proto = torch.onnx.export(
         program, input_names=["images"], output_names=[output_name(report)], dynamo=True, external_data=False, verbose=False
     ).model_proto
+    for part in (*proto.graph.node, *proto.graph.value_info):  # where each operation stood in which file of whose disk
+        part.ClearField("metadata_props")
+    return proto
 
 
 def onnx_of_jax(model, report):

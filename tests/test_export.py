@@ -134,6 +134,8 @@ def assert_exported(model, folder, report):
     assert json.loads((folder / "export.json").read_text(encoding="utf-8")) == report
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert report["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.name not in ("", "export.json"))
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert os.fsencode(ROOT) not in written, "says where this library lies on whose disk"
     images = pixels(model)
     with Runtime(report["format"], folder, threads=1) as runtime:
         for size in (1, 2, 5):
