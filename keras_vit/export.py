@@ -125,7 +125,7 @@ def export_model(
         input: `uint8` (with normalisation; needs mean and std), `float32` (what the Keras model takes), or `auto`: uint8 if it can.
         images: Real uint8 images (N, H, W, C): the artifact is compared on the first 64, and calibrated on all where int8 fixes the
             ranges of activations. None takes the run's test images (for calibration 256 of its training images), without a run
-            crops of two photographs (which do not calibrate).
+            or its data crops of two photographs (which do not calibrate).
         batch_size: Writes for this B alone; None for any.
         overwrite: Whether an export at `path` may be replaced.
         threshold: Largest difference allowed; None takes that of `THRESHOLDS`.
@@ -321,7 +321,8 @@ def verification_images(model, run, images, batch_size):
     shape = (*config.image_size, config.channels)
     cases = [("random", np.random.default_rng(0).integers(256, size=(count, *shape)).astype("uint8"))]
     if images is None:
-        images = run_images(run, "test") if run else photographs(count, shape)
+        images = test_images(run) if run else None
+        images = photographs(count, shape) if images is None else images
     if images is not None:
         images = check_images(images, shape)
         images = images[:count]
@@ -358,6 +359,14 @@ def run_images(run, split, count=64):
     if split == "train":
         picked = np.random.default_rng(0).choice(len(part), len(picked), replace=False)
     return part.images(picked)
+
+
+def test_images(run):
+    """The first test images of a run; None where its data set is not, as on a machine that it was copied to."""
+    try:
+        return run_images(run, "test")
+    except ValueError:
+        return None
 
 
 def photographs(count, shape):

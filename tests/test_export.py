@@ -391,6 +391,17 @@ def test_a_run_brings_normalisation_and_images(tmp_path, faked):
     assert (report["class_names"], report["mean"]) == (list("abcdefghij"), [0.3])
 
 
+def test_a_run_without_its_data_is_compared_on_photographs(tmp_path, faked):
+    recipe = load_recipe("digits", data="folder:/no/such/folder", model={"image_size": 8, "channels": 3, "num_classes": 10})
+    run = RunFolder.create(tmp_path / "run", recipe)
+    config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, num_heads=2, mlp_dim=12, num_classes=10)
+    run.write_model(randomise(build_vit(config)))
+    report = export_model(run, tmp_path / "out", "onnx", input="float32")
+    assert {row["images"] for row in report["cases"]} == {"random", "real"}
+    with pytest.raises(ValueError, match="/no/such/folder"):
+        export_model(run, tmp_path / "int8", "onnx", precision="int8")
+
+
 def test_targets_that_exist(tmp_path, faked):
     model, path = make_model(), tmp_path / "out"
     path.mkdir()
