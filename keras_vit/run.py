@@ -117,7 +117,7 @@ class RunFolder:
             # The recipe goes last: until then the folder can still be told for what it is.
             for file in (run.state_path, run.model_path, path / "metrics.csv", path / "summary.json"):
                 file.unlink(missing_ok=True)
-            for folder in (run.state_path.parent, run.plots, run.tensorboard):
+            for folder in (run.state_path.parent, run.plots, run.tensorboard, path / "export"):
                 shutil.rmtree(folder, ignore_errors=True)
             for file in path.glob("evaluation-*.json"):
                 file.unlink()

@@ -276,9 +276,11 @@ def test_existing_run_is_kept_unless_overwritten(finished, tmp_path):
 
 def test_overwrite_leaves_nothing_of_the_old_run(copied):
     (copied.path / "notes.txt").write_text("mine")
+    (copied.path / "export" / "onnx").mkdir(parents=True)  # of the model that goes
     again = train(small_recipe(train={"epochs": 2}), copied.path, overwrite=True, verbose=0)
     assert len(again.metrics) == again.summary["epochs"] == 2
     assert (copied.path / "notes.txt").read_text() == "mine"
+    assert not (copied.path / "export").exists()
 
 
 def test_resume_of_a_finished_run_changes_nothing(copied):
