@@ -647,7 +647,7 @@ def write_litert(model, folder, report, calibration):
     if report["precision"] in ("int8", "int8_static"):
         from keras_vit.quantize import quantize_litert
 
-        flatbuffer = quantize_litert(converter, calibration)
+        flatbuffer = quantize_litert(converter, calibration, report["batch_size"])
     else:
         flatbuffer = converter.convert()
     (folder / FILES["litert"]).write_bytes(with_metadata(flatbuffer, metadata(report)))

@@ -10,7 +10,7 @@ from reference import Reference, random_images, weights_of
 
 from keras_vit import RunFolder, ViTConfig, build_vit, export_model, load_recipe
 from keras_vit.data import load_data
-from keras_vit.export import FORMATS, calibration_images, choose_writer
+from keras_vit.export import FORMATS, calibration_images, choose_writer, run_images
 from keras_vit.machine import installed_backends, run_python
 from keras_vit.parity import randomise
 from keras_vit.quantize import quantize_litert, quantize_onnx
@@ -175,17 +175,18 @@ def test_onnx_by_hand(batch):
 
 
 @pytest.mark.skipif(not find_spec("tensorflow"), reason="needs tensorflow")
-def test_litert_by_hand(capfd):
+@pytest.mark.parametrize("batch", [None, 4])
+def test_litert_by_hand(batch, capfd):
     """Ranges as they come follow an input of any size, ranges fixed beforehand cut off what is beyond them."""
     import tensorflow as tf
     from tensorflow.lite.tools import flatbuffer_utils
 
     function = tf.function(lambda x: {"y": tf.reshape(tf.reshape(x, (-1, 48)) @ KERNEL, (-1, 5, 32))})
-    concrete = function.get_concrete_function(tf.TensorSpec((None, 5, 48), tf.float32, name="x"))
+    concrete = function.get_concrete_function(tf.TensorSpec((batch, 5, 48), tf.float32, name="x"))
     values, scale = round_kernel(KERNEL)
     results = {}
     for name, samples in (("as they come", None), ("fixed", SAMPLES)):
-        content = quantize_litert(tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module()), samples)
+        content = quantize_litert(tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module()), samples, batch)
         model = flatbuffer_utils.convert_bytearray_to_object(content)
         kernel = next(tensor for tensor in model.subgraphs[0].tensors if list(tensor.shape) == [32, 48])
         np.testing.assert_array_equal(model.buffers[kernel.buffer].data.view("int8").reshape(32, 48).T, values)
@@ -281,15 +282,14 @@ def test_what_there_is_no_int8_of(tmp_path, name, precision, reason):
         export_model(make_model(), tmp_path / "out", name, precision=precision)
 
 
-def check_export(model_or_run, folder, name, precision, **settings):
-    """An int8 export that is much smaller than the float32 one and still the same function."""
-    model = model_or_run.model() if isinstance(model_or_run, RunFolder) else model_or_run
-    report = export_model(model_or_run, folder / f"{name}-{precision}", name, precision=precision, **settings)
+def check_export(run, folder, name, precision):
+    """An int8 export of a run, which is still the same function of its test images."""
+    model = run.model()
+    report = export_model(run, folder / f"{name}-{precision}", name, precision=precision)
     assert report["precision"] == precision
-    images = random_pixels(model, 6)
-    config = model.config
+    images = run_images(run, "test", count=6)
     mean, std = (np.asarray(report[key]) for key in ("mean", "std"))
-    expected = Reference(config, weights_of(model))((images / 255 - mean) / std)["output"]
+    expected = Reference(model.config, weights_of(model))((images / 255 - mean) / std)["output"]
     with Runtime(name, folder / f"{name}-{precision}", threads=1) as runtime:
         change = np.abs(runtime.predict(images, folder) - expected).max()
     assert 10 * ROUNDING < change < 3 * INT8 * expected.std()
