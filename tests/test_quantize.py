@@ -176,7 +176,7 @@ def test_onnx_by_hand(batch):
 
 @pytest.mark.skipif(not find_spec("tensorflow"), reason="needs tensorflow")
 @pytest.mark.parametrize("batch", [None, 4])
-def test_litert_by_hand(batch, capfd):
+def test_litert_by_hand(batch):
     """Ranges as they come follow an input of any size, ranges fixed beforehand cut off what is beyond them."""
     import tensorflow as tf
     from tensorflow.lite.tools import flatbuffer_utils
