@@ -227,15 +227,22 @@ class Clock(keras.callbacks.Callback):
 
     async_safe = True
 
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+        self.first = self.seconds = None
+
     def on_train_batch_end(self, batch, logs=None):
-        self.steps = batch + 1 - WARM_STEPS
-        if self.steps == 0:
-            float(logs["loss"])  # waits for the steps so far
-            self.started = time.perf_counter()
-        elif self.steps > 0 and time.perf_counter() - self.started > TIMED_SECONDS:
-            float(logs["loss"])
-            self.seconds = time.perf_counter() - self.started
-            self._model.stop_training = True  # `self.model` would fetch the state of a step that is still running (JAX)
+        with self.lock:  # Keras may call this from several threads at once, a later step before an earlier one
+            if batch < WARM_STEPS - 1 or self.seconds is not None:
+                return
+            if self.first is None:
+                float(logs["loss"])  # waits for the steps so far
+                self.first, self.started = batch, time.perf_counter()
+            elif batch > self.first and time.perf_counter() - self.started > TIMED_SECONDS:
+                float(logs["loss"])
+                self.steps, self.seconds = batch - self.first, time.perf_counter() - self.started
+                self._model.stop_training = True  # `self.model` would fetch the state of a step that is still running (JAX)
 
 
 def compile_model(model, optimizer, jit):
