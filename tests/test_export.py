@@ -571,7 +571,7 @@ def command(*options):
     return [sys.executable, str(ROOT / "experiments" / "export.py"), *map(str, options)]
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_an_interrupt_leaves_nothing(tmp_path, stop, code):
     make_model().save(tmp_path / "model.keras")
     name = next(iter(WRITTEN_HERE or ["keras"]))

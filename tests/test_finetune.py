@@ -49,6 +49,10 @@ EMBEDDING = (12 * 8 + 8) + 8 + 9 * 8  # projection, class token, positions of cl
 ALL = EMBEDDING + 3 * BLOCK + 16 + HEAD
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def made_data(size=(8, 12), classes=("a", "b", "c"), seed=0):
     rng = np.random.default_rng(seed)
     parts = [Split(rng.integers(256, size=(n, *size, 1)).astype("uint8"), np.arange(n) % len(classes)) for n in (64, 12)]
@@ -98,7 +102,7 @@ def changed(before, after):
 # What is trained
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", slow("muon")])
 @pytest.mark.parametrize(
     ("options", "layers", "count"),
     [
@@ -144,7 +148,7 @@ def test_frozen_weights_have_no_gradient_and_adapters_start_as_nothing(checkpoin
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", slow("bfloat16")])
 def test_reloaded_lora_run_gives_the_same_logits(checkpoint, tmp_path, precision):
     run, model = tune(checkpoint, tmp_path / "run", settings={"precision": precision}, **LORA)
     images = random_images(model.config, batch=5)
@@ -169,7 +173,7 @@ def arrays_of_the_model(arrays, model):
     return dict(zip((variable.path for variable in model.variables), values, strict=True))
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", slow("float16")])
 def test_averaged_adapters_are_merged(checkpoint, tmp_path, precision):
     run, model = tune(checkpoint, tmp_path / "run", settings={"ema": 0.7, "precision": precision}, **LORA)
     arrays, _ = run.read_state()  # the model itself has the averages by now: Keras puts them there when `fit` ends
@@ -229,8 +233,10 @@ def test_factors_fall_from_the_head_to_the_embedding():
     assert factors["pool/probe"] == 1
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "lion", "muon"])
+@pytest.mark.parametrize(
+    ("kind", "accumulate"),
+    [("adamw", 2), ("muon", 1), slow("adamw", 1), slow("muon", 2), *(slow(k, n) for k in ("adam", "sgd", "lion") for n in (1, 2))],
+)
 def test_layer_decay_is_a_plain_optimizer_with_a_smaller_rate(kind, accumulate):
     config = TrainConfig(epochs=1, optimizer=kind, learning_rate=0.1, weight_decay=0.2, warmup_epochs=0, accumulate=accumulate)
     model = random_model()
@@ -247,7 +253,7 @@ def test_layer_decay_is_a_plain_optimizer_with_a_smaller_rate(kind, accumulate):
     assert plain in type(make_optimizer(config, 40, factors)).__mro__
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", slow("float16")])
 def test_factors_of_one_change_nothing(precision):
     """With clipping, accumulation, averaging and loss scaling around them."""
     rng = np.random.default_rng(0)
@@ -470,6 +476,7 @@ def command(monkeypatch, *options):
     run_command(finetune.main)
 
 
+@pytest.mark.slow
 def test_killed_run_of_the_command_ends_like_one_that_never_was(monkeypatch, capsys, tmp_path, digits):
     """From 8 x 8 to 16 x 16 pixels with LoRA, killed with SIGKILL after its second epoch."""
     options = [digits.path, "--data", "digits", "--method", "lora", "--model.image_size", "16", "--model.drop_path", "0.1"]

@@ -87,7 +87,7 @@ def test_logits_and_round_trip(name, tmp_path):
 
 
 @every_family
-@pytest.mark.parametrize("size", [(24, 48), (64, 40)], ids=str)
+@pytest.mark.parametrize("size", [(24, 48), pytest.param((64, 40), marks=pytest.mark.slow)], ids=str)
 def test_another_image_size(name, size, tmp_path):
     module = made(name)
     module.save_pretrained(tmp_path / "theirs")

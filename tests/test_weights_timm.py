@@ -89,7 +89,7 @@ def test_logits_and_round_trip(architecture, tmp_path):
 
 
 @every_family
-@pytest.mark.parametrize("size", [(24, 48), (64, 40)], ids=str)
+@pytest.mark.parametrize("size", [(24, 48), pytest.param((64, 40), marks=pytest.mark.slow)], ids=str)
 def test_another_image_size(architecture, size, tmp_path):
     module, args = made(architecture)
     folder = saved(module, args, tmp_path / "theirs")
