@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.export import EVERY, describe, float32_model, to_model
+from keras_vit.export import EVERY, bytes_of, describe, float32_model, to_model
 from keras_vit.machine import machine
 from keras_vit.run import RunFolder, write_text
 from keras_vit.runtimes import FILES, Runtime
@@ -88,7 +88,7 @@ def compare_exports(
                     "name": name,
                     "format": settings["format"],
                     "precision": settings["precision"],
-                    "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.name != "export.json"),
+                    "bytes": bytes_of(folder),
                     "accuracy": float(np.mean(logits.argmax(-1) == test.labels)),
                     "difference": float(np.abs(logits - expected).max()),
                 }

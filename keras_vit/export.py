@@ -1,8 +1,8 @@
 """Export to SavedModel, ONNX, LiteRT, OpenVINO and torch, from any backend, each artifact verified in its own runtime.
 
-A backend writes what it can. What it cannot is written by one that can, in a process of its own: the model travels there as a
-`.keras` file, whose numbers are the same. Then a process that has the artifact's runtime and no Keras runs it on random and on
-real images, in batches of 1, 3 and 64; what differs by more than a threshold is an error, and nothing is left behind.
+Each format is written by the backend that does it best, of those that are installed, in a process of its own: the model travels
+there as a `.keras` file, whose numbers are the same. Then a process that has the artifact's runtime and no Keras runs it on random
+and on real images, in batches of 1, 3 and 64; what differs by more than a threshold is an error, and nothing is left behind.
 
 Shapes: B batch, H x W image, C channels, K classes.
 """
@@ -184,11 +184,16 @@ def export_model(
         except ValueError as error:
             raise ValueError(f"{format}: the conversion failed: {error}") from None
         report |= verify(reference, report, folder, cases, threshold)
-        report["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.name != "export.json")
+        report["bytes"] = bytes_of(folder)
         report["seconds"] = time.perf_counter() - start
         write_text(folder / "export.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         move(folder, path)
     return report
+
+
+def bytes_of(folder: Path) -> int:
+    """Size of an export, its report left out."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "export.json")
 
 
 def check_target(path, overwrite):
