@@ -353,11 +353,11 @@ def main(arguments: list[str] | None = None) -> int:
     installed = installed_backends()
     backends = choose("backends", options.backends, installed)
     formats = choose("exports", "" if options.exports == "all" else options.exports, list(FORMATS)) if options.exports else []
-    if len(backends) < 2 and not formats:
-        raise ValueError(f"backends: received {', '.join(backends)}; a comparison takes two of {', '.join(BACKENDS)}")
     defaults = parser.get_defaults().model
     settings = {name: value for name, value in vars(options.model).items() if value != defaults[name]}
     target = load_target(options.target, settings)
+    if len(backends) < 2 and not formats:
+        raise ValueError(f"backends: received {', '.join(backends)}; a comparison takes two of {', '.join(BACKENDS)}")
 
     console = Console(highlight=False, soft_wrap=True)
     numbers = run_backends(target, backends, options.batch_size, console.print)

@@ -104,6 +104,7 @@ def faked(monkeypatch):
     monkeypatch.setattr(export, "run_python", run_python)
     monkeypatch.setattr(export, "Runtime", FakeRuntime)
     monkeypatch.setattr(export, "find_spec", lambda package: True)
+    monkeypatch.setattr(export, "installed_backends", lambda: list(export.BACKENDS))
     return answers
 
 

@@ -18,6 +18,7 @@ GRIDS = [((14, 14), (7, 9)), ((7, 7), (12, 16)), ((3, 5), (4, 2)), ((4, 4), (4, 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 @pytest.mark.parametrize("antialias", [True, False])
 def test_positions_equal_timms(old, new, prefix, antialias):
+    pytest.importorskip("timm")
     from peers import torch
     from timm.layers import resample_abs_pos_embed
 
@@ -37,6 +38,7 @@ def test_the_same_grid_is_left_alone():
 
 @pytest.mark.parametrize(("old", "new"), [((16, 16), (8, 8)), ((8, 8), (14, 14)), ((4, 6), (6, 4)), ((16, 16), (12, 20))], ids=str)
 def test_projections_equal_timms(old, new):
+    pytest.importorskip("timm")
     from peers import torch
     from timm.layers import resample_patch_embed
 
