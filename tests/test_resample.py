@@ -18,8 +18,9 @@ GRIDS = [((14, 14), (7, 9)), ((7, 7), (12, 16)), ((3, 5), (4, 2)), ((4, 4), (4, 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 @pytest.mark.parametrize("antialias", [True, False])
 def test_positions_equal_timms(old, new, prefix, antialias):
+    from peers import torch  # before timm, which imports torchvision
+
     pytest.importorskip("timm")
-    from peers import torch
     from timm.layers import resample_abs_pos_embed
 
     table = np.random.default_rng(0).normal(size=(1, prefix + old[0] * old[1], 6)).astype("float32")
@@ -38,8 +39,9 @@ def test_the_same_grid_is_left_alone():
 
 @pytest.mark.parametrize(("old", "new"), [((16, 16), (8, 8)), ((8, 8), (14, 14)), ((4, 6), (6, 4)), ((16, 16), (12, 20))], ids=str)
 def test_projections_equal_timms(old, new):
+    from peers import torch  # before timm, which imports torchvision
+
     pytest.importorskip("timm")
-    from peers import torch
     from timm.layers import resample_patch_embed
 
     kernel = np.random.default_rng(0).normal(size=(*old, 3, 5)).astype("float32")
