@@ -26,7 +26,7 @@ import psutil
 
 from keras_vit.config import check_choice, check_int
 from keras_vit.data import normalize
-from keras_vit.machine import BACKENDS, installed_backends, machine, run_python
+from keras_vit.machine import BACKENDS, full_float32, installed_backends, machine, run_python
 from keras_vit.model import ViT, build_vit
 from keras_vit.run import RunFolder, write_text
 from keras_vit.runtimes import FILES, Runtime
@@ -446,7 +446,8 @@ def verify(model, report, folder, cases, threshold=None):
 
 def logits_of(model, inputs, batch_size=64):
     """Logits (N, K) of inputs as the Keras model takes them."""
-    parts = [model(inputs[start : start + batch_size], training=False) for start in range(0, len(inputs), batch_size)]
+    with full_float32():
+        parts = [model(inputs[start : start + batch_size], training=False) for start in range(0, len(inputs), batch_size)]
     return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
 
 
@@ -462,7 +463,7 @@ def check_signatures(runtime, model, report, images, files):
 
     np.save(Path(files, "images.npy"), images)
     answers = [(runtime.ask(do="classify", images=str(Path(files, "images.npy"))), classes(images))]
-    if report["image_shape"][-1] in (1, 3) or report["data_format"] == "channels_first":
+    if model.config.channels in (1, 3):
         paths = [str(Path(files, f"{index}.{suffix}")) for index, suffix in enumerate(("jpg", "png", "png", "jpg"))]
         for path, picture in zip(paths, load_sample_images().images * 2, strict=True):
             Image.fromarray(picture).save(path, **({"quality": 95} if path.endswith("jpg") else {}))

@@ -155,8 +155,7 @@ def load_finetune(model: "ViT", config: FinetuneConfig, class_names: list[str]) 
                 raise ValueError(
                     f"keep_head: class {index} is {theirs!r} in the checkpoint and {ours!r} in the data; allowed: false"
                 )
-    source = {"source": config.source, "architecture": config.architecture or None}
-    notes = load_weights(model, config.checkpoint, **source, new_head=not config.keep_head, resize=True)
+    notes = load_weights(model, checkpoint, new_head=not config.keep_head, resize=True)
     if not config.keep_head:
         for variable in head_variables(model):
             variable.assign(np.zeros(variable.shape))

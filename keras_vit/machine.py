@@ -1,9 +1,11 @@
 """What this process runs on: device, backend, versions, memory; and processes under other backends."""
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,6 +72,39 @@ def peak_memory_mb() -> float | None:
 def installed_backends() -> list[str]:
     """The backends that are installed, in the order of `BACKENDS`."""
     return [name for name in BACKENDS if find_spec(name)]
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 in float32: on an accelerator backends may round their factors to ten bits (TF32)."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        config = tf.config.experimental
+        before = config.tensor_float_32_execution_enabled()
+        config.enable_tensor_float_32_execution(False)
+        try:
+            yield
+        finally:
+            config.enable_tensor_float_32_execution(before)
+    elif backend == "jax":
+        import jax
+
+        with jax.default_matmul_precision("highest"):
+            yield
+    else:
+        import torch
+
+        switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        before = [switch.allow_tf32 for switch in switches]
+        try:
+            for switch in switches:
+                switch.allow_tf32 = False
+            yield
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                switch.allow_tf32 = value
 
 
 def run_python(arguments: list[str], backend: str, **settings: str) -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_vit.config import VARIANTS, ViTConfig, check_int
-from keras_vit.machine import BACKENDS, installed_backends, run_python
+from keras_vit.machine import BACKENDS, full_float32, installed_backends, run_python
 from keras_vit.model import ViT, build_vit
 from keras_vit.recipe import read_settings, recipe_names
 from keras_vit.run import RunFolder, write_text
@@ -220,15 +220,8 @@ def load_model(target: dict) -> ViT:
 def work(job: str, result: str) -> None:
     """What a worker process does: writes the numbers of `measure` for a job file."""
     settings = json.loads(Path(job).read_text(encoding="utf-8"))
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_tensor_float_32_execution(False)  # float32 is float32, on a GPU too
-    elif keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_default_matmul_precision", "highest")
-    np.savez(result, **measure(load_model(settings["target"]), settings["batch_size"]))
+    with full_float32():
+        np.savez(result, **measure(load_model(settings["target"]), settings["batch_size"]))
 
 
 def run_backends(target: dict, backends: list[str], batch_size: int, report) -> dict[str, dict[str, np.ndarray]]:

@@ -270,7 +270,6 @@ def main(format, folder, threads):
 
 
 if __name__ == "__main__":
-    sys.path = [
-        entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent
-    ]  # no `export` of ours
+    here = Path(__file__).resolve().parent  # Python puts it first, and this library's modules would pass for others
+    sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     main(*sys.argv[1:])

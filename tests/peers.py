@@ -1,6 +1,7 @@
 """timm and transformers, which the tests of weights compare with; skips where they, or PyTorch, are not installed."""
 
 import importlib.util
+import json
 
 import pytest
 
@@ -44,3 +45,37 @@ def module_output(module, images):
         output = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     output = getattr(output, "logits", output)
     return output.numpy()
+
+
+ANYTHING = (None, "x", -1, 0, 1.5, 10**9, True, [], {}, [1, "a"], [0.5], {"a": 1})
+
+
+def assert_mistakes_are_one_line(folder, name, more=()):
+    """Opens a checkpoint with each value of a JSON file replaced by anything at all: it works, or says in one line why not."""
+    from keras_vit import open_checkpoint
+
+    path = folder / name
+    text = path.read_text()
+    settings = {**json.loads(text), **dict(more)}
+    for keys in key_paths(settings):
+        for value in ANYTHING:
+            path.write_text(json.dumps(replaced(settings, keys, value)))
+            try:
+                open_checkpoint(folder)
+            except ValueError as error:
+                message = str(error)
+                if "\n" in message:
+                    raise AssertionError((keys, value, message)) from None
+    path.write_text(text)
+
+
+def key_paths(settings):
+    for key, value in settings.items():
+        yield (key,)
+        if isinstance(value, dict):
+            yield from ((key, *rest) for rest in key_paths(value))
+
+
+def replaced(settings, keys, value):
+    first, *rest = keys
+    return {**settings, first: replaced(settings[first], rest, value) if rest else value}

@@ -22,7 +22,7 @@ from keras_vit.layers import NO_DECAY
 from keras_vit.optimizer import WarmupSchedule, make_optimizer
 from keras_vit.recipe import Recipe, TrainConfig, load_recipe
 from keras_vit.run import RunFolder
-from keras_vit.train import Diverged, compile_model, even_batch_size, load_recipe_data, train
+from keras_vit.train import Clock, Diverged, compile_model, even_batch_size, load_recipe_data, train
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT32 = 5e-6  # some roundings of weights of about 1
@@ -508,6 +508,18 @@ def test_kill_before_the_first_epoch_starts_again(finished, tmp_path):
     assert run.metrics == []
     again = train(finished.recipe, run.path, resume=True, verbose=0)
     assert [row["loss"] for row in again.metrics] == [row["loss"] for row in finished.metrics]
+
+
+def test_the_clock_bears_steps_out_of_order(monkeypatch):
+    """Keras calls it from several threads, where a later step may come first."""
+    monkeypatch.setattr(sys.modules["keras_vit.train"], "TIMED_SECONDS", 0.0)
+    clock = Clock()
+    clock.set_model(tiny_model())
+    for batch in (0, 1, 4, 2, 3, 7, 5, 8):
+        clock.on_train_batch_end(batch, {"loss": 1.0})
+    assert clock.steps == 3  # from 4 to 7
+    assert clock.seconds > 0
+    assert clock.model.stop_training
 
 
 def test_a_length_in_seconds_becomes_steps_and_changes_nothing_else(tmp_path):

@@ -237,6 +237,20 @@ def test_wrong_files(tmp_path):
         load_model(path)
 
 
+def test_what_the_comment_says_may_be_anything(tmp_path):
+    np.savez(tmp_path / "file.npz", **arrays_of(augreg()))
+    whole = (tmp_path / "file.npz").read_bytes()
+    said = [f'{{"{key}": {value}}}' for key in ("image_size", "mean") for value in (3, "[1]", '"x"')]
+    for text in ("{", "3", *(f'{{"keras_vit": {value}}}' for value in (3, *said))):
+        (tmp_path / "file.npz").write_bytes(whole)
+        with zipfile.ZipFile(tmp_path / "file.npz", "a") as archive:
+            archive.comment = text.encode()
+        try:
+            assert open_checkpoint(tmp_path / "file.npz").config.image_size == (32, 32)
+        except ValueError as error:
+            assert str(error).startswith(("patch_size: ", "image_size: ", "config.json: mean: ", "checkpoint: "))  # noqa: PT017
+
+
 def test_a_bomb_is_not_unpacked(tmp_path):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 20)})

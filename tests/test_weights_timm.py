@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from peers import module_output, numpy_state, randomise_module, torch
+from peers import assert_mistakes_are_one_line, module_output, numpy_state, randomise_module, torch
 from reference import weights_of
 
 import keras_vit
@@ -310,6 +310,17 @@ def test_a_config_that_contradicts_the_tensors(folder, settings, message, tmp_pa
     assert message in str(error.value)
 
 
+def test_whatever_a_config_holds_a_mistake_is_one_line(folder, tmp_path):
+    assert_mistakes_are_one_line(changed(folder, tmp_path / "changed"), "config.json", {"label_names": list("abcde")})
+
+
+def test_what_a_file_says_of_itself_may_be_anything(folder, tmp_path):
+    for text in ("{", "[]", "3", '{"architecture": 3}', '{"architecture": "vit_base_patch16_224", "pretrained_cfg": 3}'):
+        path = write(tmp_path / "file.safetensors", read(folder / "model.safetensors"), metadata={"timm": text})
+        with pytest.raises(ValueError, match=r"^(checkpoint|architecture|config.json): [^\n]+$"):
+            open_checkpoint(path)
+
+
 def test_tensors_that_are_not_those(folder, tmp_path):
     bad = changed(folder, tmp_path / "bad")
     tensors = read(folder / "model.safetensors")
@@ -444,7 +455,10 @@ def test_adapters_are_merged_and_quantised_models_refused(tmp_path):
     load_weights(model, tmp_path / "merged")  # the kernels; adapters stay as they are
     model = build_vit(ViTConfig(**small))
     model.get_layer("block_0").attention.qkv.quantize("int8")
-    with pytest.raises(ValueError, match=r"^model: received a quantised one"):
+    model.save(tmp_path / "int8.keras")
+    with pytest.raises(ValueError, match=r"^checkpoint: .*int8.keras': received a quantised model"):
+        load_model(tmp_path / "int8.keras")
+    with pytest.raises(ValueError, match=r"^model: received a quantised model"):
         save_weights(model, tmp_path / "int8", "timm")
 
 

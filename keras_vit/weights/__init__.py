@@ -27,13 +27,13 @@ HUB_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "mo
 logger = logging.getLogger("keras_vit")
 
 
-def open_checkpoint(path: str | os.PathLike, source: str = "auto", *, architecture: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike | Checkpoint, source: str = "auto", *, architecture: str | None = None) -> Checkpoint:
     """Opens a checkpoint: reads its configuration and checks that its tensors are those, without reading them.
 
     Args:
         path: A run folder or `.keras` file of this library; a folder or `.safetensors` file of timm; a folder of transformers; a
             `.npz` file of vision_transformer or big_vision; or, where nothing of that name is there, a repository of the
-            Hugging Face hub ("org/name"), which is downloaded.
+            Hugging Face hub ("org/name"), which is downloaded. One that is open is given back.
         source: `keras`, `timm`, `huggingface`, `jax`, or `auto`, which goes by the files.
         architecture: Name of timm's architecture, such as `vit_base_patch16_224`, where a file does not say it.
 
@@ -41,6 +41,8 @@ def open_checkpoint(path: str | os.PathLike, source: str = "auto", *, architectu
         ValueError: If there is nothing, or it is damaged, a pickle, of another architecture or contradicts itself.
     """
     check_choice("source", source, SOURCES)
+    if isinstance(path, Checkpoint):
+        return path
     local = find(path)
     source = detect(local) if source == "auto" else source
     if source == "keras":
@@ -59,7 +61,7 @@ def open_checkpoint(path: str | os.PathLike, source: str = "auto", *, architectu
 
 
 def load_model(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Checkpoint,
     source: str = "auto",
     *,
     architecture: str | None = None,
@@ -105,7 +107,7 @@ def load_model(
 
 def load_weights(
     model,
-    path: str | os.PathLike,
+    path: str | os.PathLike | Checkpoint,
     source: str = "auto",
     *,
     architecture: str | None = None,
@@ -214,9 +216,7 @@ def save_weights(
     if class_names is not None and len(class_names) != config.num_classes:
         raise ValueError(f"class_names: received {len(class_names)}; allowed: {config.num_classes}, the classes of the model")
     mean, std = (as_channels(name, value, config.channels) for name, value in (("mean", mean), ("std", std)))
-    weights = merged_weights(model)
-    if {path: value.shape for path, value in weights.items()} != config.weight_shapes:
-        raise ValueError("model: received a quantised one; allowed: one whose weights are floats")
+    weights = float_weights(model, "model")
     if config.position in ("sincos1d", "sincos2d"):
         weights["encoder/position"] = np.asarray(model.get_layer("encoder").position_embedding, "float32")
     class_names = None if class_names is None else [str(name) for name in class_names]
@@ -326,9 +326,13 @@ def open_keras(path: Path) -> Checkpoint:
         raise ValueError(f"checkpoint: {str(file)!r} cannot be loaded ({reason[:300]})") from None
     if not isinstance(model, ViT):
         raise ValueError(f"checkpoint: {str(file)!r} holds a {type(model).__name__}; allowed: a ViT of this library")
-    variables = {weight.path: weight for weight in model.weights}
+    weights = float_weights(model, f"checkpoint: {str(file)!r}")
+    return Checkpoint("keras", path, model.config, mean, std, names, weights.__getitem__, notes=notes)
 
-    def read(name):
-        return np.asarray(keras.ops.convert_to_numpy(variables[name]), "float32")
 
-    return Checkpoint("keras", path, model.config, mean, std, names, read, notes=notes)
+def float_weights(model, where):
+    """The weights of a `ViT` by path, in float32, adapters merged; a ValueError if it is quantised."""
+    weights = merged_weights(model)
+    if {path: value.shape for path, value in weights.items()} != model.config.weight_shapes:
+        raise ValueError(f"{where}: received a quantised model; allowed: one whose weights are floats")
+    return weights

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.config import ViTConfig
+from keras_vit.config import ViTConfig, check_number
 
 SHOWN = 6  # names of one kind in a message
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
@@ -209,12 +209,44 @@ def refuse_pickle(path: Path) -> typing.NoReturn:
 def read_json(path: Path) -> dict:
     """A JSON object; a ValueError if the file is missing or holds something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"checkpoint: {str(path)!r} cannot be read as JSON ({error})") from None
+
+
+def parse_json(text: str, name: str) -> dict:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"checkpoint: {name!r} cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"checkpoint: {str(path)!r} holds a {type(value).__name__}; allowed: a JSON object")
+        raise ValueError(f"checkpoint: {name!r} holds a {type(value).__name__}; allowed: a JSON object")
     return value
+
+
+def read_setting(settings: dict, name: str, types: type | tuple, default=None):
+    """The value of a key, the default where there is none or null; a ValueError if it is of another type."""
+    value = settings.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+        allowed = " or ".join(kind.__name__ for kind in (types if isinstance(types, tuple) else (types,)))
+        raise ValueError(f"config.json: {name}: received {value!r}; allowed: {allowed}")
+    return value
+
+
+def read_moments(mean, std, channels: int) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of pixels as lists of numbers, or None where one is missing; a ValueError for anything else."""
+    if mean is None or std is None:
+        return None
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, list | tuple) or len(values) not in (1, channels):
+            raise ValueError(
+                f"config.json: {name}: received {values!r}; allowed: one number, or one for each of {channels} channels"
+            )
+        for value in values:
+            check_number(f"config.json: {name}", value, **({"above": 0} if name == "std" else {}))
+    return list(mean), list(std)
 
 
 @contextmanager

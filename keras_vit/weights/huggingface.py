@@ -15,6 +15,8 @@ from keras_vit.weights.checkpoint import (
     open_safetensors,
     place_prefix,
     read_json,
+    read_moments,
+    read_setting,
     refuse_unless,
     row_reader,
     safetensors_files,
@@ -91,50 +93,58 @@ def gated_dim(width: int, ratio: float) -> int:
     return (int(int(width * ratio) * 2 / 3) + 7) // 8 * 8
 
 
-def read_config(settings: dict, shapes: dict, where: str) -> tuple[ViTConfig, str, str]:
+def read_config(settings: dict, shapes: dict) -> tuple[ViTConfig, str, str]:
     """The `ViTConfig`, model type and prefix of names of a folder, from its config.json and the names of its tensors."""
-    kind = settings.get("model_type")
+    kind = read_setting(settings, "model_type", str)
     if kind not in CLASSES:
-        raise ValueError(f"{where}: model_type: received {kind!r}; allowed: {', '.join(CLASSES)}")
+        raise ValueError(f"config.json: model_type: received {kind!r}; allowed: {', '.join(CLASSES)}")
 
     def get(name, types, default):
-        value = settings.get(name, default)
-        if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
-            raise ValueError(f"{where}: {name}: received {value!r}; allowed: a {getattr(types, '__name__', 'number')}")
-        return value
+        return read_setting(settings, name, types, default)
 
-    width = get("hidden_size", int, 768)
     dino = kind.startswith("dinov2")
     prefix = f"{PREFIXES[kind]}." if any(name.startswith(f"{PREFIXES[kind]}.") for name in shapes) else ""
+    patches = f"{prefix}embeddings.patch_embeddings.projection.weight"
+    if len(shapes.get(patches, ())) != 4:
+        raise ValueError(f"checkpoint: {patches} is missing or has another rank: this is no {CLASSES[kind]}")
+    width, channels, *patch = shapes[patches]
+    layers = {match[1] for match in (re.search(r"encoder\.layer\.(\d+)\.", name) for name in shapes) if match}
+    for name, given, found in (
+        ("hidden_size", get("hidden_size", int, 768), width),
+        ("num_channels", get("num_channels", int, 3), channels),
+        ("patch_size", as_pair("patch_size", settings.get("patch_size") or (14 if dino else 16)), tuple(patch)),
+        ("num_hidden_layers", get("num_hidden_layers", int, 12), len(layers)),
+    ):
+        if given != found:
+            raise ValueError(f"config.json: {name}: received {given}; the tensors have {found}")
     distilled = "cls_classifier.weight" in shapes
     head = shapes.get("cls_classifier.weight" if distilled else "classifier.weight")
     classes = head[0] if head else 0
     labels = settings.get("id2label")
     listed = len(labels) if isinstance(labels, dict) else settings.get("num_labels")
     if classes and listed is not None and listed != classes:
-        raise ValueError(f"{where}: id2label: received {listed} classes; the tensors have {classes}")
+        raise ValueError(f"config.json: id2label: received {listed} classes; the tensors have {classes}")
     activation = get("hidden_act", str, "gelu")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"{where}: hidden_act: received {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-    mlp, mlp_dim = ACTIVATIONS[activation], settings.get("intermediate_size", 4 * width)
+        raise ValueError(f"config.json: hidden_act: received {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    mlp, mlp_dim = ACTIVATIONS[activation], get("intermediate_size", int, 4 * width)
     if dino:
         ratio = get("mlp_ratio", (int, float), 4)
         gated = get("use_swiglu_ffn", bool, False)
         mlp, mlp_dim = ("swiglu", gated_dim(width, ratio)) if gated else (mlp, int(width * ratio))
-        if settings.get("apply_layernorm", True) is not True:
-            raise ValueError(f"{where}: apply_layernorm: received False; allowed: True")
-    pooler = settings.get("pooler_act", "tanh")
+        if not get("apply_layernorm", bool, True):
+            raise ValueError("config.json: apply_layernorm: received False; allowed: True")
+    pooler = get("pooler_act", str, "tanh")
     pre_logits = shapes[f"{prefix}pooler.dense.weight"][0] if f"{prefix}pooler.dense.weight" in shapes else 0
     if pre_logits and pooler != "tanh":
-        raise ValueError(f"{where}: pooler_act: received {pooler!r}; allowed: tanh")
-    patch = as_pair("patch_size", settings.get("patch_size", 14 if dino else 16))
-    image = as_pair("image_size", settings.get("image_size", 224))
+        raise ValueError(f"config.json: pooler_act: received {pooler!r}; allowed: tanh")
+    image = as_pair("image_size", settings.get("image_size") or 224)
     config = ViTConfig(
         image_size=tuple(side // p * p for side, p in zip(image, patch, strict=True)),
-        channels=get("num_channels", int, 3),
-        patch_size=patch,
+        channels=channels,
+        patch_size=tuple(patch),
         width=width,
-        depth=get("num_hidden_layers", int, 12),
+        depth=len(layers),
         num_heads=get("num_attention_heads", int, 12),
         mlp_dim=mlp_dim,
         num_classes=classes,
@@ -155,17 +165,17 @@ def open_huggingface(path: Path) -> Checkpoint:
     """Opens a folder with config.json and safetensors."""
     settings = read_json(path / "config.json")
     shapes, read = open_safetensors(safetensors_files(path))
-    config, kind, prefix = read_config(settings, shapes, f"checkpoint: {str(path / 'config.json')!r}")
+    config, kind, prefix = read_config(settings, shapes)
     rows = table(config, kind, prefix)
     check_tensors(f"checkpoint: {str(path)!r}", rows, shapes, UNUSED)
     processor, notes = path / "preprocessor_config.json", ()
     values = read_json(processor) if processor.is_file() else {}
-    mean, std = values.get("image_mean"), values.get("image_std")
-    if not (mean and std):
-        mean, std = NORMALISATION[kind]
-        notes = (f"mean and std: no preprocessor_config.json; taken for {kind}: {mean}, {std}",)
+    moments = read_moments(values.get("image_mean"), values.get("image_std"), config.channels)
+    if not moments:
+        moments = NORMALISATION[kind]
+        notes = (f"mean and std: no preprocessor_config.json; taken for {kind}: {moments[0]}, {moments[1]}",)
     if values.get("do_normalize") is False:
-        mean, std, notes = [0.0], [1.0], ()
+        moments, notes = ([0.0], [1.0]), ()
     labels = settings.get("id2label")
     names = None
     if config.num_classes and isinstance(labels, dict) and set(labels) == {str(index) for index in range(config.num_classes)}:
@@ -174,7 +184,7 @@ def open_huggingface(path: Path) -> Checkpoint:
             names = None
     # DINOv2 with registers interpolates as timm does, the others without antialiasing.
     antialias = kind == "dinov2_with_registers"
-    return Checkpoint("huggingface", path, config, list(mean), list(std), names, row_reader(rows, read), antialias, notes)
+    return Checkpoint("huggingface", path, config, *moments, names, row_reader(rows, read), antialias, notes)
 
 
 def describe(config: ViTConfig) -> tuple[str, str, dict]:

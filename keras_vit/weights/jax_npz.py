@@ -18,6 +18,7 @@ from keras_vit.weights.checkpoint import (
     check_new,
     check_tensors,
     place_prefix,
+    read_moments,
     refuse_unless,
     row_reader,
     save_rows,
@@ -120,7 +121,7 @@ def read_config(shapes: dict, settings: dict) -> tuple[ViTConfig, str]:
             )
         size = [side * p for p in patch]
     config = ViTConfig(
-        image_size=tuple(size),
+        image_size=size,
         channels=channels,
         patch_size=tuple(patch),
         width=width,
@@ -167,8 +168,10 @@ def open_jax(path: Path) -> Checkpoint:
         return array if block is None else array[block]
 
     names = settings.get("class_names")
-    mean, std = settings.get("mean", [0.5] * 3), settings.get("std", [0.5] * 3)
-    return Checkpoint("jax", path, config, mean, std, names, row_reader(rows, read))
+    names = names if isinstance(names, list) and len(names) == config.num_classes else None
+    half = [0.5] * config.channels  # pixels from -1 to 1
+    moments = read_moments(settings.get("mean", half), settings.get("std", half), config.channels) or (half, half)
+    return Checkpoint("jax", path, config, *moments, names, row_reader(rows, read))
 
 
 def npz_shapes(path):
@@ -192,9 +195,9 @@ def npz_shapes(path):
         raise ValueError(f"checkpoint: {str(path)!r} is damaged or no .npz file ({error})") from None
     try:
         settings = json.loads(comment)["keras_vit"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         settings = {}
-    return shapes, settings
+    return shapes, settings if isinstance(settings, dict) else {}
 
 
 def save_jax(config: ViTConfig, weights: dict, path: Path, mean: list, std: list, class_names: list | None) -> None:

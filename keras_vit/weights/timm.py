@@ -15,8 +15,11 @@ from keras_vit.weights.checkpoint import (
     check_tensors,
     new_folder,
     open_safetensors,
+    parse_json,
     place_prefix,
     read_json,
+    read_moments,
+    read_setting,
     refuse_unless,
     row_reader,
     safetensors_files,
@@ -129,12 +132,12 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
     registers = shapes["reg_token"][1] if "reg_token" in shapes else int(distilled)
     class_token = "cls_token" in shapes
     mapped = "attn_pool.latent" in shapes
-    activation = args.get("act_layer") or (
+    activation = read_setting(args, "act_layer", str) or (
         "quick_gelu" if "quickgelu" in parts else "gelu_tanh" if re.fullmatch(TANH, base) else "gelu"
     )
     if activation not in ACTIVATIONS and not gated:
         raise ValueError(f"config.json: model_args.act_layer: received {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-    pool = args.get("global_pool") or ("map" if mapped else "avg" if "gap" in parts else "token")
+    pool = read_setting(args, "global_pool", str) or ("map" if mapped else "avg" if "gap" in parts else "token")
     if pool not in POOLS or (pool == "map") != mapped:
         raise ValueError(f"config.json: model_args.global_pool: received {pool!r}; allowed: {'map' if mapped else 'token, avg'}")
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
@@ -160,7 +163,7 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         patch_size=tuple(patch),
         width=width,
         depth=depth,
-        num_heads=args.get("num_heads") or heads,
+        num_heads=read_setting(args, "num_heads", int, heads),
         mlp_dim=mlp_dim,
         num_classes=shapes["head.weight"][0] if "head.weight" in shapes else 0,
         pool=POOLS[pool],
@@ -169,7 +172,7 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         distillation=distilled,
         **learned,
         mlp="swiglu" if gated else ACTIVATIONS[activation],
-        layer_scale=(args.get("init_values") or 1e-5) if "blocks.0.ls1.gamma" in shapes else 0.0,
+        layer_scale=(read_setting(args, "init_values", (int, float)) or 1e-5) if "blocks.0.ls1.gamma" in shapes else 0.0,
         qk_norm="blocks.0.attn.q_norm.weight" in shapes,
         norm_epsilon=1e-5 if "clip" in parts else 1e-6,
         pre_norm="norm_pre.weight" in shapes,
@@ -212,31 +215,30 @@ def open_timm(path: Path, architecture: str | None) -> Checkpoint:
     else:
         shapes, read = open_safetensors({path: None})
         settings = file_settings(path)
-    pretrained = settings.get("pretrained_cfg", settings)
+    pretrained = read_setting(settings, "pretrained_cfg", dict, settings)
     architecture = architecture or settings.get("architecture")
     if not isinstance(architecture, str):
         raise ValueError(
             f"architecture: {str(path)!r} does not say it, and heads and activation cannot be told from tensors; "
             "allowed: a name of timm, such as architecture='vit_base_patch16_224'"
         )
-    args = settings.get("model_args") or {}
-    size = pretrained.get("input_size") or ()
+    args = read_setting(settings, "model_args", dict, {})
+    size = read_setting(pretrained, "input_size", list, ())
     config = read_config(shapes, architecture, args, tuple(size[1:]) if len(size) == 3 else None)
     classes = settings.get("num_classes", pretrained.get("num_classes"))
     if isinstance(classes, int) and classes != config.num_classes:
         raise ValueError(f"config.json: num_classes: received {classes}; the tensors have {config.num_classes}")
     rows = table(config)
     check_tensors(f"checkpoint: {str(path)!r}", rows, shapes)
-    mean, std, notes = pretrained.get("mean"), pretrained.get("std"), ()
-    if not (mean and std):
+    moments, notes = read_moments(pretrained.get("mean"), pretrained.get("std"), config.channels), ()
+    if not moments:
         parts = parse_architecture(architecture)[1]
         plain = architecture.startswith("deit") or "dinov2" in parts
-        kind = "clip" if "clip" in parts else "imagenet" if plain else "half"
-        mean, std = NORMALISATION[kind]
-        notes = (f"mean and std: not in the file; taken for {architecture}: {mean}, {std}",)
+        moments = NORMALISATION["clip" if "clip" in parts else "imagenet" if plain else "half"]
+        notes = (f"mean and std: not in the file; taken for {architecture}: {moments[0]}, {moments[1]}",)
     names = settings.get("label_names") or pretrained.get("label_names")
     names = list(names) if isinstance(names, (list, tuple)) and len(names) == config.num_classes else None
-    return Checkpoint("timm", path, config, list(mean), list(std), names, row_reader(rows, read), notes=notes)
+    return Checkpoint("timm", path, config, *moments, names, row_reader(rows, read), notes=notes)
 
 
 def file_settings(path):
@@ -245,7 +247,7 @@ def file_settings(path):
 
     with safe_open(path, framework="numpy") as file:
         text = (file.metadata() or {}).get("timm")
-    return json.loads(text) if text else {}
+    return parse_json(text, str(path)) if text else {}
 
 
 def describe(config: ViTConfig) -> tuple[str, dict]:
