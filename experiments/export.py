@@ -18,6 +18,7 @@ from cli import Parser, run_command
 
 OF_AN_EXPORT = ("format", "precision", "out", "input", "batch_size", "overwrite", "mean", "std", "class_names")
 OF_A_COMPARISON = ("images", "seconds")
+WIDTH = 130  # of a table that shows every number whole
 
 
 def parse_options():
@@ -56,7 +57,7 @@ def main():
 
     from keras_vit.export import FORMATS, export_model, export_table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, WIDTH))
     source, home = load_source(options.run)
     if options.compare is not None:
         from keras_vit.compare import compare_exports, comparison_table

@@ -242,21 +242,18 @@ def choose_writer(format: str) -> str:
     """The backend that writes a format best, of those that are installed with what they need for it.
 
     Raises:
-        ValueError: With the pip command that brings what is missing.
+        ValueError: With the pip command that brings what is missing, to write it or to verify it.
     """
-    kind, installed = EVERY[format], installed_backends()
-    if not any(find_spec(package) for package in kind.runtime):
-        package = pip_name(kind.runtime[0])
-        raise ValueError(f"{format}: its runtime, which verifies it, is not installed: pip install {package}")
-    able = list(kind.writers)
-    for backend in able:
-        if backend in installed and all(find_spec(package) for package in kind.writers[backend]):
-            return backend
-    current = keras.backend.backend()
-    backend = next((backend for backend in (current, *able) if backend in able and backend in installed), able[0])
-    needed = [*([] if backend in installed else [backend]), *kind.writers[backend]]
-    missing = " ".join(pip_name(package) for package in needed if not find_spec(package))
-    raise ValueError(f"{format}: written by {backend}, which needs what is not installed: pip install {missing}")
+    kind, current, installed = EVERY[format], keras.backend.backend(), installed_backends()
+    ready = [b for b in kind.writers if b in installed and all(find_spec(package) for package in kind.writers[b])]
+    backend = next(b for b in (*ready, current, *installed, *kind.writers) if b in kind.writers)
+    missing = [package for package in (backend, *kind.writers[backend]) if not find_spec(package)]
+    if not any(find_spec(package) or package in missing for package in kind.runtime):
+        missing.append(kind.runtime[0])
+    if missing:
+        packages = " ".join(pip_name(package) for package in missing)
+        raise ValueError(f"{format}: written by {backend} and verified by its own runtime, needs: pip install {packages}")
+    return backend
 
 
 def pip_name(package):

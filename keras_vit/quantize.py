@@ -4,8 +4,9 @@ The dense layers and convolutions hold nearly all weights and work, and lose nex
 products of attention would gain little, lose more, and leave the fast kernels: they stay in float32. Kernels have a scale for
 each channel; where ranges of activations are fixed beforehand, they are the extremes over the calibration images.
 
-Trials of 2026-11-25 with a trained `quick` model, of which this file keeps the settings named on the right; its 5,000 validation
-images (float32: 77.34%), one core of a Xeon with AVX512-VNNI, turn by turn: share of the float32 file, accuracy, share of images with float32's class, speed against float32 at batch 1 and 50.
+Trials of 2026-11-25 with a trained `quick` model, of which this file keeps the settings named on the right; on its 5,000 validation
+images (float32: 77.34%) and one core of a Xeon with AVX512-VNNI, turn by turn: share of the float32 file, accuracy, share of images
+with float32's class, speed against float32 at batch 1 and 50.
 
     LiteRT  activations quantised a token at a time, as they come   29.2%   77.30%   99.4%   x3.0   x1.9   int8
             ranges fixed, dense layers and convolutions only        31.2%   77.22%   97.9%   x3.2   x2.0

@@ -173,7 +173,9 @@ def load_litert(folder, report, threads):
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        from tensorflow.lite import Interpreter
+        import tensorflow as tf
+
+        Interpreter = tf.lite.Interpreter  # not importable by name
 
     interpreter = Interpreter(str(folder / FILES["litert"]), num_threads=threads or os.cpu_count())
     interpreter.allocate_tensors()
