@@ -258,7 +258,7 @@ def training_batches(
         )
         return normalize(images, mean, std), targets
 
-    return _stream(batch, start_step, None, (batch_size, *split.shape), (batch_size, num_classes), pipeline)
+    return stream(batch, start_step, None, (batch_size, *split.shape), (batch_size, num_classes), pipeline)
 
 
 def evaluation_batches(
@@ -283,11 +283,11 @@ def evaluation_batches(
         return normalize(split.images(indices), mean, std), np.eye(num_classes, dtype=np.float32)[split.labels[indices]]
 
     count = math.ceil(len(split) / batch_size)
-    return _stream(batch, 0, count, (None, *split.shape), (None, num_classes), pipeline)
+    return stream(batch, 0, count, (None, *split.shape), (None, num_classes), pipeline)
 
 
-def _stream(batch, start, count, image_shape, target_shape, pipeline):
-    """batch(start), batch(start + 1), ...: `count` of them or, with None, without an end."""
+def stream(batch, start, count, image_shape, target_shape, pipeline=None):
+    """batch(start), batch(start + 1), ...: `count` of them or, with None, without an end; the shapes are for tf.data."""
     if pipeline not in (None, "tf.data", "PyDataset"):
         raise ValueError(f"pipeline must be 'tf.data', 'PyDataset' or None. Received: {pipeline!r}")
     if (pipeline or ("tf.data" if keras.backend.backend() == "tensorflow" else "PyDataset")) == "PyDataset":
@@ -348,7 +348,7 @@ class _Batches(keras.utils.PyDataset):
 
     def __init__(self, batch, start, count):
         super().__init__(workers=1)
-        self._batch, self._start, self._count = batch, start, count
+        self._batch, self._start, self._count = _on_device(batch), start, count
         threads = min(os.cpu_count() or 1, 8)
         self._pool, self._ahead = concurrent.futures.ThreadPoolExecutor(threads, "batches"), 2 * threads
         self._futures, self._lock = {}, threading.Lock()
@@ -364,6 +364,18 @@ class _Batches(keras.utils.PyDataset):
             self._futures = {i: self._futures.get(i) or self._pool.submit(self._batch, self._start + i) for i in window}
             future = self._futures.pop(index)
         return future.result()
+
+
+def _on_device(batch):
+    """`batch` whose arrays are JAX's where that is the backend: copied to the device here, by the thread that makes them.
+
+    On a processor, a step that has to wait for its images is run by another thread with other memory, a third slower.
+    """
+    if keras.backend.backend() != "jax":
+        return batch
+    import jax
+
+    return lambda step: jax.block_until_ready(jax.device_put(batch(step)))
 
 
 # Splits

@@ -19,6 +19,7 @@ from keras_vit.config import (
     check_int,
     check_position,
 )
+from keras_vit.kernels import activate, attention, layer_norm, linear
 
 register = keras.saving.register_keras_serializable(package="keras_vit")
 
@@ -34,14 +35,33 @@ class Layer(keras.layers.Layer):
     def get_config(self):
         return {**super().get_config(), **{name: getattr(self, name) for name in self.arguments}}
 
-    def dense(self, units, name, use_bias=True):
-        return keras.layers.Dense(units, use_bias=use_bias, name=name, dtype=self.dtype_policy)
+    def dense(self, units, name, use_bias=True, kernel_initializer="glorot_uniform"):
+        return Dense(units, use_bias=use_bias, kernel_initializer=kernel_initializer, name=name, dtype=self.dtype_policy)
 
     def norm(self, name, epsilon):
-        return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
+        return LayerNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
 
     def drop(self, rate, name, noise_shape=None):
         return keras.layers.Dropout(rate, noise_shape=noise_shape, name=name, dtype=self.dtype_policy)
+
+
+@register
+class Dense(keras.layers.Dense):
+    """Keras's dense layer without an activation, through `kernels.linear`."""
+
+    def call(self, x, training=None):
+        return linear(x, self.kernel, self.bias, training)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        super().quantize(mode, type_check=False, config=config)  # Keras quantises its own class alone unless told so
+
+
+@register
+class LayerNormalization(keras.layers.LayerNormalization):
+    """Keras's layer normalisation of the last axis, through `kernels.layer_norm`."""
+
+    def call(self, x, training=None):
+        return layer_norm(x, self.gamma, self.beta, self.epsilon, training)
 
 
 @register
@@ -132,10 +152,10 @@ class ConvStem(Layer):
             convolution.build(shape)
             shape = convolution.compute_output_shape(shape)
 
-    def call(self, images):
+    def call(self, images, training=None):
         x = to_channels_last(images, self.data_format)  # (B, H, W, C)
         for convolution in self.convolutions:
-            x = gelu(convolution(x))  # (B, H/2, W/2, filters), and so on
+            x = activate(convolution(x), "gelu", training)  # (B, H/2, W/2, filters), and so on
         return ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
 
 
@@ -287,13 +307,7 @@ class Attention(Layer):
         self.norm_epsilon = norm_epsilon
         self.qkv_bias = qkv_bias
         self.use_bias = use_bias
-        self.qkv = keras.layers.Dense(
-            3 * width,
-            use_bias=qkv_bias,
-            kernel_initializer=split_glorot_uniform(3),
-            name="qkv",
-            dtype=self.dtype_policy,
-        )
+        self.qkv = self.dense(3 * width, "qkv", qkv_bias, split_glorot_uniform(3))
         self.projection = self.dense(width, "projection", use_bias)
         self.scores_dropout = self.drop(attention_dropout, "dropout")
         if qk_norm:
@@ -320,11 +334,14 @@ class Attention(Layer):
         tokens, head_dim = ops.shape(x)[1], self.width // self.num_heads
         # Two-dimensional products: XLA is up to half as fast again with them as with three-dimensional ones.
         qkv = self.qkv(ops.reshape(x, (-1, x.shape[2])))  # (B*N, 3D)
+        dropout = self.scores_dropout if training and self.attention_dropout else None
+        plain = mask is None and dropout is None and not (self.qk_norm or return_attention_scores)
+        if plain and (y := attention(ops.reshape(qkv, (-1, tokens, 3 * self.width)), self.num_heads)) is not None:
+            return ops.reshape(self.projection(ops.reshape(y, (-1, self.width))), (-1, tokens, self.width))
         qkv = ops.reshape(qkv, (-1, tokens, 3, self.num_heads, head_dim))
         q, k, v = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)  # each (B, h, N, d)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        dropout = self.scores_dropout if training and self.attention_dropout else None
         y, scores = attend(q, k, v, mask, dropout, return_attention_scores)  # (B, h, N, d)
         y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, self.width))  # (B*N, D)
         y = ops.reshape(self.projection(y), (-1, tokens, self.width))
@@ -363,15 +380,9 @@ class MLP(Layer):
         self.fc1.build((None, input_shape[-1]))
         self.fc2.build((None, self.hidden_dim))
 
-    def call(self, x):
+    def call(self, x, training=None):
         y = self.fc1(ops.reshape(x, (-1, x.shape[-1])))  # (B*N, M), twice as wide if gated
-        if self.kind == "swiglu":
-            gate, y = ops.split(y, 2, axis=-1)
-            y = ops.silu(gate) * y
-        elif self.kind == "gelu_quick":
-            y = y * ops.sigmoid(ops.cast(1.702, y.dtype) * y)
-        else:
-            y = gelu(y, approximate=self.kind == "gelu_tanh")
+        y = activate(y, self.kind, training)
         y = self.fc2(self.hidden_dropout(y))  # (B*N, D)
         return ops.reshape(y, (-1, *ops.shape(x)[1:-1], self.width))
 
@@ -574,13 +585,7 @@ class AttentionPooling(Layer):
         self.qkv_bias = qkv_bias
         self.use_bias = use_bias
         self.query = self.dense(width, "query", qkv_bias)
-        self.key_value = keras.layers.Dense(
-            2 * width,
-            use_bias=qkv_bias,
-            kernel_initializer=split_glorot_uniform(2),
-            name="key_value",
-            dtype=self.dtype_policy,
-        )
+        self.key_value = self.dense(2 * width, "key_value", qkv_bias, split_glorot_uniform(2))
         self.projection = self.dense(width, "projection", use_bias)
         self.mlp_norm = self.norm("norm", norm_epsilon)
         self.feed_forward = MLP(width, mlp_dim, mlp, use_bias=use_bias, name="mlp", dtype=self.dtype_policy)
@@ -638,16 +643,6 @@ def has_fused_attention(x) -> bool:
 
         return jax.default_backend() == "gpu"  # on a TPU Keras 3.15 takes a kernel that is causal unless there is a mask
     return keras.backend.backend() == "torch" and x.device.type != "cpu"
-
-
-def gelu(x, approximate=False):
-    """GELU (arXiv 1606.08415), exact through erf unless `approximate`.
-
-    Written out where Keras's own goes through erfc, which costs XLA several passes on a CPU and which ONNX lacks.
-    """
-    if approximate or keras.backend.backend() == "torch":
-        return ops.gelu(x, approximate=approximate)
-    return ops.cast(0.5, x.dtype) * x * (1 + ops.erf(x * ops.cast(math.sqrt(0.5), x.dtype)))
 
 
 def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:

@@ -6,6 +6,7 @@ from keras_vit.config import ViTConfig
 from keras_vit.layers import (
     AttentionPooling,
     ConvStem,
+    LayerNormalization,
     PatchEncoder,
     Patches,
     Pooling,
@@ -51,7 +52,7 @@ class ViT(keras.Model):
         )(stem(images))  # (B, N, D)
         norms = {"epsilon": config.norm_epsilon, "dtype": dtype}
         if config.pre_norm:
-            x = keras.layers.LayerNormalization(name="pre_norm", **norms)(x)
+            x = LayerNormalization(name="pre_norm", **norms)(x)
         for index, drop_path in enumerate(config.drop_path_rates):
             x = TransformerBlock(
                 config.width,
@@ -67,7 +68,7 @@ class ViT(keras.Model):
                 dtype=dtype,
                 **common,
             )(x)
-        norm = keras.layers.LayerNormalization(name="norm", **norms)
+        norm = LayerNormalization(name="norm", **norms)
         prefix = config.has_class_token + config.registers
         if config.pool == "map":
             pool = AttentionPooling(

@@ -1,5 +1,6 @@
 """The optimizer of a recipe: Keras's own, with the schedule, the decay and the averaging that a Vision Transformer wants."""
 
+import functools
 import math
 
 import keras
@@ -42,7 +43,7 @@ def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, flo
         settings |= {f"adam_{name}": value for name, value in betas.items()}
         settings |= {"adam_weight_decay": config.weight_decay or None, "exclude_layers": ["probe$"]}  # a single row, not a matrix
     else:
-        kind = keras.optimizers.Adam  # its decay is decoupled, as AdamW's
+        kind = fused_adam()
         settings |= betas
     if factors is None:
         optimizer = kind(**settings)
@@ -102,9 +103,76 @@ class Factors:
         return super()._get_current_learning_rate() * self.factor
 
 
+def backend_class(kind: type) -> type:
+    """The class of the objects that a Keras optimizer's class makes: under PyTorch another one."""
+    return type(kind())
+
+
+@functools.cache
+def fused_adam() -> type:
+    """Keras's Adam, whose decay is decoupled as AdamW's, in one pass over each weight where Keras makes ten.
+
+    Under TensorFlow the backend's own operation, under PyTorch on a processor its fused AdamW. XLA fuses by itself.
+    """
+    kind, backend = backend_class(keras.optimizers.Adam), keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        class FusedAdam(kind):
+            def update_step(self, gradient, variable, learning_rate):
+                index = self._get_variable_index(variable)
+                step = ops.cast(self.iterations + 1, "float32")
+                tf.raw_ops.ResourceApplyAdam(
+                    var=variable.handle,
+                    m=self._momentums[index].value.handle,
+                    v=self._velocities[index].value.handle,
+                    beta1_power=self.beta_1**step,
+                    beta2_power=self.beta_2**step,
+                    lr=ops.cast(learning_rate, "float32"),
+                    beta1=self.beta_1,
+                    beta2=self.beta_2,
+                    epsilon=self.epsilon,
+                    grad=gradient,
+                )
+
+        return FusedAdam
+    if backend == "torch":
+        import torch
+        from torch.optim.adam import adam
+
+        class FusedAdam(kind):
+            @torch.no_grad()
+            def _backend_update_step(self, grads, trainable_variables, learning_rate):
+                if trainable_variables[0].value.device.type != "cpu":
+                    return super()._backend_update_step(grads, trainable_variables, learning_rate)
+                indices = [self._get_variable_index(variable) for variable in trainable_variables]
+                step = int(self.iterations)
+                adam(
+                    [variable.value for variable in trainable_variables],
+                    [gradient.contiguous() for gradient in grads],
+                    [self._momentums[index].value for index in indices],
+                    [self._velocities[index].value for index in indices],
+                    [],
+                    list(torch.full((len(indices),), float(step)).unbind()),
+                    fused=True,
+                    amsgrad=False,
+                    beta1=self.beta_1,
+                    beta2=self.beta_2,
+                    lr=float(learning_rate),
+                    weight_decay=0.0,
+                    # Keras adds it to the root of the uncorrected second moment, PyTorch to that of the corrected one.
+                    eps=self.epsilon / math.sqrt(1 - self.beta_2 ** (step + 1)),
+                    maximize=False,
+                )
+
+        return FusedAdam
+    return kind
+
+
+@functools.cache
 def with_factors(kind: type) -> type:
     """The class of a Keras optimizer with `Factors`."""
-    kind = type(kind())  # under PyTorch Keras makes an object of another class than the one that is called
+    kind = backend_class(kind)
     return type(f"{kind.__name__}WithFactors", (Factors, kind), {})
 
 

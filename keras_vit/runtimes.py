@@ -25,25 +25,23 @@ FILES = {
 }
 
 
-class Runtime:
-    """A process that has an exported model in its runtime.
+class Companion:
+    """A process that answers lines of JSON: one when it is ready, then one for each command.
 
     Args:
-        format: A key of `FILES`.
-        folder: Of the export.
-        threads: Threads of the runtime; None leaves it the choice.
+        name: What errors begin with.
+        command: Its command line.
+        environment: Variables on top of this process's own.
 
     Raises:
-        ValueError: If the runtime cannot load it, or later run it.
+        ValueError: If it ends or answers with an error.
     """
 
-    def __init__(self, format, folder, threads=None):
-        self.format = format
-        command = [sys.executable, os.path.abspath(__file__), format, os.fspath(folder), str(threads or 0)]
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    def __init__(self, name, command, environment):
+        self.name = name
         self.process = subprocess.Popen(
             command,
-            env=environment,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -58,25 +56,18 @@ class Runtime:
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
-            raise ValueError(f"{self.format}: its runtime ended with exit code {self.process.wait()}")
+            raise ValueError(f"{self.name}: its process ended with exit code {self.process.wait()}")
         answer = json.loads(line)
         if "error" in answer:
-            raise ValueError(f"{self.format}: {answer['error']}")
+            raise ValueError(f"{self.name}: {answer['error']}")
         return answer
 
     def ask(self, **command):
-        """Sends a command of `Worker` and gives its answer."""
+        """Sends a command and gives its answer."""
         with contextlib.suppress(BrokenPipeError):  # it has ended; `answer` says so
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
         return self.answer()
-
-    def predict(self, images, folder, batch_size=None):
-        """Logits (B, K) of images (B, H, W, C), passed through files in a folder."""
-        source, target = Path(folder, "images.npy"), Path(folder, "logits.npy")
-        np.save(source, images)
-        self.ask(do="predict", images=str(source), logits=str(target), batch_size=batch_size)
-        return np.load(target)
 
     def close(self):
         for stream in (self.process.stdin, self.process.stdout):
@@ -90,6 +81,50 @@ class Runtime:
 
     def __exit__(self, *error):
         self.close()
+
+
+def serve(start):
+    """What a `Companion` runs: `start()` gives an object and its description; then each line names a method and its arguments."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+
+    def send(answer):
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    try:
+        worker, description = start()
+        send(description)
+        for line in sys.stdin:
+            command = json.loads(line)
+            send(getattr(worker, command.pop("do"))(**command))
+    except Exception as error:  # whatever a library raises is its answer
+        send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
+        sys.exit(1)
+
+
+class Runtime(Companion):
+    """A process that has an exported model in its runtime; commands are the methods of `Worker`.
+
+    Args:
+        format: A key of `FILES`.
+        folder: Of the export.
+        threads: Threads of the runtime; None leaves it the choice.
+
+    Raises:
+        ValueError: If the runtime cannot load it, or later run it.
+    """
+
+    def __init__(self, format, folder, threads=None):
+        command = [sys.executable, os.path.abspath(__file__), format, os.fspath(folder), str(threads or 0)]
+        super().__init__(format, command, {"CUDA_VISIBLE_DEVICES": "-1"})
+
+    def predict(self, images, folder, batch_size=None):
+        """Logits (B, K) of images (B, H, W, C), passed through files in a folder."""
+        source, target = Path(folder, "images.npy"), Path(folder, "logits.npy")
+        np.save(source, images)
+        self.ask(do="predict", images=str(source), logits=str(target), batch_size=batch_size)
+        return np.load(target)
 
 
 class Worker:
@@ -251,24 +286,14 @@ LOADERS = {
 
 
 def main(format, folder, threads):
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a runtime prints is no answer
-
-    def send(answer):
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
     if format != "keras":
         sys.modules["keras"] = None  # TensorFlow would import it, and what is shown here has to hold without
-    try:
+
+    def start():
         worker = Worker(format, folder, int(threads))
-        send({"keras": sys.modules.get("keras") is not None})
-        for line in sys.stdin:
-            command = json.loads(line)
-            send(getattr(worker, command.pop("do"))(**command))
-    except Exception as error:  # whatever a runtime raises is its answer
-        send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
-        sys.exit(1)
+        return worker, {"keras": sys.modules.get("keras") is not None}
+
+    serve(start)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,6 @@ def compiled_model(recipe, total_steps, class_names=None):
         if recipe.finetune.layer_decay < 1:
             factors = learning_rate_factors(model, recipe.finetune.layer_decay)
     compile_model(model, make_optimizer(recipe.train, total_steps, factors), recipe.train.jit)
-    model.optimizer.build(model.trainable_variables)
     return model, notes
 
 
@@ -252,6 +251,7 @@ def compile_model(model, optimizer, jit):
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
     model.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=jit)
+    model.optimizer.build(model.trainable_variables)  # in the first step TensorFlow would trace that step twice
 
 
 class Session(keras.callbacks.Callback):

@@ -20,6 +20,7 @@ from keras_vit import (
     Pooling,
     TransformerBlock,
     ViTConfig,
+    kernels,
     layers,
 )
 from keras_vit.parity import gradients, randomise
@@ -403,7 +404,7 @@ def test_dropout_of_the_encoder():
 def test_gelu(approximate):
     x = 3 * random(1000)
     expected = numpy(ops.gelu(ops.convert_to_tensor(x), approximate=approximate))
-    np.testing.assert_allclose(numpy(layers.gelu(ops.convert_to_tensor(x), approximate)), expected, atol=EXACT)
+    np.testing.assert_allclose(numpy(kernels.gelu(ops.convert_to_tensor(x), approximate)), expected, atol=EXACT)
 
 
 def test_fused_projection_starts_as_three_glorot_ones():

@@ -139,7 +139,7 @@ def test_a_runtime_that_dies_is_an_error_and_no_hang(tmp_path):
     with Runtime(format, tmp_path) as runtime:
         runtime.process.kill()
         runtime.process.wait()
-        with pytest.raises(ValueError, match=f"^{format}: its runtime ended with exit code -9"):
+        with pytest.raises(ValueError, match=f"^{format}: its process ended with exit code -9"):
             runtime.predict(np.zeros((1, 1, 2, 3), "float32"), tmp_path)
 
 

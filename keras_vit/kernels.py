@@ -1,0 +1,207 @@
+"""The operations in which training spends its time, as fast as each backend has them on a processor; the same numbers.
+
+Keras composes a norm or a GELU of a dozen operations. XLA on an accelerator makes one of them; without it each is a pass over
+memory, forward and backward. What is here is used while training (and under PyTorch always, unless a model is being exported):
+elsewhere the layers keep to `keras.ops`, which every export format knows. `benchmarks/README.md` has what each of them brings.
+
+Shapes: R rows (B·N tokens), F and D features, B batch, N tokens, h heads, d head size.
+"""
+
+import functools
+import math
+
+import keras
+from keras import ops
+
+BACKEND = keras.backend.backend()
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+elif BACKEND == "torch":
+    import torch
+
+
+def gelu(x, approximate=False):
+    """GELU (arXiv 1606.08415), exact through erf unless `approximate`.
+
+    Written out where Keras's own goes through erfc, which costs XLA several passes on a CPU and which ONNX lacks.
+    """
+    if approximate or BACKEND == "torch":
+        return ops.gelu(x, approximate=approximate)
+    return ops.cast(0.5, x.dtype) * x * (1 + ops.erf(x * ops.cast(math.sqrt(0.5), x.dtype)))
+
+
+def gelu_tanh(x):
+    return gelu(x, approximate=True)
+
+
+def gelu_quick(x):
+    """x sigmoid(1.702 x), CLIP's."""
+    return x * ops.sigmoid(ops.cast(1.702, x.dtype) * x)
+
+
+def swiglu(x):
+    """silu(x1) * x2 of the two halves of the features (arXiv 2002.05202): (R, 2F) -> (R, F)."""
+    gate, x = ops.split(x, 2, axis=-1)
+    return ops.silu(gate) * x
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "gelu_quick": gelu_quick, "swiglu": swiglu}
+
+
+def activate(x, kind, training=False):
+    """An activation of `ACTIVATIONS`."""
+    return one_pass(ACTIVATIONS[kind])(x) if training and fuses_here() else ACTIVATIONS[kind](x)
+
+
+def layer_norm(x, gamma, beta, epsilon, training=False):
+    """Layer normalisation of the last axis, computed in float32; the result has the type of x."""
+    if training and fuses_here():
+        return one_pass(_layer_norm)(x, gamma, beta, tf.constant(epsilon))
+    return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
+
+
+def _layer_norm(x, gamma, beta, epsilon):
+    values = ops.cast(x, "float32")
+    centred = values - ops.mean(values, axis=-1, keepdims=True)
+    scale = ops.rsqrt(ops.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
+    return ops.cast(centred * scale * ops.cast(gamma, "float32") + ops.cast(beta, "float32"), x.dtype)
+
+
+def linear(x, kernel, bias, training=False):
+    """x @ kernel + bias: (R, F), (F, D), (D,) or None -> (R, D)."""
+    fast = training and len(x.shape) == 2
+    if BACKEND == "torch" and len(x.shape) == 2 and bias is not None and not torch.compiler.is_exporting():
+        return torch.addmm(bias, x, kernel)  # the bias costs no pass of its own
+    if fast and fuses_here():
+        y = ops.matmul(x, kernel)
+        return y if bias is None else _add_bias()(y, tf.convert_to_tensor(bias))
+    if fast and BACKEND == "jax" and jax.default_backend() == "cpu":
+        y = _product()(x, ops.convert_to_tensor(kernel))
+    else:
+        y = ops.matmul(x, kernel)
+    return y if bias is None else ops.add(y, bias)
+
+
+def attention(qkv, num_heads):
+    """Self-attention from fused queries, keys and values: (B, N, 3·h·d) -> (B, N, h·d); None where it is not faster here.
+
+    Under PyTorch on a processor: the gradients of queries, keys and values are written side by side, where autograd stacks and
+    copies them, and its fused kernel has a slower backward pass.
+    """
+    if BACKEND != "torch" or qkv.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        return _PackedAttention.apply(qkv, num_heads)
+    q, k, v = _split(qkv, num_heads)
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    return y.transpose(1, 2).flatten(2)
+
+
+def _split(qkv, num_heads):
+    batch, tokens, width = qkv.shape
+    qkv = qkv.view(batch, tokens, 3, num_heads, width // (3 * num_heads))
+    return qkv.permute(2, 0, 3, 1, 4)  # (3, B, h, N, d)
+
+
+if BACKEND == "torch":
+
+    class _PackedAttention(torch.autograd.Function):
+        @staticmethod
+        def forward(context, qkv, num_heads):
+            _, batch, _, tokens, size = (parts := _split(qkv, num_heads)).shape
+            parts = parts.reshape(3, batch * num_heads, tokens, size)  # contiguous
+            q, k, v = parts
+            scores = torch.baddbmm(qkv.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=size**-0.5)
+            scores = torch.softmax(scores, -1, dtype=torch.float32).to(qkv.dtype)
+            context.save_for_backward(parts, scores)
+            context.num_heads = num_heads
+            return torch.bmm(scores, v).view(batch, num_heads, tokens, size).transpose(1, 2).flatten(2)
+
+        @staticmethod
+        def backward(context, dy):
+            parts, scores = context.saved_tensors
+            (q, k, v), num_heads = parts, context.num_heads
+            _, pairs, tokens, size = parts.shape
+            dy = dy.view(-1, tokens, num_heads, size).transpose(1, 2).reshape(pairs, tokens, size)
+            gradients = torch.empty_like(parts)
+            torch.bmm(scores.transpose(1, 2), dy, out=gradients[2])
+            dscores = torch.bmm(dy, v.transpose(1, 2)).float()
+            dscores = torch.ops.aten._softmax_backward_data(dscores, scores.float(), -1, torch.float32)
+            dscores = dscores.mul_(size**-0.5).to(q.dtype)
+            torch.bmm(dscores, k, out=gradients[0])
+            torch.bmm(dscores.transpose(1, 2), q, out=gradients[1])
+            gradients = gradients.view(3, -1, num_heads, tokens, size).permute(1, 3, 0, 2, 4)
+            return gradients.flatten(2), None
+
+
+@functools.cache
+def _add_bias():
+    """Adds a bias whose gradient is a matrix product: TensorFlow's sum over rows takes twice as long on a processor."""
+
+    @tf.custom_gradient
+    def add_bias(x, bias):
+        def gradient(dy):
+            return dy, tf.matmul(tf.ones((1, tf.shape(dy)[0]), dy.dtype), dy)[0]
+
+        return tf.nn.bias_add(x, bias), gradient
+
+    return add_bias
+
+
+@functools.cache
+def _product():
+    """x @ kernel whose weight gradient is a product that contracts the last axis of a transposed copy.
+
+    XLA on a processor is a third faster with it than with the product that contracts the first axis of both.
+    """
+
+    @jax.custom_vjp
+    def product(x, kernel):
+        return x @ kernel
+
+    def forward(x, kernel):
+        return x @ kernel, (x, kernel)
+
+    def backward(kept, dy):
+        x, kernel = kept
+        copy = jax.lax.optimization_barrier  # XLA would fold the transposition into the product
+        swap = x.shape[1] > dy.shape[1]  # the smaller of the two is copied
+        gradient = copy(copy(dy.T) @ x).T if swap else copy(x.T) @ dy
+        return dy @ kernel.T, gradient
+
+    product.defvjp(forward, backward)
+    return product
+
+
+def fuses_here() -> bool:
+    """Whether XLA is to be asked for single operations: under TensorFlow where no accelerator compiles the whole step."""
+    return BACKEND == "tensorflow" and not tf.config.list_logical_devices("GPU")
+
+
+@functools.cache
+def one_pass(function):
+    """A function of tensors with one XLA computation forward and one backward, which computes all it needs again.
+
+    In TensorFlow the graph around it, with its matrix products, stays as it is.
+    """
+
+    def compiled(function):
+        return tf.function(function, jit_compile=True, autograph=False)
+
+    @compiled
+    def backward(inputs, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = function(*inputs)
+        return tape.gradient(y, inputs, dy)
+
+    forward = compiled(function)
+
+    @tf.custom_gradient
+    def call(*inputs):
+        return forward(*inputs), lambda dy: backward(inputs, dy)
+
+    return lambda *inputs: call(*map(tf.convert_to_tensor, inputs))  # a variable would be no argument to `custom_gradient`
