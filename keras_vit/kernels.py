@@ -72,17 +72,20 @@ def _layer_norm(x, gamma, beta, epsilon):
 
 def linear(x, kernel, bias, training=False):
     """x @ kernel + bias: (R, F), (F, D), (D,) or None -> (R, D)."""
-    fast = training and len(x.shape) == 2
-    if BACKEND == "torch" and len(x.shape) == 2 and bias is not None and not torch.compiler.is_exporting():
+    flat = len(x.shape) == 2
+    if BACKEND == "torch" and flat and bias is not None and not torch.compiler.is_exporting():
         return torch.addmm(bias, x, kernel)  # the bias costs no pass of its own
-    if fast and fuses_here():
-        y = ops.matmul(x, kernel)
-        return y if bias is None else _add_bias()(y, tf.convert_to_tensor(bias))
-    if fast and BACKEND == "jax" and jax.default_backend() == "cpu":
+    if BACKEND == "jax" and flat and training and jax.default_backend() == "cpu":
         y = _product()(x, ops.convert_to_tensor(kernel))
     else:
         y = ops.matmul(x, kernel)
-    return y if bias is None else ops.add(y, bias)
+    if bias is None:
+        return y
+    if BACKEND == "tensorflow" and flat:
+        bias = tf.convert_to_tensor(bias)
+        # TensorFlow makes one operation of product, BiasAdd and GELU; of another addition it would not.
+        return _add_bias()(y, bias) if training and fuses_here() else tf.nn.bias_add(y, bias)
+    return ops.add(y, bias)
 
 
 def attention(qkv, num_heads):

@@ -30,7 +30,7 @@ from keras_vit.finetune import (
     select_weights,
     trained_parameters,
 )
-from keras_vit.machine import accelerator, machine, peak_memory_mb
+from keras_vit.machine import accelerator, machine, peak_memory_mb, tune
 from keras_vit.model import build_vit
 from keras_vit.optimizer import make_optimizer, set_length
 from keras_vit.recipe import Recipe, flatten
@@ -84,6 +84,7 @@ def train(
     """
     from keras_vit.plots import batch_picture, curves
 
+    tune()
     if data is None:
         data = load_recipe_data(recipe)
         if data.fallback:
