@@ -9,7 +9,6 @@ Batches come from NumPy arrays in memory every step, as from any input pipeline.
 import contextlib
 import importlib.util
 import json
-import os
 import resource
 import sys
 import time
@@ -132,8 +131,6 @@ class Torch(Contender):
 
 class Timm(Torch):
     def make(self):
-        with contextlib.suppress(Exception):  # declares the operators of a torchvision that was built for another PyTorch
-            import peers  # noqa: F401
         from timm.models.vision_transformer import VisionTransformer
 
         return VisionTransformer(
@@ -152,8 +149,6 @@ class TimmCompiled(Timm):
 
 class Transformers(Torch):
     def make(self):
-        with contextlib.suppress(Exception):
-            import peers  # noqa: F401
         from transformers import ViTConfig, ViTForImageClassification
 
         config = ViTConfig(
@@ -204,7 +199,8 @@ class Keras(Contender):
             return tf.data.Dataset.from_tensors((self.images, self.targets)).repeat()
 
         class Batches(self.keras.utils.PyDataset):
-            num_batches = None
+            def __len__(batches):
+                return 10**4
 
             def __getitem__(batches, index):
                 return self.images, self.targets
@@ -377,11 +373,12 @@ def memory():
 
 def start(name, task):
     """The contender after its first step, and how long that took from when its libraries were imported."""
-    kind, packages, _ = CONTENDERS[name]
-    for package in packages if kind not in (Timm, TimmCompiled, Transformers) else ("torch",):
+    kind, packages, environment = CONTENDERS[name]
+    if issubclass(kind, Torch):
+        with contextlib.suppress(Exception):
+            import peers  # noqa: F401  declares the operators of a torchvision that was built for another PyTorch
+    for package in (*packages, *(["keras"] if environment else [])):
         __import__(package)
-    if os.environ.get("KERAS_BACKEND"):
-        __import__("keras")
     before = time.perf_counter()
     contender = kind(task)
     if task["training"]:

@@ -105,8 +105,15 @@ def race(names, mode, task, options, report):
             turns, peaks = {name: [] for name in processes}, []
             counts = {name: 1 for name in processes}
             for turn in range(options.turns + 1):
-                for name, process in processes.items():
-                    answer = ask(process, mode, counts[name], task["batch_size"])
+                for name, process in list(processes.items()):
+                    try:
+                        answer = ask(process, mode, counts[name], task["batch_size"])
+                    except ValueError as error:
+                        if name == BASELINE:
+                            raise
+                        report(f"  failed: {error}", markup=False)
+                        del processes[name]
+                        continue
                     rate = counts[name] * task["batch_size"] / answer["seconds"]
                     counts[name] = max(1, round(options.seconds * rate / task["batch_size"]))
                     if turn:  # the first one warms up and tells how many steps fill a turn

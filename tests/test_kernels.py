@@ -1,0 +1,155 @@
+"""The fast operations of training give the numbers, and the gradients, of those that they stand for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vit import kernels, machine
+from keras_vit.layers import Attention
+from keras_vit.optimizer import fused_adam
+
+BACKEND = keras.backend.backend()
+CLOSE = 2e-6  # of the largest number
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def value_and_gradients(function, *inputs):
+    """The value of a function of tensors, and the gradients of its product with a fixed random array."""
+
+    def loss(*tensors):
+        y = function(*tensors)
+        return ops.sum(y * random(*y.shape, seed=9)), y
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        variables = [tf.Variable(value) for value in inputs]
+
+        @tf.function
+        def compute():
+            with tf.GradientTape() as tape:
+                total, y = loss(*variables)
+            return y, *tape.gradient(total, variables)
+
+        return [value.numpy() for value in compute()]
+    if BACKEND == "jax":
+        import jax
+
+        arguments = tuple(range(len(inputs)))
+        (_, y), gradients = jax.jit(jax.value_and_grad(loss, arguments, has_aux=True))(*inputs)
+        return [np.asarray(value) for value in (y, *gradients)]
+    import torch
+
+    tensors = [torch.tensor(value, requires_grad=True) for value in inputs]
+    total, y = loss(*tensors)
+    total.backward()
+    return [value.detach().numpy() for value in (y, *(tensor.grad for tensor in tensors))]
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, atol=CLOSE * np.abs(b).max())
+
+
+@pytest.mark.parametrize("kind", kernels.ACTIVATIONS)
+def test_activations(kind):
+    x = 3 * random(7, 10)
+    plain = value_and_gradients(lambda x: kernels.activate(x, kind), x)
+    assert_same(value_and_gradients(lambda x: kernels.activate(x, kind, training=True), x), plain)
+    if kind == "gelu":
+        assert_same(plain, value_and_gradients(lambda x: ops.gelu(x, approximate=False), x))
+
+
+def test_layer_norm():
+    inputs = 2 * random(3, 5, 24) + 1, random(24, seed=1), random(24, seed=2)
+
+    def plain(x, gamma, beta):
+        return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=1e-3)
+
+    expected = value_and_gradients(plain, *inputs)
+    for training in (False, True):
+        assert_same(value_and_gradients(lambda *x, t=training: kernels.layer_norm(*x, 1e-3, t), *inputs), expected)
+
+
+@pytest.mark.parametrize("sizes", [(6, 20), (20, 6), (8, 8)], ids=str)
+def test_linear(sizes):
+    inputs = random(50, sizes[0]), random(*sizes, seed=1), random(sizes[1], seed=2)
+    expected = value_and_gradients(lambda x, kernel, bias: ops.matmul(x, kernel) + bias, *inputs)
+    for training in (False, True):
+        assert_same(value_and_gradients(lambda *x, t=training: kernels.linear(*x, t), *inputs), expected)
+        without = value_and_gradients(lambda *x, t=training: kernels.linear(*x, None, t), *inputs[:2])
+        assert_same(without, value_and_gradients(ops.matmul, *inputs[:2]))
+
+
+def test_fused_attention_is_the_explicit_one(monkeypatch):
+    """Also where gradients are recorded, and in the order of (queries, keys, values) x heads that the layer has."""
+    layer = Attention(24, 3)
+    layer.build((None, 5, 24))
+    x = random(2, 5, 24)
+    fast = value_and_gradients(lambda x: layer(x, training=True), x)
+    silent = ops.convert_to_numpy(layer(x))
+    monkeypatch.setattr("keras_vit.layers.attention", lambda qkv, num_heads: None)
+    assert_same(fast, value_and_gradients(lambda x: layer(x, training=True), x))
+    assert_same([silent], [ops.convert_to_numpy(layer(x))])
+
+
+def test_fused_adam_is_adam():
+    values = [random(6, 4), random(4, seed=1)]
+    results = []
+    for kind in (fused_adam(), keras.optimizers.Adam):
+        variables = [keras.Variable(value, name=name) for value, name in zip(values, ("kernel", "bias"), strict=True)]
+        optimizer = kind(learning_rate=1e-2, weight_decay=0.1, beta_2=0.99, epsilon=1e-4)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        optimizer.build(variables)
+        for step in range(4):
+            gradients = [ops.convert_to_tensor(random(*value.shape, seed=10 + step)) for value in values]
+            optimizer.apply(gradients, variables)
+        results.append([ops.convert_to_numpy(variable) for variable in (*variables, *optimizer.variables)])
+    assert np.abs(results[0][0] - values[0]).max() > 1e-2
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_tune_can_be_called_at_any_time():
+    before = ops.convert_to_numpy(ops.matmul(random(9, 9), random(9, 9)))
+    machine.tune()
+    machine.tune()
+    np.testing.assert_array_equal(ops.convert_to_numpy(ops.matmul(random(9, 9), random(9, 9))), before)
+    if BACKEND == "jax":
+        import jax
+
+        assert not jax.config.jax_cpu_enable_async_dispatch
+        assert jax.config.jax_compilation_cache_dir
+
+
+@pytest.mark.slow
+def test_throughput_measures_beside_timm(tmp_path):
+    pytest.importorskip("timm")
+    output = tmp_path / "results.json"
+    command = [
+        sys.executable,
+        "benchmarks/throughput.py",
+        "--tasks",
+        "32",
+        "--contenders",
+        f"keras_vit, {BACKEND}",
+        "--output",
+        output,
+    ]
+    command += ["--depth", "1", "--batch-size", "2", "--turns", "1", "--seconds", "0.1"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    for result in json.loads(output.read_text()):
+        assert [row["name"] for row in result["rows"]] == ["timm", f"keras_vit, {BACKEND}"]
+        assert result["rows"][0]["ratio"] == 1
+        assert all(row["rate"] > 0 and 0 < row["utilisation"] < 1.2 for row in result["rows"])
