@@ -413,6 +413,11 @@ class TransformerBlock(Layer):
         x = x + drop_path(ls1(attn(norm1(x))))
         x = x + drop_path(ls2(mlp(norm2(x))))
 
+    Attributes:
+        remat: Whether the backward pass computes what is inside the two branches again instead of keeping it (gradient
+            checkpointing, arXiv 1604.06174): the same numbers in less memory and more time. Not saved; needs `dropout` and
+            `attention_dropout` of 0.
+
     Args:
         width: Size D of a token.
         num_heads: Number of attention heads; divides `width`.
@@ -461,6 +466,7 @@ class TransformerBlock(Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
+        self.remat = False
         self.width = width
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
@@ -503,10 +509,19 @@ class TransformerBlock(Layer):
 
     def call(self, x, mask=None, training=None, return_attention_scores=False):
         """Transforms tokens (B, N, D); `mask` and `return_attention_scores` as in `Attention.call`."""
-        y = self.attention(self.norm1(x), mask=mask, training=training, return_attention_scores=return_attention_scores)
+
+        def attend(x):
+            return self.attention(self.norm1(x), mask=mask, training=training, return_attention_scores=return_attention_scores)
+
+        def feed_forward(x):
+            return self.feed_forward(self.norm2(x), training=training)
+
+        if self.remat and training:
+            attend, feed_forward = keras.remat(attend), keras.remat(feed_forward)
+        y = attend(x)
         y, scores = y if return_attention_scores else (y, None)
         x = x + self.residual(y, self.dropout1, self.scale1, self.drop_path1)
-        y = self.feed_forward(self.norm2(x))
+        y = feed_forward(x)
         x = x + self.residual(y, self.dropout2, self.scale2, self.drop_path2)
         return (x, scores) if return_attention_scores else x
 

@@ -111,20 +111,25 @@ def make_head(config, name):
     return keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name=name, dtype="float32")
 
 
-def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePolicy | None = None) -> ViT:
+def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePolicy | None = None, remat: bool = False) -> ViT:
     """A Vision Transformer: a functional model from images (B, H, W, C) to logits (B, num_classes).
 
     Args:
         config: A `ViTConfig`; `num_classes=0` gives the pooled features (B, D) instead of logits.
         name: Name of the model.
         dtype: Keras dtype policy, such as `mixed_bfloat16`; None = the global one. Logits are always float32.
+        remat: Whether training computes the inside of each block twice instead of keeping it; see `TransformerBlock`. Not saved
+            with the model.
 
     Returns:
         A `ViT`, which is a functional `keras.Model`; `model.config == config`.
 
     Source: 'An image is worth 16x16 words' (arXiv 2010.11929), section 3.1.
     """
-    return ViT(config, name=name, dtype=dtype)
+    model = ViT(config, name=name, dtype=dtype)
+    for index in range(config.depth):
+        model.get_layer(f"block_{index}").remat = remat
+    return model
 
 
 def features(model: ViT, names: str | list[str]) -> keras.Model:

@@ -43,6 +43,8 @@ class TrainConfig:
         clip_norm: Largest global norm of the gradient; 0 = no clipping.
         ema: Decay per update of the averaged weights that are then evaluated and saved, such as 0.999; 0 = off.
         precision: `float32`, `bfloat16` or `float16` (with loss scaling); the weights stay in float32.
+        remat: Whether the backward pass computes the inside of each block again instead of keeping it (gradient checkpointing,
+            arXiv 1604.06174): less memory, more time, the same numbers. Needs `dropout` and `attention_dropout` of 0.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
     """
@@ -61,6 +63,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema: float = 0.0
     precision: typing.Literal[PRECISIONS] = "float32"
+    remat: bool = False
     jit: typing.Literal[JITS] = "auto"
     validate_every: int = 1
 
@@ -78,6 +81,7 @@ class TrainConfig:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("remat", self.remat, (True, False))
         check_choice("jit", self.jit, JITS)
 
 
@@ -120,6 +124,9 @@ class Recipe:
         if self.model.data_format != "channels_last":
             raise ValueError("data_format: received channels_first; training takes channels_last (the weights are the same)")
         self.finetune.check_model(self.model)
+        for name in ("dropout", "attention_dropout") if self.train.remat else ():
+            if getattr(self.model, name):
+                raise ValueError(f"{name}: received {getattr(self.model, name)}; with remat allowed: 0 (drop_path may be any)")
         if self.validation is not None:
             check_number("validation", self.validation, at_least=0)
         for name in ("mean", "std"):

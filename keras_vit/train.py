@@ -179,7 +179,7 @@ def compiled_model(recipe, total_steps, class_names=None):
     Its weights are the checkpoint's where the names of the data's classes are given, else the seed's.
     """
     keras.utils.set_random_seed(recipe.seed)
-    model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision])
+    model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
     notes, factors = [], None
     if recipe.finetune.checkpoint:
         if class_names is not None:

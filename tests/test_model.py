@@ -227,6 +227,25 @@ def test_dropout_changes_training_only():
     assert np.abs(noisy - calm).max() > HALF
 
 
+def test_remat_trains_to_the_same_weights_and_computes_blocks_again(monkeypatch):
+    """With stochastic depth, whose draws are not repeated."""
+    config = ViTConfig(**{**SIZES["patch"], "depth": 2}, drop_path=0.5)
+    images, labels = random_images(config, batch=14), np.arange(14) % 7
+    calls, trained = [], []
+    remat = keras.remat
+    monkeypatch.setattr(keras, "remat", lambda function: calls.append(function) or remat(function))
+    for again in (False, True):
+        keras.utils.set_random_seed(1)
+        model = randomise(build_vit(config, remat=again))
+        model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        for _ in range(3):
+            model.train_on_batch(images, labels)
+        trained.append(weights_of(model))
+        assert bool(calls) == again
+    for path, value in trained[0].items():
+        np.testing.assert_allclose(trained[1][path], value, atol=FORWARD, err_msg=path)
+
+
 def test_one_step_of_fit_learns():
     config = ViTConfig(**SIZES["patch"], dropout=0.1, drop_path=0.1)
     model, images = build_vit(config), random_images(config, batch=14)

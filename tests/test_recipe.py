@@ -60,6 +60,7 @@ def test_command_line_leaves_the_rest_of_the_recipe_alone():
         ({"model": {"data_format": "channels_first"}}, "data_format: received channels_first"),
         ({"mean": [0.1, 0.2]}, "mean: received 2 numbers"),
         ({"std": [0.0]}, "std: received 0"),
+        ({"train": {"remat": True}, "model": {"attention_dropout": 0.1}}, "attention_dropout: received 0.1; with remat allowed: 0"),
         ({"seed": -1}, "seed: received -1"),
         ({"seed": 2**32}, "seed: received 4294967296"),
         ({"data": ""}, "data: received ''"),
