@@ -68,6 +68,8 @@ class ViTConfig:
         attention_dropout: Dropout of the attention weights, 0 to below 1.
         drop_path: Stochastic depth (arXiv 1603.09382) of the last block, 0 to below 1; linear from 0 at the first, so that a
             single block has none.
+        patch_dropout: Share of the patch tokens that training leaves out behind the embedding, others for each image and step
+            (arXiv 2208.07220), 0 to below 1: the blocks then cost that much less.
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
         norm_epsilon: Epsilon of every layer normalisation.
@@ -102,6 +104,7 @@ class ViTConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
+    patch_dropout: float = 0.0
     layer_scale: float = 0.0
     qk_norm: bool = False
     norm_epsilon: float = 1e-6
@@ -119,7 +122,7 @@ class ViTConfig:
             check_int(name, getattr(self, name), at_least=1)
         for name in ("num_classes", "registers", "pre_logits_dim"):
             check_int(name, getattr(self, name), at_least=0)
-        for name in ("dropout", "attention_dropout", "drop_path"):
+        for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             check_number(name, getattr(self, name), at_least=0, below=1)
         for name in ("distillation", "qk_norm", "pre_norm", "norm_after_pool", "qkv_bias", "use_bias"):
             check_choice(name, getattr(self, name), (True, False))

@@ -17,6 +17,7 @@ from keras_vit.config import (
     as_pair,
     check_choice,
     check_int,
+    check_number,
     check_position,
 )
 from keras_vit.kernels import activate, attention, layer_norm, linear
@@ -266,6 +267,38 @@ class PatchEncoder(Layer):
             prefix = ops.broadcast_to(prefix, (ops.shape(x)[0], prefix.shape[1], self.width))
             x = ops.concatenate([prefix, x], axis=1)  # (B, N, D)
         return self.embedding_dropout(x)
+
+
+@register
+class PatchDropout(Layer):
+    """Leaves out patch tokens at random while training, others for each image: (B, N, D) -> (B, K, D) (arXiv 2208.07220).
+
+    K is the prefix and the patches that are left, at least one. Without training all N tokens pass.
+
+    Args:
+        rate: Share of the patches that is left out, 0 to below 1.
+        num_prefix_tokens: Class token and registers in front of the patches, which all pass.
+    """
+
+    arguments = ("rate", "num_prefix_tokens")
+
+    def __init__(self, rate, num_prefix_tokens=0, **kwargs):
+        super().__init__(**kwargs)
+        check_number("rate", rate, at_least=0, below=1)
+        check_int("num_prefix_tokens", num_prefix_tokens, at_least=0)
+        self.rate = rate
+        self.num_prefix_tokens = num_prefix_tokens
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def call(self, x, training=None):
+        if not training or not self.rate:
+            return x
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        kept = max(1, round(patches.shape[1] * (1 - self.rate)))
+        noise = keras.random.uniform((ops.shape(patches)[0], patches.shape[1]), seed=self.seed_generator)
+        _, order = ops.top_k(noise, kept, sorted=False)
+        patches = ops.take_along_axis(patches, ops.expand_dims(order, -1), axis=1)
+        return ops.concatenate([prefix, patches], axis=1) if self.num_prefix_tokens else patches
 
 
 @register

@@ -7,6 +7,7 @@ from keras_vit.layers import (
     AttentionPooling,
     ConvStem,
     LayerNormalization,
+    PatchDropout,
     PatchEncoder,
     Patches,
     Pooling,
@@ -19,9 +20,9 @@ from keras_vit.layers import (
 class ViT(keras.Model):
     """A functional model (B, H, W, C) -> logits (B, num_classes), or features (B, D) if `num_classes` is 0.
 
-    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `pre_norm`, `block_0` ... `block_{depth-1}` (B, N, D), `norm`,
-    `pool` (B, D), `pre_logits`, `head`, and `pool_dist`, `head_dist` and `average` of a distilled model; those that the
-    configuration has. `features` gives the output of any.
+    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `patch_dropout`, `pre_norm`, `block_0` ... `block_{depth-1}`
+    (B, N, D), `norm`, `pool` (B, D), `pre_logits`, `head`, and `pool_dist`, `head_dist` and `average` of a distilled model; those
+    that the configuration has. `features` gives the output of any.
 
     Attributes:
         config: The `ViTConfig` it was built from.
@@ -50,6 +51,9 @@ class ViT(keras.Model):
             name="encoder",
             dtype=dtype,
         )(stem(images))  # (B, N, D)
+        if config.patch_dropout:
+            prefix = config.has_class_token + config.registers
+            x = PatchDropout(config.patch_dropout, prefix, name="patch_dropout", dtype=dtype)(x)
         norms = {"epsilon": config.norm_epsilon, "dtype": dtype}
         if config.pre_norm:
             x = LayerNormalization(name="pre_norm", **norms)(x)

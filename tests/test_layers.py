@@ -48,6 +48,7 @@ CASES = {
         (2, 6, 10),
         (2, 8, 8),
     ),
+    layers.PatchDropout: ({"rate": 0.25, "num_prefix_tokens": 1}, (2, 6, 8), (2, 6, 8)),
     Attention: (
         {
             "width": 8,
@@ -419,3 +420,24 @@ def test_fused_projection_starts_as_three_glorot_ones():
 def test_layer_scale_starts_at_its_value():
     x = random(2, 6, 8)
     np.testing.assert_allclose(numpy(LayerScale(0.3)(x)), 0.3 * x, atol=EXACT)
+
+
+def test_patch_dropout_keeps_the_prefix_and_other_patches_of_each_image():
+    layer = layers.PatchDropout(0.75, num_prefix_tokens=2)
+    x = random(6, 2 + 16, 5)
+    np.testing.assert_array_equal(numpy(layer(x)), x)
+    first, second = numpy(layer(x, training=True)), numpy(layer(x, training=True))
+    assert first.shape == (6, 2 + 4, 5)
+    np.testing.assert_array_equal(first[:, :2], x[:, :2])
+    chosen = [[np.flatnonzero((x[i] == row).all(-1)).item() for row in first[i, 2:]] for i in range(6)]
+    assert all(len(set(rows)) == 4 and min(rows) >= 2 for rows in chosen)
+    assert len({tuple(sorted(rows)) for rows in chosen}) > 1
+    assert not np.array_equal(first, second)
+
+
+def test_patch_dropout_leaves_each_patch_as_often():
+    layer = layers.PatchDropout(0.5)
+    x = np.broadcast_to(np.arange(8, dtype="float32")[None, :, None], (500, 8, 1))
+    counts = np.bincount(numpy(layer(x, training=True)).astype(int).ravel(), minlength=8)
+    assert counts.sum() == 500 * 4
+    assert np.abs(counts - 250).max() < 5 * 250**0.5 / 2**0.5

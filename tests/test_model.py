@@ -246,8 +246,9 @@ def test_remat_trains_to_the_same_weights_and_computes_blocks_again(monkeypatch)
         np.testing.assert_allclose(trained[1][path], value, atol=FORWARD, err_msg=path)
 
 
-def test_one_step_of_fit_learns():
-    config = ViTConfig(**SIZES["patch"], dropout=0.1, drop_path=0.1)
+@pytest.mark.parametrize("regularisation", [{"dropout": 0.1, "drop_path": 0.1}, {"patch_dropout": 0.25, "pool": "gap"}], ids=str)
+def test_one_step_of_fit_learns(regularisation):
+    config = ViTConfig(**SIZES["patch"], **regularisation)
     model, images = build_vit(config), random_images(config, batch=14)
     labels = np.arange(14) % 7
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
