@@ -71,7 +71,6 @@ class Torch(Contender):
     """A module and a loop as PyTorch's tutorials have it."""
 
     compiled = False
-    channels_first = True
 
     def build(self):
         import torch

@@ -6,7 +6,7 @@
 
 Processes run in heats of a few, as many as memory takes, and timm is in every heat: a ratio is the median over the turns of a heat
 of a contender's rate over timm's in the same turn, so that a noisy machine hits both alike. Peers that are not installed are left
-out (`pip install -r requirements-bench.txt`). Float32 on a CPU, bfloat16 on a GPU.
+out (README.md beside this file says how). Float32 on a CPU, bfloat16 on a GPU.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def main():
             console.print(f"{name}: left out, as {', '.join(missing(name))} is not installed", markup=False)
     names = [name for name in names if not missing(name)]
     if missing(BASELINE):
-        raise ValueError(f"{BASELINE}: is what the others are compared with; pip install -r requirements-bench.txt")
+        raise ValueError(f"{BASELINE}: is what the others are compared with; pip install -r requirements-dev.txt")
     where = machine()
     precision = "float32" if "cores" in where["device"] else "bfloat16"
     results = []
