@@ -39,7 +39,7 @@ def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, flo
         kind = keras.optimizers.Lion
         settings |= betas
     elif config.optimizer == "muon":
-        kind = keras.optimizers.Muon
+        kind = fused_muon()
         settings |= {f"adam_{name}": value for name, value in betas.items()}
         settings |= {"adam_weight_decay": config.weight_decay or None, "exclude_layers": ["probe$"]}  # a single row, not a matrix
     else:
@@ -138,7 +138,6 @@ def fused_adam() -> type:
         return FusedAdam
     if backend == "torch":
         import torch
-        from torch.optim.adam import adam
 
         class FusedAdam(kind):
             @torch.no_grad()
@@ -146,27 +145,86 @@ def fused_adam() -> type:
                 if trainable_variables[0].value.device.type != "cpu":
                     return super()._backend_update_step(grads, trainable_variables, learning_rate)
                 indices = [self._get_variable_index(variable) for variable in trainable_variables]
-                step = int(self.iterations)
-                adam(
-                    [variable.value for variable in trainable_variables],
-                    [gradient.contiguous() for gradient in grads],
-                    [self._momentums[index].value for index in indices],
-                    [self._velocities[index].value for index in indices],
-                    [],
-                    list(torch.full((len(indices),), float(step)).unbind()),
-                    fused=True,
-                    amsgrad=False,
-                    beta1=self.beta_1,
-                    beta2=self.beta_2,
-                    lr=float(learning_rate),
-                    weight_decay=0.0,
-                    # Keras adds it to the root of the uncorrected second moment, PyTorch to that of the corrected one.
-                    eps=self.epsilon / math.sqrt(1 - self.beta_2 ** (step + 1)),
-                    maximize=False,
-                )
+                moments = [[kept[index] for index in indices] for kept in (self._momentums, self._velocities)]
+                settings = self.beta_1, self.beta_2, self.epsilon
+                torch_adam(grads, trainable_variables, *moments, self.iterations, learning_rate, *settings)
 
         return FusedAdam
     return kind
+
+
+def torch_adam(gradients, variables, momentums, velocities, iterations, learning_rate, beta_1, beta_2, epsilon):
+    """One step of Keras's Adam by PyTorch's fused one."""
+    import torch
+    from torch.optim.adam import adam
+
+    step = int(iterations)
+    values = [[variable.value for variable in kept] for kept in (variables, momentums, velocities)]
+    adam(
+        values[0],
+        [gradient.contiguous() for gradient in gradients],
+        *values[1:],
+        [],
+        list(torch.full((len(variables),), float(step), device=values[0][0].device).unbind()),
+        fused=True,
+        amsgrad=False,
+        beta1=beta_1,
+        beta2=beta_2,
+        lr=float(learning_rate),
+        weight_decay=0.0,
+        # Keras adds it to the root of the uncorrected second moment, PyTorch to that of the corrected one.
+        eps=epsilon / math.sqrt(1 - beta_2 ** (step + 1)),
+        maximize=False,
+    )
+
+
+@functools.cache
+def fused_muon() -> type:
+    """Keras's Muon; under PyTorch the matrices of one shape in one go, where Keras takes one after the other."""
+    kind = backend_class(keras.optimizers.Muon)
+    if keras.backend.backend() != "torch":
+        return kind
+    import torch
+
+    class FusedMuon(kind):
+        @torch.no_grad()
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            shapes, rest = {}, []
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                index = self._get_variable_index(variable)
+                if self.adam_velocities[index] is None:  # Muon's
+                    rows, columns = variable.shape
+                    member = gradient, variable, self.momentums[index].value, rows > columns
+                    shapes.setdefault((min(rows, columns), max(rows, columns)), []).append(member)
+                else:
+                    rest.append((gradient, variable, self.momentums[index], self.adam_velocities[index]))
+            for (_, longer), members in shapes.items():
+                gradients, variables, momentums, tall = zip(*members, strict=True)
+                torch._foreach_mul_(momentums, self.momentum)
+                torch._foreach_add_(momentums, gradients)
+                updates = torch._foreach_add(gradients, momentums, alpha=self.momentum) if self.nesterov else momentums
+                updates = [update.T if turn else update for update, turn in zip(updates, tall, strict=True)]
+                rate = 1 if self.rms_rate is None else math.sqrt(longer) * self.rms_rate
+                updates = self.zeropower_via_newtonschulz5(torch.stack(updates), self.ns_steps) * (-rate * learning_rate)
+                updates = [update.T if turn else update for update, turn in zip(updates, tall, strict=True)]
+                torch._foreach_add_([variable.value for variable in variables], updates)
+            if rest and rest[0][0].device.type == "cpu":
+                settings = self.adam_beta_1, self.adam_beta_2, self.epsilon
+                torch_adam(*zip(*rest, strict=True), self.iterations, learning_rate * self.adam_lr_ratio, *settings)
+            else:  # reading step and rate would wait for an accelerator
+                for gradient, variable, *_ in rest:
+                    self.update_step(gradient, variable, learning_rate)
+
+        def zeropower_via_newtonschulz5(self, x, steps):
+            """The polar factor of each matrix, about: (n, R, C), R <= C -> (n, R, C); Keras's arithmetic in three products a step."""
+            a, b, c = self.muon_a, self.muon_b, self.muon_c
+            x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+            for _ in range(steps):
+                gram = x @ x.mT
+                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            return x
+
+    return FusedMuon
 
 
 @functools.cache

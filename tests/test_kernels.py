@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_vit import kernels, machine
 from keras_vit.layers import Attention
-from keras_vit.optimizer import fused_adam
+from keras_vit.optimizer import fused_adam, fused_muon
 
 BACKEND = keras.backend.backend()
 CLOSE = 2e-6  # of the largest number
@@ -104,12 +104,21 @@ def test_fused_attention_is_the_explicit_one(monkeypatch):
     assert_same([silent], [ops.convert_to_numpy(layer(x))])
 
 
-def test_fused_adam_is_adam():
-    values = [random(6, 4), random(4, seed=1)]
+@pytest.mark.parametrize(
+    "fused, kind, settings",
+    [
+        (fused_adam, keras.optimizers.Adam, {"beta_2": 0.99}),
+        (fused_muon, keras.optimizers.Muon, {"adam_beta_2": 0.99}),
+        (fused_muon, keras.optimizers.Muon, {"nesterov": False, "rms_rate": None, "ns_steps": 3}),
+    ],
+)
+def test_fused_optimizers_are_those_of_keras(fused, kind, settings):
+    shapes = {"kernel": (6, 4), "turned": (4, 6), "square": (5, 5), "bias": (4,)}
+    values = [random(*shape, seed=index) for index, shape in enumerate(shapes.values())]
     results = []
-    for kind in (fused_adam(), keras.optimizers.Adam):
-        variables = [keras.Variable(value, name=name) for value, name in zip(values, ("kernel", "bias"), strict=True)]
-        optimizer = kind(learning_rate=1e-2, weight_decay=0.1, beta_2=0.99, epsilon=1e-4)
+    for make in (fused(), kind):
+        variables = [keras.Variable(value, name=name) for value, name in zip(values, shapes, strict=True)]
+        optimizer = make(learning_rate=1e-2, weight_decay=0.1, epsilon=1e-4, **settings)
         optimizer.exclude_from_weight_decay(var_names=["bias"])
         optimizer.build(variables)
         for step in range(4):
