@@ -24,6 +24,7 @@ import numpy as np
 from keras_vit import sources
 from keras_vit.augment import AugmentConfig
 from keras_vit.augment import augment as augment_batch
+from keras_vit.weights.resample import resample_images
 
 TEST_SHARE = 0.2  # of a data set that has no test images of its own
 
@@ -230,6 +231,7 @@ def training_batches(
     std: float | list[float],
     start_step: int = 0,
     total_steps: int,
+    image_size: tuple[int, int] | None = None,
     pipeline: str | None = None,
 ) -> Iterable:
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
@@ -238,11 +240,12 @@ def training_batches(
         split, augment, num_classes, batch_size, seed, total_steps: as in `training_batch`.
         mean, std: of a pixel scaled to 0..1; a number, or one for each channel.
         start_step: the step of the first batch: the number of steps already trained.
+        image_size: height and width that images are resized to behind the augmentation; None = as they are.
         pipeline: "tf.data" or "PyDataset"; None = "tf.data" under the TensorFlow backend, "PyDataset" under the others, which
             then need not import TensorFlow. The numbers are the same.
 
     Returns:
-        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, H, W, C) and float32 targets (B, K).
+        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, *image_size, C) and float32 targets (B, K).
 
     Raises:
         ValueError: batch_size is larger than the split; seed, mean or std are out of range.
@@ -256,9 +259,10 @@ def training_batches(
         images, targets = training_batch(
             split, augment, step, num_classes=num_classes, batch_size=batch_size, seed=seed, total_steps=total_steps
         )
-        return normalize(images, mean, std), targets
+        return resample_images(normalize(images, mean, std), size), targets
 
-    return stream(batch, start_step, None, (batch_size, *split.shape), (batch_size, num_classes), pipeline)
+    *size, channels = split.shape if image_size is None else (*image_size, split.shape[-1])
+    return stream(batch, start_step, None, (batch_size, *size, channels), (batch_size, num_classes), pipeline)
 
 
 def evaluation_batches(

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 import typing
@@ -21,6 +22,28 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "bfloat16", "float16")
 JITS = ("auto", "on", "off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """An early part of the training on fewer tokens: smaller images, larger patches, or both.
+
+    Attributes:
+        until: Share of the epochs at which the next stage begins, above 0 and below 1.
+        image_scale: What the model's image size is multiplied by, above 0 and at most 1.
+        patch_scale: What its patch size is multiplied by, 1 or more; not with a convolutional stem.
+    """
+
+    until: float
+    image_scale: float = 1.0
+    patch_scale: float = 1.0
+
+    def __post_init__(self):
+        check_number("until", self.until, above=0, below=1)
+        check_number("image_scale", self.image_scale, above=0)
+        check_number("patch_scale", self.patch_scale, at_least=1)
+        if self.image_scale > 1:
+            raise ValueError(f"image_scale: received {self.image_scale}; allowed: above 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +70,9 @@ class TrainConfig:
             arXiv 1604.06174): less memory, more time, the same numbers. Needs `dropout` and `attention_dropout` of 0.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
+        stages: Early parts of the training on smaller images (arXiv 2104.00298) or with larger patches, in order; the rest is trained
+            as the model is. Between two of them positions and patch projection are resampled. Validated and saved is always the
+            model in its own size.
     """
 
     epochs: int = 100
@@ -66,6 +92,7 @@ class TrainConfig:
     remat: bool = False
     jit: typing.Literal[JITS] = "auto"
     validate_every: int = 1
+    stages: list[Stage] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -83,6 +110,11 @@ class TrainConfig:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("remat", self.remat, (True, False))
         check_choice("jit", self.jit, JITS)
+        stages = [Stage(**stage) if isinstance(stage, dict) else stage for stage in self.stages]
+        object.__setattr__(self, "stages", stages)
+        for before, stage in itertools.pairwise(stages):
+            if stage.until <= before.until:
+                raise ValueError(f"stages: received one until {stage.until} behind one until {before.until}; allowed: in order")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +170,29 @@ class Recipe:
                 raise ValueError(f"{name}: received {len(values)} numbers; allowed: {allowed}, as the images have channels")
             for value in values:
                 check_number(name, value, **({"above": 0} if name == "std" else {}))
+        self.stages()
+
+    def stages(self) -> list[tuple[int, int, ViTConfig]]:
+        """First epoch, epoch behind the last and configuration of each stage of the training, the model's own at the end."""
+        stages, first = [], 0
+        for stage in self.train.stages:
+            try:
+                config = self.stage_config(stage)
+            except ValueError as error:
+                raise ValueError(f"stages: {error}") from None
+            last = min(round(stage.until * self.train.epochs), self.train.epochs - 1)
+            if last > first:
+                stages.append((first, last, config))
+                first = last
+        return [*stages, (first, self.train.epochs, self.model)]
+
+    def stage_config(self, stage: Stage) -> ViTConfig:
+        if stage.patch_scale != 1 and self.model.stem != "patch":
+            raise ValueError(f"patch_scale: received {stage.patch_scale}; with stem {self.model.stem!r} allowed: 1")
+        sizes = {}
+        for name, scale in (("image_size", stage.image_scale), ("patch_size", stage.patch_scale)):
+            sizes[name] = tuple(round(side * scale) for side in getattr(self.model, name))
+        return dataclasses.replace(self.model, **sizes)
 
     def to_dict(self) -> dict:
         """The recipe as plain values, in the order of the fields."""

@@ -35,6 +35,7 @@ from keras_vit.model import build_vit
 from keras_vit.optimizer import make_optimizer, set_length
 from keras_vit.recipe import Recipe, flatten
 from keras_vit.run import METRICS, RunFolder
+from keras_vit.weights.resample import resample_weight
 
 WARM_STEPS, TIMED_SECONDS = 3, 1.5  # of the measurement of how many images a second a configuration trains
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -98,14 +99,17 @@ def train(
     if recipe.finetune.checkpoint and not resume:
         check_apart(run_dir, recipe.finetune.checkpoint)
         with Interrupts():  # before there is a folder: the checkpoint may not fit
-            model, notes = compiled_model(recipe, total_steps=1, class_names=data.class_names)
+            model, notes = compiled_model(recipe, recipe.stages()[0][2], total_steps=1, class_names=data.class_names)
     if seconds is not None and not resume:
         check_number("seconds", seconds, above=0)
+        needed = 0.0  # for an image, on the average over the epochs
         with Interrupts():
-            if model is None:
-                model, _ = compiled_model(recipe, total_steps=1)
-            rate = training_rate(model, data, recipe)
-        steps = max(1, round(seconds * rate / recipe.train.batch_size / recipe.train.epochs))
+            for first, last, config in recipe.stages():
+                kept = model is not None and model.config == config
+                measured = model if kept else compiled_model(recipe, config, total_steps=1)[0]
+                needed += (last - first) / recipe.train.epochs / training_rate(measured, data, recipe)
+                model = model or measured
+        steps = max(1, round(seconds / needed / recipe.train.batch_size / recipe.train.epochs))
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
     steps_per_epoch = recipe.train.steps_per_epoch or len(data.train) // recipe.train.batch_size
     total_steps = steps_per_epoch * recipe.train.epochs
@@ -123,13 +127,16 @@ def train(
             return run
 
     with Interrupts() as interrupts:
+        state = run.read_state() if resume else None
         if model is None:
-            needed = recipe.finetune.checkpoint and not run.state_path.is_file()
-            model, notes = compiled_model(recipe, total_steps, data.class_names if needed else None)
+            needed = recipe.finetune.checkpoint and state is None
+            epoch = max(state[1]["epoch"] - 1, 0) if state else 0  # the last one that was trained
+            config = next(config for first, last, config in recipe.stages() if first <= epoch < last)
+            model, notes = compiled_model(recipe, config, total_steps, data.class_names if needed else None)
         set_length(model.optimizer, recipe.train, total_steps)
 
         session = Session(run, recipe, data, model, steps_per_epoch, last_epoch, notes)
-        first_epoch = session.restore() if resume else 0
+        first_epoch = session.restore(state) if resume else 0
         if recipe.finetune.checkpoint:
             if not first_epoch:
                 session.write_state(0)  # from here on the run needs the checkpoint no more
@@ -138,20 +145,33 @@ def train(
         if pictures and not first_epoch:
             batch_picture(*first_batch, data.class_names, run.plots / "batch.png")
         if first_epoch < last_epoch:
-            start_step = first_epoch * steps_per_epoch
-            batches = training_batches(data.train, recipe.augment, start_step=start_step, **settings)
             verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
             progress = [Progress(recipe.train, steps_per_epoch)] if verbose else []
+            session.start()
             try:
-                model.fit(
-                    batches,
-                    epochs=last_epoch,
-                    initial_epoch=first_epoch,
-                    steps_per_epoch=steps_per_epoch,
-                    callbacks=[interrupts, session, StopOnNaN(), *progress, *callbacks],
-                    shuffle=False,
-                    verbose=verbose,
-                )
+                for stage_first, stage_last, config in recipe.stages():
+                    first, last = max(first_epoch, stage_first), min(last_epoch, stage_last)
+                    if first >= last:
+                        continue
+                    if config != session.training_model.config:
+                        session.go_on_with(compiled_model(recipe, config, total_steps)[0])
+                    session.training_model.fit(
+                        training_batches(
+                            data.train,
+                            recipe.augment,
+                            start_step=first * steps_per_epoch,
+                            image_size=config.image_size,
+                            **settings,
+                        ),
+                        epochs=last,
+                        initial_epoch=first,
+                        steps_per_epoch=steps_per_epoch,
+                        callbacks=[interrupts, session, StopOnNaN(), *progress, *callbacks],
+                        shuffle=False,
+                        verbose=verbose,
+                    )
+                    if session.training_model.stop_training:  # a callback's wish
+                        break
             finally:
                 session.close()
         if last_epoch == recipe.train.epochs:
@@ -173,13 +193,13 @@ def load_recipe_data(recipe: Recipe) -> DataSet:
     )
 
 
-def compiled_model(recipe, total_steps, class_names=None):
-    """The model of a recipe, ready for `fit`, and notes for the user.
+def compiled_model(recipe, config, total_steps, class_names=None):
+    """The model of a recipe in the sizes of a stage, ready for `fit`, and notes for the user.
 
     Its weights are the checkpoint's where the names of the data's classes are given, else the seed's.
     """
     keras.utils.set_random_seed(recipe.seed)
-    model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
+    model = build_vit(config, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
     notes, factors = [], None
     if recipe.finetune.checkpoint:
         if class_names is not None:
@@ -202,7 +222,8 @@ def training_rate(model, data, recipe):
     """Images a second that a compiled model trains with; leaves the model as it was, but compiled for `fit`."""
     variables = [*model.variables, *model.optimizer.variables]
     before = [ops.convert_to_numpy(variable) for variable in variables]
-    batches = training_batches(data.train, recipe.augment, **stream_settings(recipe, total_steps=10**6))
+    settings = stream_settings(recipe, total_steps=10**6)
+    batches = training_batches(data.train, recipe.augment, image_size=model.config.image_size, **settings)
     clock = Clock()
     model.fit(batches, steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[clock])
     for variable, value in zip(variables, before, strict=True):
@@ -243,6 +264,24 @@ class Clock(keras.callbacks.Callback):
                 float(logs["loss"])
                 self.steps, self.seconds = batch - self.first, time.perf_counter() - self.started
                 self._model.stop_training = True  # `self.model` would fetch the state of a step that is still running (JAX)
+
+
+def carry_over(old, new):
+    """Gives a compiled model the weights and the optimizer's state of another that differs in image or patch size.
+
+    Weights and their averages are resampled. The optimizer's moments of those are only of an order of magnitude then: their mean.
+    """
+    optimizer = getattr(new.optimizer, "inner_optimizer", new.optimizer)
+    paths = {id(variable): variable.path for variable in new.variables}
+    if optimizer.use_ema:
+        averages = optimizer._model_variables_moving_average  # no public access in Keras 3.15
+        paths |= {id(average): variable.path for average, variable in zip(averages, new.trainable_variables, strict=True)}
+    for source, target in zip([*old.variables, *old.optimizer.variables], [*new.variables, *new.optimizer.variables], strict=True):
+        value = ops.convert_to_numpy(source)
+        if value.shape != tuple(target.shape):
+            path = paths.get(id(target))
+            value = resample_weight(path, value, old.config, new.config) if path else np.full(target.shape, value.mean())
+        target.assign(value)
 
 
 def compile_model(model, optimizer, jit):
@@ -300,10 +339,10 @@ class Session(keras.callbacks.Callback):
             for index, variable in enumerate(members)
         }
 
-    def restore(self):
-        """Loads the training state; returns the number of finished epochs."""
+    def restore(self, state):
+        """Goes on from what `RunFolder.read_state` gave; returns the number of finished epochs."""
         where = f"run: {str(self.run.path)!r}"
-        state, rows = self.run.read_state(), self.run.metrics
+        rows = self.run.metrics
         if state is None:
             if len(rows) > 1:
                 raise ValueError(f"{where} has {len(rows)} epochs but no last/state.safetensors; start again with --overwrite")
@@ -334,7 +373,7 @@ class Session(keras.callbacks.Callback):
         self.notes = values.get("notes", [])
         return values["epoch"]
 
-    def on_train_begin(self, logs=None):
+    def start(self):
         # Not tensorboardX's SummaryWriter: that writes from a thread, which a full disk ends unseen, and then waits for it.
         from tensorboardX.record_writer import RecordWriter
 
@@ -346,6 +385,11 @@ class Session(keras.callbacks.Callback):
         for row in self.rows:
             self.write_events(row)
         self.started = time.perf_counter()
+
+    def go_on_with(self, model):
+        """Trains another model from here on: of another image or patch size, with the weights and the optimizer's state so far."""
+        carry_over(self.training_model, model)
+        self.training_model = model
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -431,8 +475,9 @@ class Session(keras.callbacks.Callback):
             values = self.optimizer._model_variables_moving_average  # no public access in Keras 3.15
             averages = {variable.path: value for variable, value in zip(variables, values, strict=True)}
         weights = merged_weights(self.training_model, averages)
+        theirs, ours = self.training_model.config, self.evaluated.config
         for target in self.evaluated.weights:
-            target.assign(weights[target.path])
+            target.assign(resample_weight(target.path, weights[target.path], theirs, ours))
 
     def finish(self):
         """Reads the test images once, with the best model, and writes the summary."""

@@ -14,7 +14,7 @@ import numpy as np
 from keras_vit.config import ViTConfig, as_pair, check_choice, check_fields, check_number
 from keras_vit.finetune import merged_weights
 from keras_vit.weights.checkpoint import PICKLES, SHOWN, Checkpoint, read_json, refuse_pickle
-from keras_vit.weights.resample import resample_positions, resample_projection
+from keras_vit.weights.resample import resample_weight
 
 __all__ = ["Checkpoint", "load_model", "load_weights", "open_checkpoint", "save_weights"]
 
@@ -148,16 +148,13 @@ def transfer(model, checkpoint: Checkpoint, new_head: bool, resize: bool) -> lis
     for path in ours.weight_shapes:
         if path.startswith(heads) and ours.num_classes != theirs.num_classes:
             continue
-        array = checkpoint.read(path)
+        arrays[path] = resample_weight(path, checkpoint.read(path), theirs, ours, checkpoint.antialias)
         if path == "encoder/position" and ours.grid_size != theirs.grid_size:
-            array = resample_positions(array, theirs.grid_size, ours.grid_size, checkpoint.antialias)
             was, now = (f"{rows}x{columns}" for rows, columns in (theirs.grid_size, ours.grid_size))
             notes.append(f"positions: {was} there, {now} here: interpolated")
         if path == "encoder/projection/kernel" and ours.patch_size != theirs.patch_size:
-            array = resample_projection(array, theirs.patch_size, ours.patch_size, ours.channels)
             was, now = (f"{rows}x{columns}" for rows, columns in (theirs.patch_size, ours.patch_size))
             notes.append(f"patches: {was} pixels there, {now} here: the projection is resampled")
-        arrays[path] = array
     for weight in model.weights:
         if weight.path in arrays:
             weight.assign(arrays[weight.path])

@@ -1,4 +1,4 @@
-"""Positions for another grid of patches, and projections for another patch size: linear maps, as small NumPy matrices."""
+"""Images, positions for another grid of patches, projections for another patch size: linear maps, as small NumPy matrices."""
 
 import numpy as np
 
@@ -72,3 +72,32 @@ def resample_projection(kernel: np.ndarray, old_patch: tuple[int, int], new_patc
     kernel = kernel.reshape(*old_patch, channels, -1)
     resized = np.einsum("ai,bj,ijcd->abcd", rows, columns, kernel.astype("float64"), optimize=True)
     return resized.reshape(-1, kernel.shape[-1]).astype(kernel.dtype)
+
+
+def resample_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Images of another size, bicubic and antialiased: float (B, H, W, C) -> (B, *size, C), of the same type."""
+    if images.shape[1:3] == tuple(size):
+        return images
+    batch, height, width, channels = images.shape
+    rows, columns = (resize_matrix(old, new).astype(images.dtype) for old, new in zip((height, width), size, strict=True))
+    # Two matrix products: over the rows, and over columns and channels at once.
+    images = rows @ images.reshape(batch, height, width * channels)
+    images = images.reshape(-1, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=images.dtype))
+    return images.reshape(batch, *size, channels)
+
+
+def resample_weight(path: str, array: np.ndarray, old, new, antialias: bool = True) -> np.ndarray:
+    """A weight for the image and patch size of another configuration: positions and projection change, others stay.
+
+    Args:
+        path: Of the weight, as in `ViTConfig.weight_shapes`.
+        array: Its value.
+        old: The `ViTConfig` that it belongs to.
+        new: The `ViTConfig` wanted.
+        antialias: See `resize_matrix`; of the positions.
+    """
+    if path == "encoder/position":
+        return resample_positions(array, old.grid_size, new.grid_size, antialias)
+    if path == "encoder/projection/kernel" and old.stem == "patch":
+        return resample_projection(array, old.patch_size, new.patch_size, new.channels)
+    return array
