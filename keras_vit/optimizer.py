@@ -216,7 +216,7 @@ def fused_muon() -> type:
                     self.update_step(gradient, variable, learning_rate)
 
         def zeropower_via_newtonschulz5(self, x, steps):
-            """The polar factor of each matrix, about: (n, R, C), R <= C -> (n, R, C); Keras's arithmetic in three products a step."""
+            """Keras's, in three products a step: about the polar factor of each matrix, (n, R, C) -> (n, R, C), R <= C."""
             a, b, c = self.muon_a, self.muon_b, self.muon_c
             x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
             for _ in range(steps):

@@ -70,9 +70,9 @@ class TrainConfig:
             arXiv 1604.06174): less memory, more time, the same numbers. Needs `dropout` and `attention_dropout` of 0.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
-        stages: Early parts of the training on smaller images (arXiv 2104.00298) or with larger patches, in order; the rest is trained
-            as the model is. Between two of them positions and patch projection are resampled. Validated and saved is always the
-            model in its own size.
+        stages: Early parts of the training on smaller images (arXiv 2104.00298) or with larger patches, in order; the rest is
+            trained as the model is. Between two of them positions and patch projection are resampled. Validated and saved is
+            always the model in its own size.
     """
 
     epochs: int = 100

@@ -105,7 +105,7 @@ def test_fused_attention_is_the_explicit_one(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fused, kind, settings",
+    ("fused", "kind", "settings"),
     [
         (fused_adam, keras.optimizers.Adam, {"beta_2": 0.99}),
         (fused_muon, keras.optimizers.Muon, {"adam_beta_2": 0.99}),

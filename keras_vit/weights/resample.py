@@ -80,9 +80,9 @@ def resample_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return images
     batch, height, width, channels = images.shape
     rows, columns = (resize_matrix(old, new).astype(images.dtype) for old, new in zip((height, width), size, strict=True))
-    # Two matrix products: over the rows, and over columns and channels at once.
-    images = rows @ images.reshape(batch, height, width * channels)
-    images = images.reshape(-1, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=images.dtype))
+    # Two products an image, over the rows, then over columns and channels at once: so small that BLAS starts no threads for them,
+    # which would be in the way of the training's.
+    images = rows @ images.reshape(batch, height, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=images.dtype))
     return images.reshape(batch, *size, channels)
 
 
