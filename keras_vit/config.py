@@ -70,6 +70,9 @@ class ViTConfig:
             single block has none.
         patch_dropout: Share of the patch tokens that training leaves out behind the embedding, others for each image and step
             (arXiv 2208.07220), 0 to below 1: the blocks then cost that much less.
+        merge_tokens: Patch tokens that each block merges into the most similar ones behind its attention (ToMe, arXiv
+            2210.09461), at most half of those there are: fewer operations for a slightly different output. Has no weights, so
+            that any trained model can be loaded with it.
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
         norm_epsilon: Epsilon of every layer normalisation.
@@ -105,6 +108,7 @@ class ViTConfig:
     attention_dropout: float = 0.0
     drop_path: float = 0.0
     patch_dropout: float = 0.0
+    merge_tokens: int = 0
     layer_scale: float = 0.0
     qk_norm: bool = False
     norm_epsilon: float = 1e-6
@@ -120,7 +124,7 @@ class ViTConfig:
             object.__setattr__(self, name, as_pair(name, getattr(self, name)))
         for name in ("channels", "width", "depth", "num_heads", "mlp_dim"):
             check_int(name, getattr(self, name), at_least=1)
-        for name in ("num_classes", "registers", "pre_logits_dim"):
+        for name in ("num_classes", "registers", "pre_logits_dim", "merge_tokens"):
             check_int(name, getattr(self, name), at_least=0)
         for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             check_number(name, getattr(self, name), at_least=0, below=1)
@@ -221,6 +225,15 @@ class ViTConfig:
     def num_tokens(self) -> int:
         """Length N of the sequence: class token, registers and patches."""
         return self.has_class_token + self.registers + self.num_patches
+
+    @property
+    def merged_tokens(self) -> tuple[int, ...]:
+        """How many tokens each block merges."""
+        patches, merged = self.num_patches, []
+        for _ in range(self.depth):
+            merged.append(min(self.merge_tokens, patches // 2))
+            patches -= merged[-1]
+        return tuple(merged)
 
     @property
     def head_dim(self) -> int:
@@ -331,7 +344,10 @@ class ViTConfig:
         width, tokens = self.width, self.num_tokens
         gate = 2 if self.mlp == "swiglu" else 1
         mlp = width * gate * self.mlp_dim + self.mlp_dim * width
-        block = tokens * (4 * width * width + mlp) + 2 * tokens * tokens * width
+        blocks = 0
+        for merged in self.merged_tokens:
+            blocks += tokens * 4 * width * width + 2 * tokens * tokens * width + (tokens - merged) * mlp
+            tokens -= merged
         embed = self.num_patches * math.prod(self.patch_size) * self.channels * width
         if self.stem == "conv":
             widths, pixels, embed = (self.channels, *self.stem_widths), math.prod(self.image_size), 0
@@ -344,7 +360,7 @@ class ViTConfig:
             pool = 2 * width * width * (1 + tokens) + 2 * tokens * width + mlp
         features = self.pooled_dim
         head = features * self.pre_logits_dim + (self.pre_logits_dim or features) * self.num_classes * (1 + self.distillation)
-        return 2 * (embed + self.depth * block + pool + head)
+        return 2 * (embed + blocks + pool + head)
 
 
 def decode_variant(variant: str) -> dict:

@@ -23,13 +23,24 @@ elif BACKEND == "torch":
     import torch
 
 
+def reshape(x, shape):
+    """`ops.reshape`, which under PyTorch spends a tenth of a millisecond on looking for symbolic tensors."""
+    return x.reshape(shape) if BACKEND == "torch" else ops.reshape(x, shape)
+
+
+def shape(x):
+    return x.shape if BACKEND == "torch" else ops.shape(x)
+
+
 def gelu(x, approximate=False):
     """GELU (arXiv 1606.08415), exact through erf unless `approximate`.
 
     Written out where Keras's own goes through erfc, which costs XLA several passes on a CPU and which ONNX lacks.
     """
-    if approximate or BACKEND == "torch":
-        return ops.gelu(x, approximate=approximate)
+    if BACKEND == "torch":
+        return torch.nn.functional.gelu(x, approximate="tanh" if approximate else "none")
+    if approximate:
+        return ops.gelu(x, approximate=True)
     return ops.cast(0.5, x.dtype) * x * (1 + ops.erf(x * ops.cast(math.sqrt(0.5), x.dtype)))
 
 
@@ -52,12 +63,16 @@ ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "gelu_quick": gelu_quick, "
 
 
 def activate(x, kind, training=False):
-    """An activation of `ACTIVATIONS`."""
+    """An activation of `ACTIVATIONS`; what `x` holds may be lost."""
+    if BACKEND == "torch" and kind == "gelu" and not torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        return torch.ops.aten.gelu_(x)
     return one_pass(ACTIVATIONS[kind])(x) if training and fuses_here() else ACTIVATIONS[kind](x)
 
 
 def layer_norm(x, gamma, beta, epsilon, training=False):
     """Layer normalisation of the last axis, computed in float32; the result has the type of x."""
+    if BACKEND == "torch" and x.dtype == torch.float32:
+        return torch.nn.functional.layer_norm(x, (x.shape[-1],), gamma, beta, epsilon)
     if training and fuses_here():
         return one_pass(_layer_norm)(x, gamma, beta, tf.constant(epsilon))
     return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
@@ -70,11 +85,19 @@ def _layer_norm(x, gamma, beta, epsilon):
     return ops.cast(centred * scale * ops.cast(gamma, "float32") + ops.cast(beta, "float32"), x.dtype)
 
 
-def linear(x, kernel, bias, training=False):
-    """x @ kernel + bias: (R, F), (F, D), (D,) or None -> (R, D)."""
+def linear(x, kernel, bias, training=False, residual=None):
+    """x @ kernel + bias + residual: (R, F), (F, D), (D,) or None, (R, D) or None -> (R, D)."""
     flat = len(x.shape) == 2
     if BACKEND == "torch" and flat and bias is not None and not torch.compiler.is_exporting():
-        return torch.addmm(bias, x, kernel)  # the bias costs no pass of its own
+        if residual is not None and not torch.is_grad_enabled():
+            return torch.add(residual, bias).addmm_(x, kernel)  # the product adds to what is there
+        y = torch.addmm(bias, x, kernel)  # the bias costs no pass of its own
+        return y if residual is None else residual + y
+    y = _linear(x, kernel, bias, flat, training)
+    return y if residual is None else residual + y
+
+
+def _linear(x, kernel, bias, flat, training):
     if BACKEND == "jax" and flat and training and jax.default_backend() == "cpu":
         y = _product()(x, ops.convert_to_tensor(kernel))
     else:
@@ -88,8 +111,10 @@ def linear(x, kernel, bias, training=False):
     return ops.add(y, bias)
 
 
-def attention(qkv, num_heads):
+def attention(qkv, num_heads, bias=None):
     """Self-attention from fused queries, keys and values: (B, N, 3·h·d) -> (B, N, h·d); None where it is not faster here.
+
+    A `bias` (B, 1, 1, N) is added to the scores.
 
     Under PyTorch on a processor: the gradients of queries, keys and values are written side by side, where autograd stacks and
     copies them, and its fused kernel has a slower backward pass.
@@ -97,9 +122,9 @@ def attention(qkv, num_heads):
     if BACKEND != "torch" or qkv.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     if torch.is_grad_enabled() and qkv.requires_grad:
-        return _PackedAttention.apply(qkv, num_heads)
+        return _PackedAttention.apply(qkv, num_heads) if bias is None else None
     q, k, v = _split(qkv, num_heads)
-    y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return y.transpose(1, 2).flatten(2)
 
 

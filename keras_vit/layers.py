@@ -20,7 +20,8 @@ from keras_vit.config import (
     check_number,
     check_position,
 )
-from keras_vit.kernels import activate, attention, layer_norm, linear
+from keras_vit.kernels import activate, attention, layer_norm, linear, reshape, shape
+from keras_vit.merging import merge_tokens
 
 register = keras.saving.register_keras_serializable(package="keras_vit")
 
@@ -49,6 +50,13 @@ class Layer(keras.layers.Layer):
         """
         return layer(*args, **kwargs) if layer.quantization_mode else layer.call(*args, **kwargs)
 
+    def add(self, residual, layer, x, training):
+        """`residual` + what a dense layer gives, in one pass where the backend can; without a residual (None) the layer alone."""
+        if residual is None or layer.quantization_mode:
+            y = self.inner(layer, x, training=training)
+            return y if residual is None else residual + y
+        return layer.call(x, training=training, residual=residual)
+
     def drop(self, rate, name, noise_shape=None):
         return keras.layers.Dropout(rate, noise_shape=noise_shape, name=name, dtype=self.dtype_policy)
 
@@ -57,8 +65,8 @@ class Layer(keras.layers.Layer):
 class Dense(keras.layers.Dense):
     """Keras's dense layer without an activation, through `kernels.linear`."""
 
-    def call(self, x, training=None):
-        return linear(x, self.kernel, self.bias, training)
+    def call(self, x, training=None, residual=None):
+        return linear(x, self.kernel, self.bias, training, residual)
 
     def quantize(self, mode=None, type_check=True, config=None):
         super().quantize(mode, type_check=False, config=config)  # Keras quantises its own class alone unless told so
@@ -362,7 +370,7 @@ class Attention(Layer):
             self.q_norm.build(head_shape)
             self.k_norm.build(head_shape)
 
-    def call(self, x, mask=None, training=None, return_attention_scores=False):
+    def call(self, x, mask=None, training=None, return_attention_scores=False, sizes=None, return_keys=False, residual=None):
         """Attends from every token to every token.
 
         Args:
@@ -370,23 +378,32 @@ class Attention(Layer):
             mask: True for the keys to attend to, (B, N), or for each query and key, (B, N, N).
             training: Whether dropout is active.
             return_attention_scores: Whether to return the attention weights (B, h, N, N), rows summing to 1, too.
+            sizes: How many patches each token stands for, (B, N, 1): that many keys it counts as (arXiv 2210.09461). None = one.
+            return_keys: Whether to return the mean of the keys over the heads (B, N, d) last, too.
+            residual: Added to the tokens that are returned, (B, N, D).
         """
-        tokens, head_dim = ops.shape(x)[1], self.width // self.num_heads
+        residual = None if residual is None else reshape(residual, (-1, self.width))
+        tokens, head_dim = shape(x)[1], self.width // self.num_heads
         # Two-dimensional products: XLA is up to half as fast again with them as with three-dimensional ones.
-        qkv = self.inner(self.qkv, ops.reshape(x, (-1, x.shape[2])), training=training)  # (B*N, 3D)
+        qkv = self.inner(self.qkv, reshape(x, (-1, x.shape[2])), training=training)  # (B*N, 3D)
         dropout = self.scores_dropout if training and self.attention_dropout else None
+        bias = None if sizes is None else ops.expand_dims(ops.transpose(ops.log(sizes), (0, 2, 1)), 1)  # (B, 1, 1, N)
         plain = mask is None and dropout is None and not (self.qk_norm or return_attention_scores)
-        if plain and (y := attention(ops.reshape(qkv, (-1, tokens, 3 * self.width)), self.num_heads)) is not None:
-            y = self.inner(self.projection, ops.reshape(y, (-1, self.width)), training=training)
-            return ops.reshape(y, (-1, tokens, self.width))
-        qkv = ops.reshape(qkv, (-1, tokens, 3, self.num_heads, head_dim))
+        y = attention(reshape(qkv, (-1, tokens, 3 * self.width)), self.num_heads, bias) if plain else None
+        qkv = reshape(qkv, (-1, tokens, 3, self.num_heads, head_dim))
+        keys = (ops.mean(qkv[:, :, 1], axis=2),) if return_keys else ()
+        if y is not None:
+            y = self.add(residual, self.projection, reshape(y, (-1, self.width)), training)
+            y = reshape(y, (-1, tokens, self.width))
+            return (y, *keys) if keys else y
         q, k, v = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)  # each (B, h, N, d)
         if self.qk_norm:
             q, k = (self.inner(norm, x, training=training) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
-        y, scores = attend(q, k, v, mask, dropout, return_attention_scores)  # (B, h, N, d)
-        y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, self.width))  # (B*N, D)
-        y = ops.reshape(self.inner(self.projection, y, training=training), (-1, tokens, self.width))
-        return (y, scores) if return_attention_scores else y
+        y, scores = attend(q, k, v, mask, dropout, return_attention_scores, bias)  # (B, h, N, d)
+        y = reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, self.width))  # (B*N, D)
+        y = reshape(self.add(residual, self.projection, y, training), (-1, tokens, self.width))
+        more = (scores, *keys) if return_attention_scores else keys
+        return (y, *more) if more else y
 
 
 @register
@@ -421,11 +438,13 @@ class MLP(Layer):
         self.fc1.build((None, input_shape[-1]))
         self.fc2.build((None, self.hidden_dim))
 
-    def call(self, x, training=None):
-        y = self.inner(self.fc1, ops.reshape(x, (-1, x.shape[-1])), training=training)  # (B*N, M), twice as wide if gated
+    def call(self, x, training=None, residual=None):
+        """Transforms tokens (..., D); a `residual` of the same shape is added."""
+        y = self.inner(self.fc1, reshape(x, (-1, x.shape[-1])), training=training)  # (B*N, M), twice as wide if gated
         y = self.inner(self.hidden_dropout, activate(y, self.kind, training), training=training)
-        y = self.inner(self.fc2, y, training=training)  # (B*N, D)
-        return ops.reshape(y, (-1, *ops.shape(x)[1:-1], self.width))
+        residual = None if residual is None else reshape(residual, (-1, self.width))
+        y = self.add(residual, self.fc2, y, training)  # (B*N, D)
+        return reshape(y, (-1, *shape(x)[1:-1], self.width))
 
 
 @register
@@ -454,6 +473,9 @@ class TransformerBlock(Layer):
         x = x + drop_path(ls1(attn(norm1(x))))
         x = x + drop_path(ls2(mlp(norm2(x))))
 
+    With `merge_tokens`, that many tokens are merged between the two lines, and the block returns (B, N - merge_tokens, D) and the
+    tokens' sizes (B, N - merge_tokens, 1).
+
     Attributes:
         remat: Whether the backward pass computes what is inside the two branches again instead of keeping it (gradient
             checkpointing, arXiv 1604.06174): the same numbers in less memory and more time. Not saved; needs `dropout` and
@@ -472,6 +494,8 @@ class TransformerBlock(Layer):
         norm_epsilon: Epsilon of the layer normalisations.
         qkv_bias: Whether queries, keys and values have a bias.
         use_bias: Whether the other dense layers have a bias.
+        merge_tokens: Patch tokens that are merged into the most similar ones (`keras_vit.merging`); at most half of them.
+        num_prefix_tokens: Class token and registers in front, which are not merged.
     """
 
     arguments = (
@@ -487,6 +511,8 @@ class TransformerBlock(Layer):
         "norm_epsilon",
         "qkv_bias",
         "use_bias",
+        "merge_tokens",
+        "num_prefix_tokens",
     )
 
     def __init__(
@@ -503,10 +529,16 @@ class TransformerBlock(Layer):
         norm_epsilon=1e-6,
         qkv_bias=True,
         use_bias=True,
+        merge_tokens=0,
+        num_prefix_tokens=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_int("merge_tokens", merge_tokens, at_least=0)
+        check_int("num_prefix_tokens", num_prefix_tokens, at_least=0)
         self.supports_masking = True
+        self.merge_tokens = merge_tokens
+        self.num_prefix_tokens = num_prefix_tokens
         self.remat = False
         self.width = width
         self.num_heads = num_heads
@@ -544,28 +576,42 @@ class TransformerBlock(Layer):
     def build(self, input_shape):
         if input_shape[-1] != self.width:
             raise ValueError(f"width: the block has {self.width}; received tokens of shape {tuple(input_shape)}")
+        patches = None if input_shape[1] is None else input_shape[1] - self.num_prefix_tokens
+        if patches is not None and 2 * self.merge_tokens > patches:
+            raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: half of the {patches} patch tokens at most")
         for layer in (self.norm1, self.attention, self.norm2, self.feed_forward, self.scale1, self.scale2):
             if layer is not None:
                 layer.build(input_shape)
 
-    def call(self, x, mask=None, training=None, return_attention_scores=False):
-        """Transforms tokens (B, N, D); `mask` and `return_attention_scores` as in `Attention.call`."""
+    def call(self, x, mask=None, training=None, return_attention_scores=False, sizes=None):
+        """Transforms tokens (B, N, D); `mask`, `return_attention_scores` (not while merging) and `sizes` as in `Attention.call`."""
+        merging = bool(self.merge_tokens) and not return_attention_scores
+        if merging and mask is not None:
+            raise ValueError("mask: received one; a block that merges tokens takes none")
+
+        # Nothing between the branches' last products and the residual connections: they are one.
+        direct = self.scale1 is None and not (training and (self.dropout or self.drop_path))
 
         def attend(x):
-            y = self.inner(self.norm1, x, training=training)
-            return self.inner(self.attention, y, mask, training, return_attention_scores)
+            y, residual = self.inner(self.norm1, x, training=training), x if direct else None
+            return self.inner(self.attention, y, mask, training, return_attention_scores, sizes, merging, residual)
 
         def feed_forward(x):
-            return self.inner(self.feed_forward, self.inner(self.norm2, x, training=training), training=training)
+            y, residual = self.inner(self.norm2, x, training=training), x if direct else None
+            return self.inner(self.feed_forward, y, training=training, residual=residual)
 
         if self.remat and training:
             attend, feed_forward = keras.remat(attend), keras.remat(feed_forward)
         y = attend(x)
-        y, scores = y if return_attention_scores else (y, None)
-        x = x + self.residual(y, self.dropout1, self.scale1, self.drop_path1, training)
+        y, more = y if merging or return_attention_scores else (y, None)
+        x = y if direct else x + self.residual(y, self.dropout1, self.scale1, self.drop_path1, training)
+        if merging:
+            x, sizes = merge_tokens(x, sizes, more, self.merge_tokens, self.num_prefix_tokens)
         y = feed_forward(x)
-        x = x + self.residual(y, self.dropout2, self.scale2, self.drop_path2, training)
-        return (x, scores) if return_attention_scores else x
+        x = y if direct else x + self.residual(y, self.dropout2, self.scale2, self.drop_path2, training)
+        if return_attention_scores:
+            return x, more
+        return (x, sizes) if merging else x
 
     def residual(self, y, dropout, scale, drop_path, training):
         y = self.inner(dropout, y, training=training)
@@ -596,18 +642,20 @@ class Pooling(Layer):
     def compute_mask(self, x, previous_mask=None):
         return None  # tokens end here
 
-    def call(self, x, mask=None):
-        """Pools tokens (B, N, D); a `mask` (B, N) is True for those that count towards the mean."""
+    def call(self, x, mask=None, sizes=None):
+        """Pools tokens (B, N, D); a `mask` (B, N) is True for those that count towards the mean, `sizes` (B, N, 1) how much."""
         if self.kind == "cls":
             return x[:, self.token]
-        mean = self.mean(x, mask)
+        if sizes is None and mask is not None:
+            sizes = ops.expand_dims(ops.cast(mask, x.dtype), -1)
+        mean = self.mean(x, sizes)
         return mean if self.kind == "gap" else ops.concatenate([x[:, self.token], mean], axis=-1)
 
-    def mean(self, x, mask):
+    def mean(self, x, sizes):
         x = x[:, self.num_prefix_tokens :]
-        if mask is None:
+        if sizes is None:
             return ops.mean(x, axis=1)
-        weights = ops.expand_dims(ops.cast(mask[:, self.num_prefix_tokens :], x.dtype), -1)  # (B, N, 1)
+        weights = sizes[:, self.num_prefix_tokens :]  # (B, N, 1)
         return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1)
 
 
@@ -655,8 +703,8 @@ class AttentionPooling(Layer):
     def compute_mask(self, x, previous_mask=None):
         return None  # tokens end here
 
-    def call(self, x, mask=None, training=None):
-        """Pools tokens (B, N, D); a `mask` (B, N) is True for those to attend to."""
+    def call(self, x, mask=None, training=None, sizes=None):
+        """Pools tokens (B, N, D); a `mask` (B, N) is True for those to attend to, `sizes` as in `Attention.call`."""
         tokens, head_dim = ops.shape(x)[1], self.width // self.num_heads
         q = self.inner(self.query, ops.cast(self.probe, x.dtype), training=training)
         q = ops.reshape(q, (1, self.num_heads, 1, head_dim))
@@ -664,27 +712,31 @@ class AttentionPooling(Layer):
         kv = self.inner(self.key_value, ops.reshape(x, (-1, x.shape[2])), training=training)  # (B*N, 2D)
         kv = ops.reshape(kv, (-1, tokens, 2, self.num_heads, head_dim))
         k, v = ops.unstack(ops.transpose(kv, (2, 0, 3, 1, 4)), 2)  # each (B, h, N, d)
-        y, _ = attend(q, k, v, mask)  # (B, h, 1, d)
+        bias = None if sizes is None else ops.expand_dims(ops.transpose(ops.log(sizes), (0, 2, 1)), 1)  # (B, 1, 1, N)
+        y, _ = attend(q, k, v, mask, bias=bias)  # (B, h, 1, d)
         y = self.inner(self.projection, ops.reshape(y, (-1, self.width)), training=training)  # (B, D)
         return y + self.inner(self.feed_forward, self.inner(self.mlp_norm, y, training=training), training=training)
 
 
-def attend(q, k, v, mask=None, dropout=None, return_scores=False):
+def attend(q, k, v, mask=None, dropout=None, return_scores=False, bias=None):
     """Scaled dot-product attention: q (B, h, Q, d), k and v (B, h, N, d) -> (B, h, Q, d), scores (B, h, Q, N) or None.
 
     Args:
         mask: True for the keys to attend to: (B, N), or (B, Q, N).
         dropout: A layer for the attention weights; None = no dropout.
         return_scores: Whether the attention weights are returned.
+        bias: Added to the scores before the softmax, (B, 1, 1, N).
     """
     scale = q.shape[-1] ** -0.5
     if mask is not None:
         mask = ops.expand_dims(ops.cast(mask, "bool"), (1, 2) if len(mask.shape) == 2 else 1)  # (B, 1, 1 or Q, N)
-    if dropout is None and not return_scores and has_fused_attention(q):
+    if dropout is None and bias is None and not return_scores and has_fused_attention(q):
         q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))  # views; (B, N, h, d) is what Keras takes
         y = ops.dot_product_attention(q, k, v, mask=mask, scale=scale)
         return ops.transpose(y, (0, 2, 1, 3)), None
     scores = ops.matmul(q * ops.cast(scale, q.dtype), ops.transpose(k, (0, 1, 3, 2)))  # (B, h, Q, N)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = ops.where(mask, scores, ops.cast(-3e4, scores.dtype))  # finite in float16 too
     scores = ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), q.dtype)

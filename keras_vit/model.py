@@ -57,8 +57,9 @@ class ViT(keras.Model):
         norms = {"epsilon": config.norm_epsilon, "dtype": dtype}
         if config.pre_norm:
             x = LayerNormalization(name="pre_norm", **norms)(x)
-        for index, drop_path in enumerate(config.drop_path_rates):
-            x = TransformerBlock(
+        sizes = None
+        for index, (drop_path, merged) in enumerate(zip(config.drop_path_rates, config.merged_tokens, strict=True)):
+            block = TransformerBlock(
                 config.width,
                 config.num_heads,
                 config.mlp_dim,
@@ -68,10 +69,14 @@ class ViT(keras.Model):
                 drop_path=drop_path,
                 layer_scale=config.layer_scale,
                 qk_norm=config.qk_norm,
+                merge_tokens=merged,
+                num_prefix_tokens=config.has_class_token + config.registers,
                 name=f"block_{index}",
                 dtype=dtype,
                 **common,
-            )(x)
+            )
+            x = block(x) if sizes is None else block(x, sizes=sizes)
+            x, sizes = x if merged else (x, sizes)
         norm = LayerNormalization(name="norm", **norms)
         prefix = config.has_class_token + config.registers
         if config.pool == "map":
@@ -81,7 +86,8 @@ class ViT(keras.Model):
         else:
             pool = Pooling(config.pool, prefix, name="pool", dtype=dtype)
         tokens = x if config.norm_after_pool else norm(x)  # (B, N, D)
-        x = norm(pool(tokens)) if config.norm_after_pool else pool(tokens)  # (B, D)
+        x = pool(tokens) if sizes is None else pool(tokens, sizes=sizes)  # (B, D)
+        x = norm(x) if config.norm_after_pool else x
         if config.pre_logits_dim:
             x = keras.layers.Dense(config.pre_logits_dim, activation="tanh", name="pre_logits", dtype=dtype)(x)
         if config.num_classes:
@@ -160,7 +166,8 @@ def features(model: ViT, names: str | list[str]) -> keras.Model:
         layer_name, _, attention = name.partition("/")
         layer = model.get_layer(layer_name)
         scores = AttentionScores(layer, name=f"{layer_name}_attention") if attention else None
-        outputs[name] = scores(layer.input) if attention else layer.output
+        # A block that merges tokens has their sizes beside them.
+        outputs[name] = scores(*keras.tree.flatten(layer.input)) if attention else keras.tree.flatten(layer.output)[0]
     return keras.Model(model.input, outputs, name=f"{model.name}_features")
 
 
@@ -174,5 +181,5 @@ class AttentionScores(keras.layers.Layer):
         super().__init__(dtype=block.dtype_policy, **kwargs)
         self.block = block
 
-    def call(self, x):
-        return self.block(x, return_attention_scores=True)[1]
+    def call(self, x, sizes=None):
+        return self.block(x, return_attention_scores=True, sizes=sizes)[1]

@@ -40,10 +40,8 @@ class Stage:
 
     def __post_init__(self):
         check_number("until", self.until, above=0, below=1)
-        check_number("image_scale", self.image_scale, above=0)
+        check_number("image_scale", self.image_scale, above=0, at_most=1)
         check_number("patch_scale", self.patch_scale, at_least=1)
-        if self.image_scale > 1:
-            raise ValueError(f"image_scale: received {self.image_scale}; allowed: above 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +186,7 @@ class Recipe:
 
     def stage_config(self, stage: Stage) -> ViTConfig:
         if stage.patch_scale != 1 and self.model.stem != "patch":
-            raise ValueError(f"patch_scale: received {stage.patch_scale}; with stem {self.model.stem!r} allowed: 1")
+            raise ValueError(f"patch_scale: received {stage.patch_scale:g}; with stem {self.model.stem!r} allowed: 1")
         sizes = {}
         for name, scale in (("image_size", stage.image_scale), ("patch_size", stage.patch_scale)):
             sizes[name] = tuple(round(side * scale) for side in getattr(self.model, name))

@@ -314,6 +314,7 @@ class Session(keras.callbacks.Callback):
         self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
         # Made once: TensorFlow keeps what a pipeline is made of for good.
         self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
+        self.latest = None  # training state behind the last epoch, where it is needed again
         self.rows = []
         self.best = -math.inf
         self.earlier_seconds = 0.0
@@ -388,8 +389,11 @@ class Session(keras.callbacks.Callback):
 
     def go_on_with(self, model):
         """Trains another model from here on: of another image or patch size, with the weights and the optimizer's state so far."""
+        if self.latest:  # at its end `fit` puts the averaged weights in the place of the trained ones
+            for name, variable in self.arrays().items():
+                variable.assign(self.latest[name])
         carry_over(self.training_model, model)
-        self.training_model = model
+        self.training_model, self.latest = model, None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -406,6 +410,8 @@ class Session(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         config = self.recipe.train
         arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
+        keep = self.optimizer.use_ema and config.stages
+        self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
         # The loss of the last step was taken before its update, so that only the weights tell.
         if math.isnan(logs["loss"]) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise Diverged(

@@ -169,6 +169,7 @@ BAD = {
     "attention_dropout": NOT_A_RATE,
     "drop_path": NOT_A_RATE,
     "patch_dropout": NOT_A_RATE,
+    "merge_tokens": (-1, 1.5, "4", None, True),
     "layer_scale": (-0.1, "0.1", None, True, math.nan, math.inf),
     "norm_epsilon": (0, -1e-6, "1e-6", None, True, math.nan, math.inf),
     "distillation": NOT_A_FLAG,

@@ -90,6 +90,14 @@ def test_linear(sizes):
         assert_same(value_and_gradients(lambda *x, t=training: kernels.linear(*x, t), *inputs), expected)
         without = value_and_gradients(lambda *x, t=training: kernels.linear(*x, None, t), *inputs[:2])
         assert_same(without, value_and_gradients(ops.matmul, *inputs[:2]))
+    residual = random(50, sizes[1], seed=3)
+    expected = value_and_gradients(lambda x, kernel, bias, residual: ops.matmul(x, kernel) + bias + residual, *inputs, residual)
+    for training in (False, True):
+        assert_same(value_and_gradients(lambda *x, t=training: kernels.linear(*x[:3], t, x[3]), *inputs, residual), expected)
+    given = ops.convert_to_tensor(residual)
+    silent = kernels.linear(*map(ops.convert_to_tensor, inputs), False, given)
+    np.testing.assert_allclose(ops.convert_to_numpy(silent), inputs[0] @ inputs[1] + inputs[2] + residual, atol=1e-4)
+    np.testing.assert_array_equal(ops.convert_to_numpy(given), residual)  # is not written to
 
 
 def test_fused_attention_is_the_explicit_one(monkeypatch):
@@ -99,7 +107,7 @@ def test_fused_attention_is_the_explicit_one(monkeypatch):
     x = random(2, 5, 24)
     fast = value_and_gradients(lambda x: layer(x, training=True), x)
     silent = ops.convert_to_numpy(layer(x))
-    monkeypatch.setattr("keras_vit.layers.attention", lambda qkv, num_heads: None)
+    monkeypatch.setattr("keras_vit.layers.attention", lambda *arguments: None)
     assert_same(fast, value_and_gradients(lambda x: layer(x, training=True), x))
     assert_same([silent], [ops.convert_to_numpy(layer(x))])
 

@@ -3,6 +3,7 @@ import dataclasses
 import errno
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_vit
 from keras_vit import ViTConfig
@@ -22,7 +24,8 @@ from keras_vit.layers import NO_DECAY
 from keras_vit.optimizer import WarmupSchedule, make_optimizer
 from keras_vit.recipe import Recipe, TrainConfig, load_recipe
 from keras_vit.run import RunFolder
-from keras_vit.train import Clock, Diverged, compile_model, even_batch_size, load_recipe_data, train
+from keras_vit.train import Clock, Diverged, carry_over, compile_model, compiled_model, even_batch_size, load_recipe_data, train
+from keras_vit.weights.resample import resample_positions
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT32 = 5e-6  # some roundings of weights of about 1
@@ -247,6 +250,72 @@ def test_a_run_in_parts_ends_like_one_in_one_piece(finished, tmp_path):
     assert seen == [1, 2, 3]
     assert [row["loss"] for row in whole.metrics] == [row["loss"] for row in finished.metrics]
     assert whole.summary["test_loss"] == finished.summary["test_loss"]
+
+
+STAGES = {
+    "images": {"model": {"image_size": 16, "patch_size": 4, "stem": "conv"}, "stages": [{"until": 0.4, "image_scale": 0.5}]},
+    "patches": {"model": {"image_size": 8, "patch_size": 2, "stem": "patch"}, "stages": [{"until": 0.6, "patch_scale": 2}]},
+}
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_run_of_stages_in_parts_ends_like_one_in_one_piece(tmp_path, kind):
+    settings = {"stages": STAGES[kind]["stages"], "ema": 0.9}
+    recipe = small_recipe(model=STAGES[kind]["model"], train=settings)
+    (first, switch, small), (_, last, config) = recipe.stages()
+    assert (first, last) == (0, 3)
+    assert small.num_patches == 4
+    assert config == recipe.model
+    whole = train(recipe, tmp_path / "whole", verbose=0)
+    assert whole.model().config.num_patches == 16
+    assert whole.recipe.train.stages == recipe.train.stages
+    for until in (switch, switch + 1, None):  # the state behind the last epoch of a stage, and behind the first of the next
+        part = train(recipe, tmp_path / "parts", until=until, resume=until != switch, verbose=0)
+    assert [row["loss"] for row in part.metrics] == [row["loss"] for row in whole.metrics]
+    assert part.summary["test_loss"] == whole.summary["test_loss"]
+
+
+def test_a_stage_goes_on_where_the_last_one_ended():
+    """Weights are resampled, the optimizer's state is carried over: what is not resampled is the same."""
+    recipe = small_recipe(
+        model={"image_size": 8, "patch_size": 2, "stem": "patch"},
+        train={"stages": [{"until": 0.5, "image_scale": 0.5}], "ema": 0.9, "optimizer": "adamw"},
+    )
+    (_, _, small), (_, _, config) = recipe.stages()
+    old, new = (compiled_model(recipe, config, 10)[0] for config in (small, config))
+    for index, variable in enumerate((*old.trainable_variables, *old.optimizer.variables)):
+        if "float" in str(variable.dtype):
+            variable.assign(np.abs(np.random.default_rng(index).normal(size=variable.shape)))
+    carry_over(old, new)
+    pairs = zip([*old.variables, *old.optimizer.variables], [*new.variables, *new.optimizer.variables], strict=True)
+    changed = []
+    for source, target in pairs:
+        source, target = ops.convert_to_numpy(source), ops.convert_to_numpy(target)
+        if source.shape == target.shape:
+            np.testing.assert_array_equal(source, target)
+        else:
+            changed.append((source, target))
+    weight, average, *moments = changed
+    for source, target in (weight, average):
+        np.testing.assert_array_equal(target, resample_positions(source, small.grid_size, config.grid_size))
+    assert len(moments) == 2
+    for source, target in moments:
+        assert target.min() == target.max() == pytest.approx(source.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"until": 0.5, "image_scale": 0.6}], "stages: patch_size: 2 does not divide"),
+        ([{"until": 0.5, "patch_scale": 2}], "stages: patch_scale: received 2; with stem 'conv' allowed: 1"),
+        ([{"until": 0.5, "image_scale": 2}], "image_scale: received 2.0; allowed: a number"),
+        ([{"until": 0.5}, {"until": 0.4}], "stages: received one until 0.4 behind one until 0.5; allowed: in order"),
+        ([{"until": 1.0}], "until: received 1.0"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(stages, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        small_recipe(model={"image_size": 8}, train={"stages": stages})
 
 
 def test_epochs_of_some_steps_split_the_same_training(finished, tmp_path):

@@ -21,7 +21,7 @@ __all__ = ["Checkpoint", "load_model", "load_weights", "open_checkpoint", "save_
 SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
 TARGETS = ("timm", "huggingface", "jax")
 # Fields that no tensor contradicts, beside image and patch size, for which tensors are resampled, and the number of classes.
-FREE = ("dropout", "attention_dropout", "drop_path", "data_format", "norm_epsilon")
+FREE = ("dropout", "attention_dropout", "drop_path", "patch_dropout", "merge_tokens", "data_format", "norm_epsilon")
 HUB_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 logger = logging.getLogger("keras_vit")
@@ -80,8 +80,8 @@ def load_model(
         dtype: Keras dtype policy; None = the global one.
         name: Name of the model.
         **overrides: Fields of `ViTConfig`: `image_size` and `patch_size` resample positions and projection; another
-            `num_classes` gives a new head, at zero, and 0 none; `dropout`, `attention_dropout`, `drop_path`, `data_format` and
-            `norm_epsilon` are free. Others may only repeat what the checkpoint has.
+            `num_classes` gives a new head, at zero, and 0 none; `dropout`, `attention_dropout`, `drop_path`, `patch_dropout`,
+            `merge_tokens`, `data_format` and `norm_epsilon` are free. Others may only repeat what the checkpoint has.
 
     Returns:
         A `ViT`.
@@ -210,6 +210,8 @@ def save_weights(
     """
     check_choice("target", target, TARGETS)
     config, path = model.config, Path(path)
+    if config.merge_tokens:
+        raise ValueError(f"merge_tokens: received {config.merge_tokens}; allowed: 0, as no other library's format knows of it")
     if class_names is not None and len(class_names) != config.num_classes:
         raise ValueError(f"class_names: received {len(class_names)}; allowed: {config.num_classes}, the classes of the model")
     mean, std = (as_channels(name, value, config.channels) for name, value in (("mean", mean), ("std", std)))

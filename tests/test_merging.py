@@ -1,0 +1,101 @@
+"""Token merging against a plain NumPy one, in the model, and what it leaves of its outputs."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vit import ViTConfig, build_vit, features, load_model, save_weights
+from keras_vit.layers import TransformerBlock
+from keras_vit.merging import merge_tokens
+
+TINY = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 3, "num_heads": 3, "mlp_dim": 32, "num_classes": 5}
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def reference(x, sizes, keys, count, start):
+    """One image after the other, one token after the other."""
+    results = []
+    for tokens, size, key in zip(x, sizes[:, :, 0], keys, strict=True):
+        key = key / np.linalg.norm(key, axis=-1, keepdims=True)
+        first, second = range(start, len(tokens), 2), range(start + 1, len(tokens), 2)
+        best = sorted(((max((key[i] @ key[j], j) for j in second), i) for i in first), reverse=True)
+        groups = {i: [i] for i in range(len(tokens))}
+        for (_, j), i in best[:count]:
+            groups[j].append(groups.pop(i)[0])
+        kept = [*range(start), *(i for _, i in best[count:]), *second]
+        groups = [groups[i] for i in kept]
+        results.append(([np.average(tokens[g], axis=0, weights=size[g]) for g in groups], [[size[g].sum()] for g in groups]))
+    return [np.array(values, "float32") for values in zip(*results, strict=True)]
+
+
+@pytest.mark.parametrize(("tokens", "start"), [(16, 0), (17, 1), (18, 1), (19, 4)])
+@pytest.mark.parametrize("count", [1, 5])
+def test_merging_is_the_plain_one(tokens, start, count):
+    x, keys = random(3, tokens, 6), random(3, tokens, 4, seed=1)
+    sizes = np.random.default_rng(2).integers(1, 4, (3, tokens, 1)).astype("float32")
+    got = merge_tokens(*map(ops.convert_to_tensor, (x, sizes, keys)), count, start)
+    for ours, theirs in zip(got, reference(x, sizes, keys, count, start), strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(ours), theirs, atol=1e-6)
+
+
+def test_tokens_that_are_alike_merge_without_loss():
+    """Pairs of equal patches: half of the tokens stand for all of them, and attention counts each twice."""
+    layers = [TransformerBlock(24, 3, 32, merge_tokens=count) for count in (0, 4)]
+    x = np.repeat(random(2, 4, 24), 2, axis=1)
+    for layer in layers:
+        layer.build(x.shape)
+    for index, (a, b) in enumerate(zip(*(layer.weights for layer in layers), strict=True)):
+        value = random(*a.shape, seed=index) / 4
+        a.assign(value)
+        b.assign(value)
+    whole = layers[0](x)
+    merged, sizes = layers[1](x)
+    np.testing.assert_array_equal(ops.convert_to_numpy(sizes), 2 * np.ones((2, 4, 1)))
+    np.testing.assert_allclose(ops.convert_to_numpy(merged), ops.convert_to_numpy(whole)[:, ::2], atol=1e-5)
+    again = ops.convert_to_numpy(layers[0](merged, sizes=sizes))
+    np.testing.assert_allclose(again, ops.convert_to_numpy(layers[0](whole))[:, ::2], atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["cls", "gap", "cls_gap", "map"])
+def test_model_with_merging(tmp_path, pool):
+    plain = build_vit(ViTConfig(**TINY, pool=pool, registers=2))
+    for index, weight in enumerate(plain.weights):
+        weight.assign(random(*weight.shape, seed=index) / 4)
+    plain.save(tmp_path / "model.keras")
+    model = load_model(tmp_path / "model.keras", merge_tokens=5)
+    assert model.config.merged_tokens == (5, 5, 3)
+    assert model.config.flops < plain.config.flops
+    assert model.config.num_params == plain.config.num_params
+    images = random(4, 16, 16, 3)
+    seen = features(model, ["block_0", "block_1/attention", "block_2", "pool"])(images)
+    prefix = plain.config.num_tokens - 16
+    assert tuple(seen["block_0"].shape) == (4, prefix + 11, 24)
+    assert tuple(seen["block_1/attention"].shape) == (4, 3, prefix + 11, prefix + 11)
+    assert tuple(seen["block_2"].shape) == (4, prefix + 3, 24)
+    exact, near = (ops.convert_to_numpy(features(m, "pool")(images)["pool"]) for m in (plain, model))
+    assert 0 < np.abs(near - exact).mean() < 0.5 * np.abs(exact).mean()
+    model.save(tmp_path / "merging.keras")
+    again = keras.models.load_model(tmp_path / "merging.keras")
+    np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+
+
+def test_model_with_merging_learns():
+    model = build_vit(ViTConfig(**TINY, merge_tokens=2))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images, labels = random(16, 16, 16, 3), np.arange(16) % 5
+    losses = model.fit(images, labels, epochs=12, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_what_cannot_be_merged_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^merge_tokens: received 4; allowed: half of the 6 patch tokens"):
+        TransformerBlock(8, 2, 12, merge_tokens=4, num_prefix_tokens=1).build((None, 7, 8))
+    block = TransformerBlock(8, 2, 12, merge_tokens=2)
+    with pytest.raises(ValueError, match="mask: received one"):
+        block(random(2, 6, 8), mask=np.ones((2, 6), bool))
+    with pytest.raises(ValueError, match="merge_tokens: received 2; allowed: 0"):
+        save_weights(build_vit(ViTConfig(**TINY, merge_tokens=2)), tmp_path / "timm", "timm")
