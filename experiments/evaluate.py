@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cli import Parser, run_command
 
-OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size")
+OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens")
 
 
 def parse_options():
@@ -23,6 +23,7 @@ def parse_options():
     parser.add_argument("--data-dir", help="Folder of prepared TensorFlow Datasets. Default: as in training.")
     parser.add_argument("--split", choices=("test", "validation", "train"), help="Which images. Default: test.")
     parser.add_argument("--batch-size", type=int, help="Images at a time. Default: as in training.")
+    parser.add_argument("--merge-tokens", type=int, help="Tokens that each block merges: what that costs. Default: as trained.")
     parser.add_argument("--positions", action="store_true", help="Draw the similarity of the position embeddings.")
     parser.add_argument("--out", type=Path, help="Picture of a comparison. Default: comparison.png.")
     options = parser.parse_args()
@@ -67,8 +68,10 @@ def evaluate_run(console, run, options):
     from keras_vit.evaluate import BINS, evaluate, evaluation_table, write_evaluation
 
     split = options.split or "test"
-    result = evaluate(run, data=options.data, data_dir=options.data_dir, split=split, batch_size=options.batch_size)
-    written = write_evaluation(result, run, data=options.data, split=split)
+    settings = {"data": options.data, "data_dir": options.data_dir, "batch_size": options.batch_size}
+    result = evaluate(run, split=split, merge_tokens=options.merge_tokens, **settings)
+    # With tokens merged it is no result of the run as it is.
+    written = [] if options.merge_tokens else write_evaluation(result, run, data=options.data, split=split)
     console.print(evaluation_table(result))
     console.print(f"{options.data or run.recipe.data}, {split}, {result.count.sum():,} images", markup=False)
     console.print(f"accuracy                    {result.accuracy:8.2%}")

@@ -3,6 +3,7 @@
     python experiments/export.py RUN --format onnx
     python experiments/export.py RUN --format litert --precision int8
     python experiments/export.py RUN --format all                         # every format
+    python experiments/export.py RUN --format onnx --merge-tokens 4       # fewer operations: each block merges 4 tokens
     python experiments/export.py model.keras --format onnx --mean 0.5 --std 0.25
     python experiments/export.py RUN --compare                            # size, speed and accuracy of what was exported
     python experiments/export.py RUN --compare RUN/export/onnx OTHER      # of these alone
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from cli import Parser, run_command
 
-OF_AN_EXPORT = ("format", "precision", "out", "input", "batch_size", "overwrite", "mean", "std", "class_names")
+OF_AN_EXPORT = ("format", "precision", "out", "input", "batch_size", "merge_tokens", "overwrite", "mean", "std", "class_names")
 OF_A_COMPARISON = ("images", "seconds")
 WIDTH = 130  # of a table that shows every number whole
 
@@ -28,9 +29,10 @@ def parse_options():
     parser.add_argument(
         "--precision", help="float32, float16, bfloat16, int8, int8_static, as the format has it. Default: float32."
     )
-    parser.add_argument("--out", type=Path, help="The folder. Default: RUN/export/FORMAT, with the precision if it is not float32.")
+    parser.add_argument("--out", type=Path, help="The folder. Default: RUN/export/FORMAT, with precision and merging if any.")
     parser.add_argument("--input", help="uint8 (normalised inside) or float32. Default: uint8 where mean and std are known.")
     parser.add_argument("--batch-size", type=int, help="Write for this batch size alone. Default: any.")
+    parser.add_argument("--merge-tokens", type=int, help="Tokens that each block merges: faster, less accurate. Default: none.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an export that is there.")
     parser.add_argument("--mean", type=float, nargs="+", help="Of pixels scaled to 0..1. Default: the run's.")
     parser.add_argument("--std", type=float, nargs="+", help="Of pixels scaled to 0..1. Default: the run's.")
@@ -70,10 +72,12 @@ def main():
     precision = options.precision or "float32"
     formats = list(FORMATS) if options.format == "all" else [options.format]
     settings = {"precision": precision, "batch_size": options.batch_size, "overwrite": options.overwrite}
+    settings["merge_tokens"] = options.merge_tokens
     settings |= {"input": options.input or "auto", "mean": options.mean, "std": options.std, "class_names": options.class_names}
     reports, failed = [], []
     for name in formats:
         suffix = "" if precision == "float32" else f"-{precision}"
+        suffix += f"-merge{options.merge_tokens}" if options.merge_tokens else ""
         path = options.out or home / f"{name}{suffix}"
         if options.out and len(formats) > 1:
             path = options.out / f"{name}{suffix}"

@@ -166,7 +166,13 @@ def calibrate(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> 
 
 
 def evaluate(
-    run: RunFolder, *, data: str | None = None, data_dir: str | None = None, split: str = "test", batch_size: int | None = None
+    run: RunFolder,
+    *,
+    data: str | None = None,
+    data_dir: str | None = None,
+    split: str = "test",
+    batch_size: int | None = None,
+    merge_tokens: int | None = None,
 ) -> Evaluation:
     """Evaluates a run's best model on its own data set or another one with as many classes.
 
@@ -179,6 +185,7 @@ def evaluate(
         data_dir: Where prepared data sets lie; None = where the run's recipe says.
         split: `test`, `validation` or `train`.
         batch_size: Images at a time; None = as in training.
+        merge_tokens: Tokens that each block merges, as `ViTConfig.merge_tokens`; None = as in training.
 
     Returns:
         An `Evaluation`.
@@ -187,6 +194,7 @@ def evaluate(
         ValueError: If the data set has another number of classes or another order of them, or no such split.
     """
     from keras_vit.data import evaluation_batches
+    from keras_vit.model import merging_model
     from keras_vit.train import load_recipe_data
 
     if split not in SPLITS:
@@ -194,6 +202,8 @@ def evaluate(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: received {batch_size}; allowed: an integer of at least 1")
     recipe, model = run.recipe, run.model()
+    if merge_tokens is not None:
+        model = merging_model(model, merge_tokens)
     config = model.config
     if not config.num_classes:
         raise ValueError("num_classes: received 0; a model without a head has no predictions to evaluate")

@@ -27,7 +27,7 @@ import psutil
 from keras_vit.config import check_choice, check_int
 from keras_vit.data import normalize
 from keras_vit.machine import BACKENDS, full_float32, installed_backends, machine, run_python
-from keras_vit.model import ViT, build_vit
+from keras_vit.model import ViT, build_vit, merging_model
 from keras_vit.run import RunFolder, write_text
 from keras_vit.runtimes import FILES, Runtime
 
@@ -101,6 +101,7 @@ def export_model(
     input: str = "auto",
     images: np.ndarray | None = None,
     batch_size: int | None = None,
+    merge_tokens: int | None = None,
     overwrite: bool = False,
     threshold: float | None = None,
 ) -> dict:
@@ -127,6 +128,8 @@ def export_model(
             ranges of activations. None takes the run's test images (for calibration 256 of its training images), without a run
             or its data crops of two photographs (which do not calibrate).
         batch_size: Writes for this B alone; None for any.
+        merge_tokens: Writes the model with that many tokens merged by each block, as `ViTConfig.merge_tokens`: faster, and not
+            quite as accurate; it is compared with the Keras model that does so too. None = as the model is.
         overwrite: Whether an export at `path` may be replaced.
         threshold: Largest difference allowed; None takes that of `THRESHOLDS`.
 
@@ -158,6 +161,8 @@ def export_model(
         raise ValueError(f"model_or_run: received a {type(model).__name__}; allowed: a ViT or a RunFolder")
     if any(getattr(layer, "quantization_mode", None) for layer in model._flatten_layers()):
         raise ValueError("model_or_run: received a quantised ViT; allowed: the one it was made from, and a precision of the format")
+    if merge_tokens is not None:
+        model = merging_model(model, merge_tokens)
     if run:
         recipe = run.recipe
         mean, std = (recipe.mean if mean is None else mean), (recipe.std if std is None else std)
@@ -296,6 +301,7 @@ def describe(model, format, precision, input, mean, std, class_names, batch_size
         "image_shape": list(shape),
         "data_format": config.data_format,
         "batch_size": batch_size,
+        "merge_tokens": config.merge_tokens,
         **values,
         "class_names": names,
         "parameters": model.count_params(),

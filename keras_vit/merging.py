@@ -23,20 +23,19 @@ def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
     Returns:
         Tokens (B, N - r, D), the prefix in front, and their sizes (B, N - r, 1).
     """
-    start, batch, width = num_prefix_tokens, ops.shape(x)[0], x.shape[2]
+    start, width = num_prefix_tokens, x.shape[2]
     keys = keys[:, start:] * ops.rsqrt(ops.sum(keys[:, start:] * keys[:, start:], axis=-1, keepdims=True) + 1e-6)
     scores = ops.matmul(keys[:, ::2], ops.transpose(keys[:, 1::2], (0, 2, 1)))  # (B, first, second)
-    first, second = scores.shape[1:]
-    partners = ops.argmax(scores, axis=2)  # (B, first)
-    _, order = ops.top_k(ops.max(scores, axis=2), first)  # the most similar in front
-    merged, kept = order[:, :count], order[:, count:]
-    partners = ops.take_along_axis(partners, ops.cast(merged, partners.dtype), axis=1)
-    pairs = ops.expand_dims(ops.arange(second, dtype=partners.dtype), (0, 2)) == ops.expand_dims(partners, 1)
-    pairs = ops.cast(pairs, x.dtype)  # (B, second, r): 1 where a merged token goes
+    # Comparisons and products where others gather and scatter: every export format has them, and they cost little beside a block.
+    best, partners = ops.top_k(scores, 1)  # each (B, first, 1)
+    _, order = ops.top_k(best[:, :, 0], scores.shape[1])  # (B, first): the most similar in front
+    sort = ops.cast(ops.expand_dims(order, 2) == ops.arange(scores.shape[1], dtype=order.dtype), x.dtype)  # (B, first, first)
+    pairs = ops.cast(partners == ops.arange(scores.shape[2], dtype=partners.dtype), x.dtype)  # (B, first, second)
 
-    sizes = ops.ones((batch, x.shape[1], 1), x.dtype) if sizes is None else sizes
+    sizes = ops.ones_like(x[:, :, :1]) if sizes is None else sizes
     sums = ops.concatenate([x * sizes, sizes], axis=2)  # (B, N, D + 1)
-    ones, others = sums[:, start::2], sums[:, start + 1 :: 2]
-    others = others + ops.matmul(pairs, ops.take_along_axis(ones, ops.expand_dims(merged, 2), axis=1))
-    sums = ops.concatenate([sums[:, :start], ops.take_along_axis(ones, ops.expand_dims(kept, 2), axis=1), others], axis=1)
+    ones, others = ops.matmul(sort, sums[:, start::2]), sums[:, start + 1 :: 2]
+    targets = ops.transpose(ops.matmul(sort[:, :count], pairs), (0, 2, 1))  # (B, second, r): 1 where a merged token goes
+    others = others + ops.matmul(targets, ones[:, :count])
+    sums = ops.concatenate([sums[:, :start], ones[:, count:], others], axis=1)
     return sums[:, :, :width] / sums[:, :, width:], sums[:, :, width:]

@@ -1,5 +1,7 @@
 """The Vision Transformer of a `ViTConfig` as a functional Keras model."""
 
+import dataclasses
+
 import keras
 
 from keras_vit.config import ViTConfig
@@ -140,6 +142,13 @@ def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePoli
     for index in range(config.depth):
         model.get_layer(f"block_{index}").remat = remat
     return model
+
+
+def merging_model(model: ViT, count: int) -> ViT:
+    """A copy of a model in which each block merges `count` tokens (`ViTConfig.merge_tokens`); 0 merges none."""
+    copy = ViT(dataclasses.replace(model.config, merge_tokens=count), name=model.name, dtype=model.dtype_policy)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def features(model: ViT, names: str | list[str]) -> keras.Model:
