@@ -32,10 +32,13 @@ def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
     sort = ops.cast(ops.expand_dims(order, 2) == ops.arange(scores.shape[1], dtype=order.dtype), x.dtype)  # (B, first, first)
     pairs = ops.cast(partners == ops.arange(scores.shape[2], dtype=partners.dtype), x.dtype)  # (B, first, second)
 
-    sizes = ops.ones_like(x[:, :, :1]) if sizes is None else sizes
-    sums = ops.concatenate([x * sizes, sizes], axis=2)  # (B, N, D + 1)
+    if sizes is None:
+        sums = ops.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=1)  # (B, N, D + 1)
+    else:
+        sums = ops.concatenate([x * sizes, sizes], axis=2)
     ones, others = ops.matmul(sort, sums[:, start::2]), sums[:, start + 1 :: 2]
     targets = ops.transpose(ops.matmul(sort[:, :count], pairs), (0, 2, 1))  # (B, second, r): 1 where a merged token goes
     others = others + ops.matmul(targets, ones[:, :count])
-    sums = ops.concatenate([sums[:, :start], ones[:, count:], others], axis=1)
+    prefix = [sums[:, :start]] if start else []  # LiteRT takes no empty tensor
+    sums = ops.concatenate([*prefix, ones[:, count:], others], axis=1)
     return sums[:, :, :width] / sums[:, :, width:], sums[:, :, width:]
