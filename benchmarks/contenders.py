@@ -6,11 +6,14 @@ Each is built, trained (AdamW, learning rate 1e-3, weight decay 0.05, cross-entr
 Batches come from NumPy arrays in memory every step, as from any input pipeline.
 """
 
+import atexit
 import contextlib
 import importlib.util
 import json
 import resource
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from keras_vit.runtimes import serve  # noqa: E402
 LEARNING_RATE, WEIGHT_DECAY, CLASSES = 1e-3, 0.05, 10
 PRODUCT = 2048  # rows and columns of the matrix product that stands for the machine's peak
 WARM_STEPS = 2
+MERGED = {32: 4, 224: 12}  # tokens that each block merges, of 64 and 196 patches, by image size
 
 
 class Contender:
@@ -31,7 +35,12 @@ class Contender:
     Args:
         task: `image_size`, `patch_size`, `width`, `depth`, `num_heads`, `batch_size`, `precision` (float32 or bfloat16),
             `training` (whether it is to be trained).
+
+    Attributes:
+        trains: Whether it takes part in the comparison of training.
     """
+
+    trains = True
 
     def __init__(self, task):
         self.__dict__.update(task)
@@ -225,7 +234,16 @@ def make_clock(keras):
     return Clock
 
 
+def keras_vit_config(task, **settings):
+    from keras_vit import ViTConfig
+
+    names = ("image_size", "patch_size", "width", "depth", "num_heads")
+    return ViTConfig(**{name: task[name] for name in names}, mlp_dim=4 * task["width"], num_classes=CLASSES, **settings)
+
+
 class KerasVit(Keras):
+    merging = False
+
     def make(self):
         import keras_vit
         from keras_vit.machine import tune
@@ -234,15 +252,7 @@ class KerasVit(Keras):
         from keras_vit.train import POLICIES, compile_model
 
         tune()
-        config = keras_vit.ViTConfig(
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            width=self.width,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=4 * self.width,
-            num_classes=CLASSES,
-        )
+        config = keras_vit_config(vars(self), merge_tokens=self.merging * MERGED[self.image_size])
         settings = TrainConfig(batch_size=self.batch_size, weight_decay=WEIGHT_DECAY, clip_norm=0, schedule="constant")
         self.model = keras_vit.build_vit(config, dtype=POLICIES[self.precision])
         compile_model(self.model, make_optimizer(settings, 10**6), settings.jit)
@@ -252,6 +262,33 @@ class KerasVit(Keras):
 
         batch = np.asarray(self.images), np.asarray(self.targets)
         return stream(lambda step: batch, 0, None, batch[0].shape, batch[1].shape)
+
+
+class KerasVitMerging(KerasVit):
+    merging, trains = True, False
+
+
+class Exported(Contender):
+    """A model of this project that was exported, in the runtime of its format."""
+
+    format, quantization, merging, trains = None, "float32", False, False
+
+    @classmethod
+    def write(cls, task, folder):
+        """Exports a model with random weights into a folder."""
+        import keras_vit
+
+        model = keras_vit.build_vit(keras_vit_config(task, merge_tokens=cls.merging * MERGED[task["image_size"]]))
+        shape = (64, *model.config.image_shape)
+        images = np.random.default_rng(0).integers(256, size=shape).astype("uint8")
+        settings = {"precision": cls.quantization, "mean": 0.5, "std": 0.5, "images": images, "threshold": 1e9}
+        keras_vit.export_model(model, folder, cls.format, **settings)
+
+    def build(self):
+        from keras_vit.runtimes import Worker
+
+        self.images = (self.images * 64 + 128).clip(0, 255).astype("uint8")
+        self.predict = Worker(self.format, self.folder, 0).run
 
 
 class KerasHub(Keras):
@@ -348,6 +385,30 @@ CONTENDERS = {
         for name, kind, packages in (("keras-hub", KerasHub, ("keras_hub",)), ("keras_vit", KerasVit, ()))
         for backend in ("torch", "tensorflow", "jax")
     },
+    # Not trained; int8 and merged tokens give slightly other outputs (README.md of the project has what that costs).
+    **{
+        f"keras_vit merging, {backend}": (KerasVitMerging, (backend,), {"KERAS_BACKEND": backend})
+        for backend in ("torch", "tensorflow", "jax")
+    },
+    **{
+        ", ".join(("export", *words)): (
+            type("Export", (Exported,), {"format": words[0], "quantization": quantization, "merging": "merging" in words}),
+            packages,
+            {"KERAS_BACKEND": "tensorflow" if words[0] in ("litert", "tf_saved_model") else "torch"},
+        )
+        for words, quantization, packages in (
+            (("litert",), "float32", ("tensorflow",)),
+            (("litert", "int8"), "int8", ("tensorflow",)),
+            (("litert", "int8", "merging"), "int8", ("tensorflow",)),
+            (("onnx",), "float32", ("torch", "onnx", "onnxruntime")),
+            (("onnx", "int8"), "int8", ("torch", "onnx", "onnxruntime")),
+            (("openvino",), "float32", ("torch", "openvino")),
+            (("openvino", "merging"), "float32", ("torch", "openvino")),
+            (("openvino", "int8"), "int8", ("torch", "openvino")),
+            (("torch",), "float32", ("torch",)),
+            (("torch", "bfloat16"), "bfloat16", ("torch",)),
+        )
+    },
 }
 
 
@@ -368,6 +429,11 @@ def start(name, task):
             import peers  # noqa: F401  declares the operators of a torchvision that was built for another PyTorch
     for package in (*packages, *(["keras"] if environment else [])):
         __import__(package)
+    if issubclass(kind, Exported):
+        folder = Path(tempfile.mkdtemp(prefix="keras_vit-export-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        kind.write(task, folder / "export")
+        task = {**task, "folder": folder / "export"}
     before = time.perf_counter()
     contender = kind(task)
     if task["training"]:
