@@ -46,14 +46,16 @@ def scheduled(recipe, budget):
     A budget that is not counted in epochs is cut into `STAGES` equal parts, so that it may be less than one pass over the data.
     An image costs three forward passes: one forward, two backward. Seconds are left to `train`, which measures them.
     """
-    train, steps = recipe.train, None
+    train = recipe.train
     epochs = max(1, round(budget["amount"])) if budget["kind"] == "epochs" else STAGES
+    length = {"epochs": epochs, "warmup_epochs": epochs * min(train.warmup_epochs / train.epochs, 0.5)}
+    length |= {"steps_per_epoch": None, "validate_every": 1 if budget["kind"] == "epochs" else VALIDATE_EVERY}
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(train, **length))
     if budget["kind"] == "flops":
-        steps = max(1, round(budget["amount"] / (3 * recipe.model.flops) / train.batch_size / STAGES))
-    length = {"epochs": epochs, "steps_per_epoch": steps, "warmup_epochs": epochs * min(train.warmup_epochs / train.epochs, 0.5)}
-    return dataclasses.replace(
-        recipe, train=dataclasses.replace(train, **length, validate_every=1 if budget["kind"] == "epochs" else VALIDATE_EVERY)
-    )
+        flops = sum((last - first) * config.flops for first, last, config in recipe.stages()) / epochs
+        steps = max(1, round(budget["amount"] / (3 * flops) / train.batch_size / STAGES))
+        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
+    return recipe
 
 
 def latency(model, batch):
