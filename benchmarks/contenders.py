@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from keras_vit.runtimes import serve  # noqa: E402
 
 LEARNING_RATE, WEIGHT_DECAY, CLASSES = 1e-3, 0.05, 10
+BACKENDS = ("torch", "tensorflow", "jax")
 PRODUCT = 2048  # rows and columns of the matrix product that stands for the machine's peak
 WARM_STEPS = 2
 MERGED = {32: 4, 224: 12}  # tokens that each block merges, of 64 and 196 patches, by image size
@@ -37,10 +38,10 @@ class Contender:
             `training` (whether it is to be trained).
 
     Attributes:
-        trains: Whether it takes part in the comparison of training.
+        modes: The comparisons in which it takes part.
     """
 
-    trains = True
+    modes = ("train", "infer")
 
     def __init__(self, task):
         self.__dict__.update(task)
@@ -242,7 +243,7 @@ def keras_vit_config(task, **settings):
 
 
 class KerasVit(Keras):
-    merging = False
+    merging = remat = False
 
     def make(self):
         import keras_vit
@@ -254,7 +255,7 @@ class KerasVit(Keras):
         tune()
         config = keras_vit_config(vars(self), merge_tokens=self.merging * MERGED[self.image_size])
         settings = TrainConfig(batch_size=self.batch_size, weight_decay=WEIGHT_DECAY, clip_norm=0, schedule="constant")
-        self.model = keras_vit.build_vit(config, dtype=POLICIES[self.precision])
+        self.model = keras_vit.build_vit(config, dtype=POLICIES[self.precision], remat=self.remat)
         compile_model(self.model, make_optimizer(settings, 10**6), settings.jit)
 
     def dataset(self):
@@ -265,13 +266,17 @@ class KerasVit(Keras):
 
 
 class KerasVitMerging(KerasVit):
-    merging, trains = True, False
+    merging, modes = True, ("infer",)
+
+
+class KerasVitRemat(KerasVit):
+    remat, modes = True, ("train",)
 
 
 class Exported(Contender):
     """A model of this project that was exported, in the runtime of its format."""
 
-    format, quantization, merging, trains = None, "float32", False, False
+    format, quantization, merging, modes = None, "float32", False, ("infer",)
 
     @classmethod
     def write(cls, task, folder):
@@ -383,13 +388,12 @@ CONTENDERS = {
     **{
         f"{name}, {backend}": (kind, (*packages, backend), {"KERAS_BACKEND": backend})
         for name, kind, packages in (("keras-hub", KerasHub, ("keras_hub",)), ("keras_vit", KerasVit, ()))
-        for backend in ("torch", "tensorflow", "jax")
+        for backend in BACKENDS
     },
+    # Gradient checkpointing: less memory, more time.
+    **{f"keras_vit remat, {backend}": (KerasVitRemat, (backend,), {"KERAS_BACKEND": backend}) for backend in BACKENDS},
     # Not trained; int8 and merged tokens give slightly other outputs (README.md of the project has what that costs).
-    **{
-        f"keras_vit merging, {backend}": (KerasVitMerging, (backend,), {"KERAS_BACKEND": backend})
-        for backend in ("torch", "tensorflow", "jax")
-    },
+    **{f"keras_vit merging, {backend}": (KerasVitMerging, (backend,), {"KERAS_BACKEND": backend}) for backend in BACKENDS},
     **{
         ", ".join(("export", *words)): (
             type("Export", (Exported,), {"format": words[0], "quantization": quantization, "merging": "merging" in words}),

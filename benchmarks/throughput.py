@@ -76,7 +76,7 @@ def main():
             num_classes=10,
         )
         for mode in options.modes:
-            able = [name for name in names if mode == "infer" or CONTENDERS[name][0].trains]
+            able = [name for name in names if mode in CONTENDERS[name][0].modes]
             rows = race(able, mode, task, options, console.print)
             for row in rows:
                 row["utilisation"] = row["rate"] * config.flops * (3 if mode == "train" else 1) / row.pop("peak_flops")
