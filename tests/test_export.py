@@ -119,6 +119,18 @@ def test_export_against_numpy(tmp_path, monkeypatch, name):
     assert_exported(model, tmp_path / "out" / name, report)
 
 
+@pytest.mark.parametrize("name", [*OWN_HERE, *(pytest.param(n, marks=pytest.mark.slow) for n in WRITTEN_HERE if n not in OWN_HERE)])
+def test_export_with_merged_tokens(tmp_path, name):
+    model = make_model()
+    report = export.export_model(model, tmp_path / "export", name, mean=MEAN, std=STD, merge_tokens=2)
+    assert report["merge_tokens"] == 2
+    assert report["difference"] < TOLERANCE
+    assert model.config.merge_tokens == 0
+    with Runtime(name, tmp_path / "export") as runtime:
+        logits = runtime.predict(pixels(model), tmp_path)
+    assert np.abs(logits - expected_logits(model, pixels(model))).max() > 1e-3  # merged, and therefore not quite the same
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("writer", ONNX_WRITERS_HERE)
 @pytest.mark.parametrize("name", MODELS)
