@@ -6,14 +6,11 @@ Each is built, trained (AdamW, learning rate 1e-3, weight decay 0.05, cross-entr
 Batches come from NumPy arrays in memory every step, as from any input pipeline.
 """
 
-import atexit
 import contextlib
 import importlib.util
 import json
 import resource
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -35,7 +32,7 @@ class Contender:
 
     Args:
         task: `image_size`, `patch_size`, `width`, `depth`, `num_heads`, `batch_size`, `precision` (float32 or bfloat16),
-            `training` (whether it is to be trained).
+            `training` (whether it is to be trained), `folder` (where an export may be written).
 
     Attributes:
         modes: The comparisons in which it takes part.
@@ -279,15 +276,15 @@ class Exported(Contender):
     format, quantization, merging, modes = None, "float32", False, ("infer",)
 
     @classmethod
-    def write(cls, task, folder):
-        """Exports a model with random weights into a folder."""
+    def write(cls, task):
+        """Exports a model with random weights into the task's folder."""
         import keras_vit
 
         model = keras_vit.build_vit(keras_vit_config(task, merge_tokens=cls.merging * MERGED[task["image_size"]]))
         shape = (64, *model.config.image_shape)
         images = np.random.default_rng(0).integers(256, size=shape).astype("uint8")
         settings = {"precision": cls.quantization, "mean": 0.5, "std": 0.5, "images": images, "threshold": 1e9}
-        keras_vit.export_model(model, folder, cls.format, **settings)
+        keras_vit.export_model(model, task["folder"], cls.format, **settings)
 
     def build(self):
         from keras_vit.runtimes import Worker
@@ -434,10 +431,7 @@ def start(name, task):
     for package in (*packages, *(["keras"] if environment else [])):
         __import__(package)
     if issubclass(kind, Exported):
-        folder = Path(tempfile.mkdtemp(prefix="keras_vit-export-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        kind.write(task, folder / "export")
-        task = {**task, "folder": folder / "export"}
+        kind.write(task)
     before = time.perf_counter()
     contender = kind(task)
     if task["training"]:

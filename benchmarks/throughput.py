@@ -13,6 +13,7 @@ import contextlib
 import json
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,11 +95,15 @@ def race(names, mode, task, options, report):
     rows = {}
     for heat in heats:
         with contextlib.ExitStack() as stack:
+            files = stack.enter_context(tempfile.TemporaryDirectory())
+            settings = {**task, "training": mode == "train"}
             processes = {}
             for name in [BASELINE, *heat]:
                 report(f"{mode}: {name} ...", markup=False)
                 try:
-                    processes[name] = stack.enter_context(contender(name, {**task, "training": mode == "train"}))
+                    processes[name] = stack.enter_context(
+                        contender(name, {**task, "training": mode == "train", "folder": f"{files}/{name}"})
+                    )
                 except ValueError as error:
                     if name == BASELINE:
                         raise

@@ -71,7 +71,8 @@ def evaluate_run(console, run, options):
     settings = {"data": options.data, "data_dir": options.data_dir, "batch_size": options.batch_size}
     result = evaluate(run, split=split, merge_tokens=options.merge_tokens, **settings)
     # With tokens merged it is no result of the run as it is.
-    written = [] if options.merge_tokens else write_evaluation(result, run, data=options.data, split=split)
+    merging = options.merge_tokens is not None
+    written = [] if merging else write_evaluation(result, run, data=options.data, split=split)
     console.print(evaluation_table(result))
     console.print(f"{options.data or run.recipe.data}, {split}, {result.count.sum():,} images", markup=False)
     console.print(f"accuracy                    {result.accuracy:8.2%}")

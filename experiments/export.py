@@ -77,7 +77,7 @@ def main():
     reports, failed = [], []
     for name in formats:
         suffix = "" if precision == "float32" else f"-{precision}"
-        suffix += f"-merge{options.merge_tokens}" if options.merge_tokens else ""
+        suffix += "" if options.merge_tokens is None else f"-merge{options.merge_tokens}"
         path = options.out or home / f"{name}{suffix}"
         if options.out and len(formats) > 1:
             path = options.out / f"{name}{suffix}"

@@ -24,7 +24,7 @@ import numpy as np
 from keras_vit import sources
 from keras_vit.augment import AugmentConfig
 from keras_vit.augment import augment as augment_batch
-from keras_vit.weights.resample import resample_images
+from keras_vit.weights.resample import resize_matrix
 
 TEST_SHARE = 0.2  # of a data set that has no test images of its own
 
@@ -220,6 +220,18 @@ def normalize(images: np.ndarray, mean: float | list[float], std: float | list[f
     return values.reshape(images.shape)
 
 
+def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Images of another size, bicubic and antialiased: float (B, H, W, C) -> (B, *size, C), of the same type."""
+    if images.shape[1:3] == tuple(size):
+        return images
+    batch, height, width, channels = images.shape
+    rows, columns = (resize_matrix(old, new).astype(images.dtype) for old, new in zip((height, width), size, strict=True))
+    # Two products an image, over the rows, then over columns and channels at once. One of a whole batch would be larger, and for
+    # that BLAS starts threads, which stand in the way of the training's: at 32 pixels a step took more than twice as long.
+    images = rows @ images.reshape(batch, height, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=images.dtype))
+    return images.reshape(batch, *size, channels)
+
+
 def training_batches(
     split: Split,
     augment: AugmentConfig,
@@ -259,7 +271,7 @@ def training_batches(
         images, targets = training_batch(
             split, augment, step, num_classes=num_classes, batch_size=batch_size, seed=seed, total_steps=total_steps
         )
-        return resample_images(normalize(images, mean, std), size), targets
+        return resize(normalize(images, mean, std), size), targets
 
     *size, channels = split.shape if image_size is None else (*image_size, split.shape[-1])
     return stream(batch, start_step, None, (batch_size, *size, channels), (batch_size, num_classes), pipeline)

@@ -29,6 +29,7 @@ def reshape(x, shape):
 
 
 def shape(x):
+    """`ops.shape`, likewise."""
     return x.shape if BACKEND == "torch" else ops.shape(x)
 
 

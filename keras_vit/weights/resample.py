@@ -1,4 +1,4 @@
-"""Images, positions for another grid of patches, projections for another patch size: linear maps, as small NumPy matrices."""
+"""Positions for another grid of patches, and projections for another patch size: linear maps, as small NumPy matrices."""
 
 import numpy as np
 
@@ -72,18 +72,6 @@ def resample_projection(kernel: np.ndarray, old_patch: tuple[int, int], new_patc
     kernel = kernel.reshape(*old_patch, channels, -1)
     resized = np.einsum("ai,bj,ijcd->abcd", rows, columns, kernel.astype("float64"), optimize=True)
     return resized.reshape(-1, kernel.shape[-1]).astype(kernel.dtype)
-
-
-def resample_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Images of another size, bicubic and antialiased: float (B, H, W, C) -> (B, *size, C), of the same type."""
-    if images.shape[1:3] == tuple(size):
-        return images
-    batch, height, width, channels = images.shape
-    rows, columns = (resize_matrix(old, new).astype(images.dtype) for old, new in zip((height, width), size, strict=True))
-    # Two products an image, over the rows, then over columns and channels at once: so small that BLAS starts no threads for them,
-    # which would be in the way of the training's.
-    images = rows @ images.reshape(batch, height, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=images.dtype))
-    return images.reshape(batch, *size, channels)
 
 
 def resample_weight(path: str, array: np.ndarray, old, new, antialias: bool = True) -> np.ndarray:
