@@ -101,9 +101,7 @@ def race(names, mode, task, options, report):
             for name in [BASELINE, *heat]:
                 report(f"{mode}: {name} ...", markup=False)
                 try:
-                    processes[name] = stack.enter_context(
-                        contender(name, {**task, "training": mode == "train", "folder": f"{files}/{name}"})
-                    )
+                    processes[name] = stack.enter_context(contender(name, {**settings, "folder": f"{files}/{name}"}))
                 except ValueError as error:
                     if name == BASELINE:
                         raise
