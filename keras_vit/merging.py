@@ -3,6 +3,7 @@
 Shapes: B batch, N tokens, D width, d size of a key, r tokens that are merged.
 """
 
+import numpy as np
 from keras import ops
 
 
@@ -29,8 +30,9 @@ def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
     # Comparisons and products where others gather and scatter: every export format has them, and they cost little beside a block.
     best, partners = ops.top_k(scores, 1)  # each (B, first, 1)
     _, order = ops.top_k(best[:, :, 0], scores.shape[1])  # (B, first): the most similar in front
-    sort = ops.cast(ops.expand_dims(order, 2) == ops.arange(scores.shape[1], dtype=order.dtype), x.dtype)  # (B, first, first)
-    pairs = ops.cast(partners == ops.arange(scores.shape[2], dtype=partners.dtype), x.dtype)  # (B, first, second)
+    first, second = (ops.convert_to_tensor(np.arange(size), order.dtype) for size in scores.shape[1:])
+    sort = ops.cast(ops.expand_dims(order, 2) == first, x.dtype)  # (B, first, first)
+    pairs = ops.cast(partners == second, x.dtype)  # (B, first, second)
 
     if sizes is None:
         sums = ops.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=1)  # (B, N, D + 1)

@@ -142,6 +142,15 @@ def test_onnx_with_any_single_backend(tmp_path, monkeypatch, writer, name):
     assert_exported(model, tmp_path / "out" / "onnx", report)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", ONNX_WRITERS_HERE)
+def test_onnx_with_merged_tokens_with_any_single_backend(tmp_path, monkeypatch, writer):
+    monkeypatch.setattr(export, "choose_writer", lambda name: writer)
+    report = export_model(make_model(), tmp_path / "onnx", "onnx", mean=MEAN, std=STD, merge_tokens=2)
+    assert report["written_by"] == writer
+    assert report["difference"] < TOLERANCE
+
+
 def assert_exported(model, folder, report):
     """The artifact gives the NumPy model's logits for batches of any size, and the report says what was seen."""
     assert json.loads((folder / "export.json").read_text(encoding="utf-8")) == report
