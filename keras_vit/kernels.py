@@ -72,7 +72,7 @@ def activate(x, kind, training=False):
 
 def layer_norm(x, gamma, beta, epsilon, training=False):
     """Layer normalisation of the last axis, computed in float32; the result has the type of x."""
-    if BACKEND == "torch" and x.dtype == torch.float32:
+    if BACKEND == "torch" and (x.dtype == torch.float32 or x.device.type == "cpu" and not torch.compiler.is_exporting()):
         return torch.nn.functional.layer_norm(x, (x.shape[-1],), gamma, beta, epsilon)
     if training and fuses_here():
         return one_pass(_layer_norm)(x, gamma, beta, tf.constant(epsilon))
@@ -144,7 +144,7 @@ if BACKEND == "torch":
             parts = parts.reshape(3, batch * num_heads, tokens, size)  # contiguous
             q, k, v = parts
             scores = torch.baddbmm(qkv.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=size**-0.5)
-            scores = torch.softmax(scores, -1, dtype=torch.float32).to(qkv.dtype)
+            scores = torch.softmax(scores, -1)  # in float32 inside, here and below
             context.save_for_backward(parts, scores)
             context.num_heads = num_heads
             return torch.bmm(scores, v).view(batch, num_heads, tokens, size).transpose(1, 2).flatten(2)
@@ -157,11 +157,10 @@ if BACKEND == "torch":
             dy = dy.view(-1, tokens, num_heads, size).transpose(1, 2).reshape(pairs, tokens, size)
             gradients = torch.empty_like(parts)
             torch.bmm(scores.transpose(1, 2), dy, out=gradients[2])
-            dscores = torch.bmm(dy, v.transpose(1, 2)).float()
-            dscores = torch.ops.aten._softmax_backward_data(dscores, scores.float(), -1, torch.float32)
-            dscores = dscores.mul_(size**-0.5).to(q.dtype)
-            torch.bmm(dscores, k, out=gradients[0])
-            torch.bmm(dscores.transpose(1, 2), q, out=gradients[1])
+            dscores = torch.bmm(dy, v.transpose(1, 2))
+            dscores = torch.ops.aten._softmax_backward_data(dscores, scores, -1, scores.dtype)
+            for index, keys, dscores in ((0, k, dscores), (1, q, dscores.transpose(1, 2))):
+                torch.baddbmm(gradients[index], dscores, keys, beta=0, alpha=size**-0.5, out=gradients[index])
             gradients = gradients.view(3, -1, num_heads, tokens, size).permute(1, 3, 0, 2, 4)
             return gradients.flatten(2), None
 

@@ -139,7 +139,7 @@ def fused_adam() -> type:
     if backend == "torch":
         import torch
 
-        class FusedAdam(kind):
+        class FusedAdam(FusedClipping, kind):
             @torch.no_grad()
             def _backend_update_step(self, grads, trainable_variables, learning_rate):
                 if trainable_variables[0].value.device.type != "cpu":
@@ -151,6 +151,19 @@ def fused_adam() -> type:
 
         return FusedAdam
     return kind
+
+
+class FusedClipping:
+    """Mixin in front of a Keras optimizer under PyTorch: the gradients are clipped in a few calls, and not in five for each."""
+
+    def _clip_gradients(self, grads):
+        import torch
+
+        if not self.global_clipnorm:
+            return super()._clip_gradients(grads)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        scale = self.global_clipnorm / norm.clamp(min=self.global_clipnorm) + (norm - norm)  # NaN where the norm is infinite
+        return torch._foreach_mul(grads, scale)
 
 
 def torch_adam(gradients, variables, momentums, velocities, iterations, learning_rate, beta_1, beta_2, epsilon):
@@ -180,13 +193,25 @@ def torch_adam(gradients, variables, momentums, velocities, iterations, learning
 
 @functools.cache
 def fused_muon() -> type:
-    """Keras's Muon; under PyTorch the matrices of one shape in one go, where Keras takes one after the other."""
+    """Keras's Muon, which computes its learning rate once a step and not for each weight.
+
+    Under PyTorch it updates the matrices of one shape in one go, where Keras takes one after the other.
+    """
     kind = backend_class(keras.optimizers.Muon)
-    if keras.backend.backend() != "torch":
-        return kind
-    import torch
 
     class FusedMuon(kind):
+        def _apply_weight_decay(self, variables):
+            rate = self._get_current_learning_rate()
+            for variable in variables:
+                decay = self.adam_weight_decay if self._should_use_adamw(variable) else self.weight_decay
+                if decay and self._use_weight_decay(variable):
+                    self.assign(variable, variable * (1 - decay * rate))
+
+    if keras.backend.backend() != "torch":
+        return FusedMuon
+    import torch
+
+    class TorchMuon(FusedClipping, FusedMuon):
         @torch.no_grad()
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
             shapes, rest = {}, []
@@ -224,7 +249,7 @@ def fused_muon() -> type:
                 x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
             return x
 
-    return FusedMuon
+    return TorchMuon
 
 
 @functools.cache
