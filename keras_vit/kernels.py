@@ -72,7 +72,7 @@ def activate(x, kind, training=False):
 
 def layer_norm(x, gamma, beta, epsilon, training=False):
     """Layer normalisation of the last axis, computed in float32; the result has the type of x."""
-    if BACKEND == "torch" and (x.dtype == torch.float32 or x.device.type == "cpu" and not torch.compiler.is_exporting()):
+    if BACKEND == "torch" and (x.dtype == torch.float32 or (x.device.type == "cpu" and not torch.compiler.is_exporting())):
         return torch.nn.functional.layer_norm(x, (x.shape[-1],), gamma, beta, epsilon)
     if training and fuses_here():
         return one_pass(_layer_norm)(x, gamma, beta, tf.constant(epsilon))
@@ -159,8 +159,8 @@ if BACKEND == "torch":
             torch.bmm(scores.transpose(1, 2), dy, out=gradients[2])
             dscores = torch.bmm(dy, v.transpose(1, 2))
             dscores = torch.ops.aten._softmax_backward_data(dscores, scores, -1, scores.dtype)
-            for index, keys, dscores in ((0, k, dscores), (1, q, dscores.transpose(1, 2))):
-                torch.baddbmm(gradients[index], dscores, keys, beta=0, alpha=size**-0.5, out=gradients[index])
+            for gradient, a, b in ((gradients[0], dscores, k), (gradients[1], dscores.transpose(1, 2), q)):
+                torch.baddbmm(gradient, a, b, beta=0, alpha=size**-0.5, out=gradient)
             gradients = gradients.view(3, -1, num_heads, tokens, size).permute(1, 3, 0, 2, 4)
             return gradients.flatten(2), None
 
