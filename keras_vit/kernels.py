@@ -204,6 +204,28 @@ def _product():
     return product
 
 
+def branch_off(x, training=False):
+    """x, at the beginning of a residual branch.
+
+    For XLA on a processor alone, which repeats cheap operations to save a pass over memory: it would compute the gradient of x, a
+    sum over all branches behind it, once more for every product that wants it transposed.
+    """
+    return _branch_off()(x) if BACKEND == "jax" and training and jax.default_backend() == "cpu" else x
+
+
+@functools.cache
+def _branch_off():
+    @jax.custom_vjp
+    def branch_off(x):
+        return x
+
+    def backward(_, dy):
+        return (dy / (1 + 0 * dy),)  # the same numbers, and a division is not repeated; by one alone it would be taken out
+
+    branch_off.defvjp(lambda x: (x, None), backward)
+    return branch_off
+
+
 def fuses_here() -> bool:
     """Whether XLA is to be asked for single operations: under TensorFlow where no accelerator compiles the whole step."""
     return BACKEND == "tensorflow" and not tf.config.list_logical_devices("GPU")

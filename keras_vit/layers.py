@@ -20,7 +20,7 @@ from keras_vit.config import (
     check_number,
     check_position,
 )
-from keras_vit.kernels import activate, attention, layer_norm, linear, reshape, shape
+from keras_vit.kernels import activate, attention, branch_off, layer_norm, linear, reshape, shape
 from keras_vit.merging import merge_tokens
 
 register = keras.saving.register_keras_serializable(package="keras_vit")
@@ -593,10 +593,12 @@ class TransformerBlock(Layer):
         direct = self.scale1 is None and not (training and (self.dropout or self.drop_path))
 
         def attend(x):
+            x = branch_off(x, training)
             y, residual = self.inner(self.norm1, x, training=training), x if direct else None
             return self.inner(self.attention, y, mask, training, return_attention_scores, sizes, merging, residual)
 
         def feed_forward(x):
+            x = branch_off(x, training)
             y, residual = self.inner(self.norm2, x, training=training), x if direct else None
             return self.inner(self.feed_forward, y, training=training, residual=residual)
 

@@ -12,7 +12,7 @@ import pytest
 from keras import ops
 
 from keras_vit import kernels, machine
-from keras_vit.layers import Attention
+from keras_vit.layers import Attention, TransformerBlock
 from keras_vit.optimizer import fused_adam, fused_muon
 
 BACKEND = keras.backend.backend()
@@ -180,3 +180,26 @@ def test_throughput_measures_beside_timm(tmp_path):
         assert [row["name"] for row in result["rows"]] == ["timm", f"keras_vit, {BACKEND}"]
         assert result["rows"][0]["ratio"] == 1
         assert all(row["rate"] > 0 and 0 < row["utilisation"] < 1.2 for row in result["rows"])
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="XLA's")
+def test_a_step_grows_by_the_same_operations_with_every_block():
+    """XLA repeated the gradient of the residual stream, which is a sum over all blocks behind, in each block."""
+    import jax
+
+    def operations(depth):
+        blocks = [TransformerBlock(8, 2, 8) for _ in range(depth)]
+        for block in blocks:
+            block.build((2, 40, 8))
+
+        def loss(weights, x):
+            for block, values in zip(blocks, weights, strict=True):
+                x, _ = block.stateless_call(values, [], x, training=True)
+            return (x * x).sum()
+
+        weights = [[variable.value for variable in block.trainable_variables] for block in blocks]
+        compiled = jax.jit(jax.grad(loss)).lower(weights, ops.ones((2, 40, 8))).compile()
+        return compiled.cost_analysis()["flops"]
+
+    four, eight, twelve = (operations(depth) for depth in (4, 8, 12))
+    assert twelve - eight == pytest.approx(eight - four, rel=0.01)
