@@ -74,16 +74,73 @@ def layer_norm(x, gamma, beta, epsilon, training=False):
     """Layer normalisation of the last axis, computed in float32; the result has the type of x."""
     if BACKEND == "torch" and (x.dtype == torch.float32 or (x.device.type == "cpu" and not torch.compiler.is_exporting())):
         return torch.nn.functional.layer_norm(x, (x.shape[-1],), gamma, beta, epsilon)
-    if training and fuses_here():
-        return one_pass(_layer_norm)(x, gamma, beta, tf.constant(epsilon))
+    plain = keras.backend.standardize_dtype(x.dtype) == "float64"
+    if training and not plain and (fuses_here() or xla_is_here()):
+        return _norm(epsilon)(x, ops.convert_to_tensor(gamma), ops.convert_to_tensor(beta))
+    if fuses_here() and not plain:
+        return _norm_forward(x, gamma, beta, epsilon)
     return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
 
 
-def _layer_norm(x, gamma, beta, epsilon):
-    values = ops.cast(x, "float32")
-    centred = values - ops.mean(values, axis=-1, keepdims=True)
-    scale = ops.rsqrt(ops.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-    return ops.cast(centred * scale * ops.cast(gamma, "float32") + ops.cast(beta, "float32"), x.dtype)
+@functools.cache
+def _norm(epsilon):
+    """The norm with a backward pass of its own, which keeps nothing but x."""
+
+    def backward(x, gamma, dy):
+        return _norm_backward(x, gamma, dy, epsilon)
+
+    if BACKEND == "jax":
+        norm = jax.custom_vjp(functools.partial(_norm_forward, epsilon=epsilon))
+        norm.defvjp(lambda x, gamma, beta: (norm(x, gamma, beta), (x, gamma)), lambda kept, dy: backward(*kept, dy))
+        return norm
+    backward = _compiled(backward)
+
+    @tf.custom_gradient
+    def norm(x, gamma, beta):
+        return _norm_forward(x, gamma, beta, epsilon), lambda dy: backward(x, gamma, dy)
+
+    return lambda *inputs: norm(*map(tf.convert_to_tensor, inputs))  # a variable would be no argument to `custom_gradient`
+
+
+def _norm_forward(x, gamma, beta, epsilon):
+    if BACKEND == "jax":
+        y = _standardized(ops.cast(x, "float32"), epsilon)[0] * ops.cast(gamma, "float32") + ops.cast(beta, "float32")
+        return ops.cast(y, x.dtype)
+    # A batch norm with the tokens as channels, as Keras 2 had it. TensorFlow makes oneDNN's layer norm of it, one pass, if it finds
+    # the operations as it knows them: ones that it has not computed ahead, and inputs in the order into which it sorts their names.
+    with tf.name_scope("layer_norm"):
+        shape, none = tf.shape(x), tf.zeros((0,))
+        tokens = tf.compat.v1.placeholder_with_default(tf.reduce_prod(shape[:-1]), ())
+        settings = {"scale": tf.ones((tokens,)), "offset": tf.zeros((tokens,)), "mean": none, "variance": none}
+        settings |= {"epsilon": epsilon, "data_format": "NCHW", "is_training": True}
+        y = tf.raw_ops.FusedBatchNormV3(x=tf.reshape(x, tf.stack([1, tokens, shape[-1], 1])), **settings).y
+        y = tf.reshape(y, shape, name="u")
+        with tf.name_scope("v"):
+            gamma, beta = ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype)
+        return tf.add(tf.multiply(y, gamma, name="w"), beta)
+
+
+def _norm_backward(x, gamma, dy, epsilon):
+    """Gradients of x, gamma and beta, in float32 inside."""
+    rows, d = (ops.cast(ops.reshape(values, (-1, x.shape[-1])), "float32") for values in (x, dy))  # (R, F)
+    y, scale = _standardized(rows, epsilon)
+    column = ops.transpose(ops.ones_like(rows[:, :1]))  # (1, R)
+    dgamma, dbeta = (ops.cast(ops.matmul(column, values)[0], gamma.dtype) for values in (d * y, d))
+    d = d * ops.cast(gamma, "float32")
+    dx = scale * (d - _means(d) - y * _means(d * y))
+    return ops.cast(ops.reshape(dx, ops.shape(x)), x.dtype), dgamma, dbeta
+
+
+def _standardized(x, epsilon):
+    """(x - mean) / deviation of the last axis, and one over the deviation."""
+    x = x - _means(x)
+    scale = ops.rsqrt(_means(x * x) + epsilon)
+    return x * scale, scale
+
+
+def _means(x):
+    """Means of the last axis, (..., F) -> (..., 1): a product, since XLA on a processor takes longer to sum in other ways."""
+    return ops.matmul(x, ops.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype))
 
 
 def linear(x, kernel, bias, training=False, residual=None):
@@ -99,7 +156,7 @@ def linear(x, kernel, bias, training=False, residual=None):
 
 
 def _linear(x, kernel, bias, flat, training):
-    if BACKEND == "jax" and flat and training and jax.default_backend() == "cpu":
+    if flat and training and xla_is_here():
         y = _product()(x, ops.convert_to_tensor(kernel))
     else:
         y = ops.matmul(x, kernel)
@@ -210,7 +267,7 @@ def branch_off(x, training=False):
     For XLA on a processor alone, which repeats cheap operations to save a pass over memory: it would compute the gradient of x, a
     sum over all branches behind it, once more for every product that wants it transposed.
     """
-    return _branch_off()(x) if BACKEND == "jax" and training and jax.default_backend() == "cpu" else x
+    return _branch_off()(x) if training and xla_is_here() else x
 
 
 @functools.cache
@@ -231,6 +288,15 @@ def fuses_here() -> bool:
     return BACKEND == "tensorflow" and not tf.config.list_logical_devices("GPU")
 
 
+def xla_is_here() -> bool:
+    """Whether XLA compiles the whole step for a processor."""
+    return BACKEND == "jax" and jax.default_backend() == "cpu"
+
+
+def _compiled(function):
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
 @functools.cache
 def one_pass(function):
     """A function of tensors with one XLA computation forward and one backward, which computes all it needs again.
@@ -238,17 +304,14 @@ def one_pass(function):
     In TensorFlow the graph around it, with its matrix products, stays as it is.
     """
 
-    def compiled(function):
-        return tf.function(function, jit_compile=True, autograph=False)
-
-    @compiled
+    @_compiled
     def backward(inputs, dy):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             y = function(*inputs)
         return tape.gradient(y, inputs, dy)
 
-    forward = compiled(function)
+    forward = _compiled(function)
 
     @tf.custom_gradient
     def call(*inputs):

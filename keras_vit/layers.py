@@ -615,6 +615,15 @@ class TransformerBlock(Layer):
             return x, more
         return (x, sizes) if merging else x
 
+    def compute_output_spec(self, x, mask=None, training=None, return_attention_scores=False, sizes=None):
+        if return_attention_scores:
+            return super().compute_output_spec(x, mask, training, return_attention_scores, sizes)
+        # Keras would run the block once for this, which takes longer than all else in building a model.
+        batch, tokens, width = x.shape
+        tokens = tokens and tokens - self.merge_tokens
+        y = keras.KerasTensor((batch, tokens, width), dtype=self.compute_dtype)
+        return (y, keras.KerasTensor((batch, tokens, 1), dtype=self.compute_dtype)) if self.merge_tokens else y
+
     def residual(self, y, dropout, scale, drop_path, training):
         y = self.inner(dropout, y, training=training)
         return self.inner(drop_path, y if scale is None else self.inner(scale, y), training=training)

@@ -118,22 +118,18 @@ def fused_adam() -> type:
     if backend == "tensorflow":
         import tensorflow as tf
 
-        class FusedAdam(kind):
-            def update_step(self, gradient, variable, learning_rate):
-                index = self._get_variable_index(variable)
-                step = ops.cast(self.iterations + 1, "float32")
-                tf.raw_ops.ResourceApplyAdam(
-                    var=variable.handle,
-                    m=self._momentums[index].value.handle,
-                    v=self._velocities[index].value.handle,
-                    beta1_power=self.beta_1**step,
-                    beta2_power=self.beta_2**step,
-                    lr=ops.cast(learning_rate, "float32"),
-                    beta1=self.beta_1,
-                    beta2=self.beta_2,
-                    epsilon=self.epsilon,
-                    grad=gradient,
-                )
+        class FusedAdam(SharedDecay, kind):
+            def _backend_update_step(self, grads, trainable_variables, learning_rate):
+                if tf.distribute.has_strategy():
+                    return super()._backend_update_step(grads, trainable_variables, learning_rate)
+                # Once, and not for each weight: tracing all of it took longer than tracing a model.
+                step, rate = ops.cast(self.iterations + 1, "float32"), ops.cast(learning_rate, "float32")
+                powers = {"beta1_power": self.beta_1**step, "beta2_power": self.beta_2**step}
+                settings = {"lr": rate, "beta1": self.beta_1, "beta2": self.beta_2, "epsilon": self.epsilon}
+                for gradient, variable in zip(grads, trainable_variables, strict=True):
+                    index = self._get_variable_index(variable)
+                    kept = {"m": self._momentums[index].value.handle, "v": self._velocities[index].value.handle}
+                    tf.raw_ops.ResourceApplyAdam(var=variable.value.handle, grad=gradient, **kept, **powers, **settings)
 
         return FusedAdam
     if backend == "torch":
@@ -151,6 +147,20 @@ def fused_adam() -> type:
 
         return FusedAdam
     return kind
+
+
+class SharedDecay:
+    """Mixin in front of a Keras optimizer: decay and schedule are computed once a step, and not for each weight."""
+
+    def _apply_weight_decay(self, variables):
+        rate = self._get_current_learning_rate()
+        for variable in variables:
+            decay = self.decay_of(variable)
+            if decay and self._use_weight_decay(variable):
+                self.assign(variable, variable * (1 - decay * rate))
+
+    def decay_of(self, variable):
+        return self.weight_decay
 
 
 class FusedClipping:
@@ -199,13 +209,9 @@ def fused_muon() -> type:
     """
     kind = backend_class(keras.optimizers.Muon)
 
-    class FusedMuon(kind):
-        def _apply_weight_decay(self, variables):
-            rate = self._get_current_learning_rate()
-            for variable in variables:
-                decay = self.adam_weight_decay if self._should_use_adamw(variable) else self.weight_decay
-                if decay and self._use_weight_decay(variable):
-                    self.assign(variable, variable * (1 - decay * rate))
+    class FusedMuon(SharedDecay, kind):
+        def decay_of(self, variable):
+            return self.adam_weight_decay if self._should_use_adamw(variable) else self.weight_decay
 
     if keras.backend.backend() != "torch":
         return FusedMuon
