@@ -26,6 +26,7 @@ import psutil
 
 from keras_vit.config import check_choice, check_int
 from keras_vit.data import normalize
+from keras_vit.kernels import portable
 from keras_vit.machine import BACKENDS, full_float32, installed_backends, machine, run_python
 from keras_vit.model import ViT, build_vit, merging_model
 from keras_vit.run import RunFolder, write_text
@@ -513,7 +514,8 @@ def write(work: str) -> None:
         calibration = np.load(work / "calibration.npy")
         if report["input"] == "float32":
             calibration = to_model(calibration, report)
-    WRITERS[report["format"]](model, folder, report, calibration)
+    with portable():
+        WRITERS[report["format"]](model, folder, report, calibration)
 
 
 def serving_model(model, report):

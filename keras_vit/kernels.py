@@ -1,12 +1,15 @@
 """The operations in which training spends its time, as fast as each backend has them on a processor; the same numbers.
 
 Keras composes a norm or a GELU of a dozen operations. XLA on an accelerator makes one of them; without it each is a pass over
-memory, forward and backward. What is here is used while training (and under PyTorch always, unless a model is being exported):
-elsewhere the layers keep to `keras.ops`, which every export format knows. `benchmarks/README.md` has what each of them brings.
+memory, forward and backward. What is here is used while training (and under PyTorch always, unless a model is being exported;
+TensorFlow's norm outside of `portable`): elsewhere the layers keep to `keras.ops`, which every export format
+knows. `benchmarks/README.md` has what each of them brings.
 
 Shapes: R rows (B·N tokens), F and D features, B batch, N tokens, h heads, d head size.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 
@@ -14,6 +17,7 @@ import keras
 from keras import ops
 
 BACKEND = keras.backend.backend()
+PORTABLE = contextvars.ContextVar("portable", default=False)
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -21,6 +25,16 @@ elif BACKEND == "jax":
     import jax
 elif BACKEND == "torch":
     import torch
+
+
+@contextlib.contextmanager
+def portable():
+    """Within it TensorFlow traces what every format has in few operations, and not what is fastest in its own runtime."""
+    token = PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        PORTABLE.reset(token)
 
 
 def reshape(x, shape):
@@ -77,7 +91,7 @@ def layer_norm(x, gamma, beta, epsilon, training=False):
     plain = keras.backend.standardize_dtype(x.dtype) == "float64"
     if training and not plain and (fuses_here() or xla_is_here()):
         return _norm(epsilon)(x, ops.convert_to_tensor(gamma), ops.convert_to_tensor(beta))
-    if fuses_here() and not plain:
+    if fuses_here() and not (plain or PORTABLE.get()):
         return _norm_forward(x, gamma, beta, epsilon)
     return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
 
