@@ -91,8 +91,8 @@ def layer_norm(x, gamma, beta, epsilon, training=False):
     plain = keras.backend.standardize_dtype(x.dtype) == "float64"
     if training and not plain and (fuses_here() or xla_is_here()):
         return _norm(epsilon)(x, ops.convert_to_tensor(gamma), ops.convert_to_tensor(beta))
-    if fuses_here() and not (plain or PORTABLE.get()):
-        return _norm_forward(x, gamma, beta, epsilon)
+    if fuses_here() and has_onednn() and not (plain or PORTABLE.get()):
+        return _onednn_norm(x, gamma, beta, epsilon)
     return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
 
 
@@ -103,23 +103,27 @@ def _norm(epsilon):
     def backward(x, gamma, dy):
         return _norm_backward(x, gamma, dy, epsilon)
 
+    forward = functools.partial(_norm_forward, epsilon=epsilon)
     if BACKEND == "jax":
-        norm = jax.custom_vjp(functools.partial(_norm_forward, epsilon=epsilon))
+        norm = jax.custom_vjp(forward)
         norm.defvjp(lambda x, gamma, beta: (norm(x, gamma, beta), (x, gamma)), lambda kept, dy: backward(*kept, dy))
         return norm
+    forward = functools.partial(_onednn_norm, epsilon=epsilon) if has_onednn() else _compiled(forward)
     backward = _compiled(backward)
 
     @tf.custom_gradient
     def norm(x, gamma, beta):
-        return _norm_forward(x, gamma, beta, epsilon), lambda dy: backward(x, gamma, dy)
+        return forward(x, gamma, beta), lambda dy: backward(x, gamma, dy)
 
     return lambda *inputs: norm(*map(tf.convert_to_tensor, inputs))  # a variable would be no argument to `custom_gradient`
 
 
 def _norm_forward(x, gamma, beta, epsilon):
-    if BACKEND == "jax":
-        y = _standardized(ops.cast(x, "float32"), epsilon)[0] * ops.cast(gamma, "float32") + ops.cast(beta, "float32")
-        return ops.cast(y, x.dtype)
+    y = _standardized(ops.cast(x, "float32"), epsilon)[0] * ops.cast(gamma, "float32") + ops.cast(beta, "float32")
+    return ops.cast(y, x.dtype)
+
+
+def _onednn_norm(x, gamma, beta, epsilon):
     # A batch norm with the tokens as channels, as Keras 2 had it. TensorFlow makes oneDNN's layer norm of it, one pass, if it finds
     # the operations as it knows them: ones that it has not computed ahead, and inputs in the order into which it sorts their names.
     with tf.name_scope("layer_norm"):
@@ -300,6 +304,16 @@ def _branch_off():
 def fuses_here() -> bool:
     """Whether XLA is to be asked for single operations: under TensorFlow where no accelerator compiles the whole step."""
     return BACKEND == "tensorflow" and not tf.config.list_logical_devices("GPU")
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether TensorFlow computes with oneDNN here: not on Arm, and not with TF_ENABLE_ONEDNN_OPTS=0."""
+    try:
+        from tensorflow.python.util._pywrap_util_port import IsMklEnabled  # no public access in TensorFlow 2.21
+    except ImportError:
+        return False
+    return IsMklEnabled()
 
 
 def xla_is_here() -> bool:
