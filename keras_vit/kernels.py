@@ -124,18 +124,14 @@ def _norm_forward(x, gamma, beta, epsilon):
 
 
 def _onednn_norm(x, gamma, beta, epsilon):
-    # A batch norm with the tokens as channels, as Keras 2 had it. TensorFlow makes oneDNN's layer norm of it, one pass, if it finds
-    # the operations as it knows them: ones that it has not computed ahead, and inputs in the order into which it sorts their names.
-    with tf.name_scope("layer_norm"):
-        shape, none = tf.shape(x), tf.zeros((0,))
-        tokens = tf.compat.v1.placeholder_with_default(tf.reduce_prod(shape[:-1]), ())
-        settings = {"scale": tf.ones((tokens,)), "offset": tf.zeros((tokens,)), "mean": none, "variance": none}
-        settings |= {"epsilon": epsilon, "data_format": "NCHW", "is_training": True}
-        y = tf.raw_ops.FusedBatchNormV3(x=tf.reshape(x, tf.stack([1, tokens, shape[-1], 1])), **settings).y
-        y = tf.reshape(y, shape, name="u")
-        with tf.name_scope("v"):
-            gamma, beta = ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype)
-        return tf.add(tf.multiply(y, gamma, name="w"), beta)
+    """A batch norm with the tokens as channels, as Keras 2 had it: TensorFlow makes oneDNN's layer norm of it, one pass."""
+    # That needs ones and zeros that are filled in as the graph runs; TensorFlow would compute them ahead if it knew how many.
+    shape, none = tf.shape(x), tf.zeros((0,))
+    tokens = tf.compat.v1.placeholder_with_default(tf.reduce_prod(shape[:-1]), ())
+    settings = {"scale": tf.ones((tokens,)), "offset": tf.zeros((tokens,)), "mean": none, "variance": none}
+    settings |= {"epsilon": epsilon, "data_format": "NCHW", "is_training": True}
+    y = tf.raw_ops.FusedBatchNormV3(x=tf.reshape(x, tf.stack([1, tokens, shape[-1], 1])), **settings).y
+    return tf.reshape(y, shape) * ops.cast(gamma, x.dtype) + ops.cast(beta, x.dtype)
 
 
 def _norm_backward(x, gamma, dy, epsilon):

@@ -42,6 +42,15 @@ def test_merging_is_the_plain_one(tokens, start, count):
         np.testing.assert_allclose(ops.convert_to_numpy(ours), theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_a_block_states_the_shapes_that_it_gives(dtype):
+    block = TransformerBlock(24, 3, 32, merge_tokens=3, num_prefix_tokens=1, dtype=dtype)
+    stated, given = block(keras.Input((9, 24), 2)), block(random(2, 9, 24))
+    for ours, theirs in zip(stated, given, strict=True):
+        assert ours.shape == tuple(theirs.shape)
+        assert ours.dtype == keras.backend.standardize_dtype(theirs.dtype)
+
+
 def test_tokens_that_are_alike_merge_without_loss():
     """Pairs of equal patches: half of the tokens stand for all of them, and attention counts each twice."""
     layers = [TransformerBlock(24, 3, 32, merge_tokens=count) for count in (0, 4)]
