@@ -16,6 +16,8 @@ import math
 import keras
 from keras import ops
 
+from keras_vit.machine import processor
+
 BACKEND = keras.backend.backend()
 PORTABLE = contextvars.ContextVar("portable", default=False)
 
@@ -160,6 +162,9 @@ def _means(x):
 def linear(x, kernel, bias, training=False, residual=None):
     """x @ kernel + bias + residual: (R, F), (F, D), (D,) or None, (R, D) or None -> (R, D)."""
     flat = len(x.shape) == 2
+    if BACKEND == "torch" and flat and onednn_is_faster(x):
+        y = _OneDNNLinear.apply(x, ops.convert_to_tensor(kernel), None if bias is None else ops.convert_to_tensor(bias))
+        return y if residual is None else residual + y
     if BACKEND == "torch" and flat and bias is not None and not torch.compiler.is_exporting():
         if residual is not None and not torch.is_grad_enabled():
             return torch.add(residual, bias).addmm_(x, kernel)  # the product adds to what is there
@@ -207,6 +212,30 @@ def _split(qkv, num_heads):
 
 
 if BACKEND == "torch":
+
+    class _OneDNNLinear(torch.autograd.Function):
+        """x @ kernel + bias, and both gradients, by oneDNN: (R, F), (F, D), (D,) or None -> (R, D)."""
+
+        @staticmethod
+        def forward(context, x, kernel, bias):
+            context.save_for_backward(x, kernel)
+            return _onednn_product(x, kernel, bias)
+
+        @staticmethod
+        def backward(context, dy):
+            x, kernel = context.saved_tensors
+            wanted, (dx, dkernel, dbias) = context.needs_input_grad, (None, None, None)
+            if wanted[0]:
+                dx = _onednn_product(dy, kernel.T)
+            if wanted[1]:  # oneDNN copies the first factor if it is transposed: the smaller one
+                swap = x.shape[1] > dy.shape[1]
+                dkernel = _onednn_product(dy.T, x).T if swap else _onednn_product(x.T, dy)
+            if wanted[2]:
+                dbias = dy.sum(0)
+            return dx, dkernel, dbias
+
+    def _onednn_product(a, b, bias=None):
+        return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
 
     class _PackedAttention(torch.autograd.Function):
         @staticmethod
@@ -295,6 +324,20 @@ def _branch_off():
 
     branch_off.defvjp(lambda x: (x, None), backward)
     return branch_off
+
+
+def onednn_is_faster(x) -> bool:
+    """Whether PyTorch's products of this tensor are better left to oneDNN than to MKL."""
+    # torch.compile cannot take a product whose weights change.
+    return not torch.compiler.is_compiling() and x.dtype == torch.float32 and x.device.type == "cpu" and mkl_is_slow()
+
+
+@functools.cache
+def mkl_is_slow() -> bool:
+    """Whether PyTorch multiplies by MKL where that leaves AVX-512 unused, and takes twice as long as oneDNN: on AMD's processors."""
+    backends = torch.backends
+    there = backends.mkl.is_available() and backends.mkldnn.is_available() and backends.cpu.get_cpu_capability() == "AVX512"
+    return there and "AuthenticAMD" in processor("vendor_id")
 
 
 def fuses_here() -> bool:

@@ -264,7 +264,8 @@ class PatchEncoder(Layer):
             self.position_embedding = sincos2d(*grid_size, self.width)[None]
 
     def call(self, patches):
-        x = self.projection(patches)  # (B, N', D)
+        x = self.projection(reshape(patches, (-1, patches.shape[-1])))  # (B*N', D): two-dimensional as in `Attention`
+        x = reshape(x, (-1, patches.shape[1], self.width))  # (B, N', D)
         prefix = []
         if self.class_token:
             prefix.append(ops.cast(self.class_embedding, x.dtype))

@@ -61,12 +61,17 @@ def accelerator() -> str | None:
     return {"cpu": None, "mps": "Apple GPU"}.get(device.type, device.type)
 
 
+def processor(field: str) -> str:
+    """What the system says of its processor: a field of Linux's /proc/cpuinfo such as `model name`, elsewhere one line for all."""
+    if Path("/proc/cpuinfo").is_file():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(field):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def machine() -> dict:
     """Where this process runs: device, backend, versions, and the commit of this library where git knows it."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -79,7 +84,7 @@ def machine() -> dict:
     except (OSError, subprocess.CalledProcessError):
         commit = None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = accelerator() or f"{cpu}, {cores} cores"
+    device = accelerator() or f"{processor('model name')}, {cores} cores"
     return {"device": device, "backend": keras.backend.backend(), "versions": versions, "commit": commit}
 
 

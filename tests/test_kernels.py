@@ -117,8 +117,10 @@ def test_layer_norm_is_one_kernel():
     assert "FusedBatchNormV3" not in names
 
 
+@pytest.mark.parametrize("onednn", [False, True] if BACKEND == "torch" else [False])
 @pytest.mark.parametrize("sizes", [(6, 20), (20, 6), (8, 8)], ids=str)
-def test_linear(sizes):
+def test_linear(sizes, onednn, monkeypatch):
+    monkeypatch.setattr(kernels, "mkl_is_slow", lambda: onednn)
     inputs = random(50, sizes[0]), random(*sizes, seed=1), random(sizes[1], seed=2)
     expected = value_and_gradients(lambda x, kernel, bias: ops.matmul(x, kernel) + bias, *inputs)
     for training in (False, True):
