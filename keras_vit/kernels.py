@@ -163,7 +163,8 @@ def linear(x, kernel, bias, training=False, residual=None):
     """x @ kernel + bias + residual: (R, F), (F, D), (D,) or None, (R, D) or None -> (R, D)."""
     flat = len(x.shape) == 2
     if BACKEND == "torch" and flat and onednn_is_faster(x):
-        y = _OneDNNLinear.apply(x, ops.convert_to_tensor(kernel), None if bias is None else ops.convert_to_tensor(bias))
+        kernel, bias = ops.convert_to_tensor(kernel), None if bias is None else ops.convert_to_tensor(bias)
+        y = (_OneDNNLinear.apply if torch.is_grad_enabled() else _onednn_product)(x, kernel, bias)
         return y if residual is None else residual + y
     if BACKEND == "torch" and flat and bias is not None and not torch.compiler.is_exporting():
         if residual is not None and not torch.is_grad_enabled():
@@ -334,7 +335,7 @@ def onednn_is_faster(x) -> bool:
 
 @functools.cache
 def mkl_is_slow() -> bool:
-    """Whether PyTorch multiplies by MKL where that leaves AVX-512 unused, and takes twice as long as oneDNN: on AMD's processors."""
+    """Whether PyTorch multiplies by MKL on a processor of AMD with AVX-512: unused, it takes twice oneDNN's time."""
     backends = torch.backends
     there = backends.mkl.is_available() and backends.mkldnn.is_available() and backends.cpu.get_cpu_capability() == "AVX512"
     return there and "AuthenticAMD" in processor("vendor_id")

@@ -16,6 +16,7 @@ import keras
 BACKENDS = ("tensorflow", "jax", "torch")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_vit"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+SHORT_COMPILATION = 0.02  # seconds below which it is not kept; JAX has 1.0, but building a model compiles many short ones
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
 
@@ -24,8 +25,8 @@ def tune() -> None:
 
     Memory that is freed stays with the process (glibc): the buffers of a step are otherwise given back and, page by page, cleared
     and mapped again in the next. JAX runs a step where it is called: with steps waiting ahead, the buffers of several would be
-    kept, and a processor gains nothing from them. What JAX compiles in more than a second is kept for other processes in
-    `CACHE`, which can be deleted at any time. Numbers stay as they are.
+    kept, and a processor gains nothing from them. What JAX compiles is kept for other processes in `CACHE`, which
+    can be deleted at any time. Numbers stay as they are.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
@@ -38,6 +39,7 @@ def tune() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORT_COMPILATION)
 
 
 def accelerator() -> str | None:
