@@ -335,7 +335,7 @@ def onednn_is_faster(x) -> bool:
 
 @functools.cache
 def mkl_is_slow() -> bool:
-    """Whether PyTorch multiplies by MKL on a processor of AMD with AVX-512: unused, it takes twice oneDNN's time."""
+    """Whether PyTorch multiplies by MKL on a processor of AMD that has AVX-512, which MKL does not use: twice oneDNN's time."""
     backends = torch.backends
     there = backends.mkl.is_available() and backends.mkldnn.is_available() and backends.cpu.get_cpu_capability() == "AVX512"
     return there and "AuthenticAMD" in processor("vendor_id")
