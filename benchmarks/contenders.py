@@ -125,7 +125,7 @@ class Torch(Contender):
         kind = getattr(self.torch, self.precision)
         a = self.torch.randn(PRODUCT, PRODUCT, device=self.device, dtype=kind)
         products = [lambda: a @ a]
-        if self.device == "cpu":
+        if self.device == "cpu" and self.torch.backends.mkldnn.is_available():
             products.append(lambda: self.torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], ""))
         count, best = 4 if self.device == "cpu" else 100, 1e9
         for product in 4 * products:

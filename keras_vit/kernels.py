@@ -223,6 +223,7 @@ if BACKEND == "torch":
             return _onednn_product(x, kernel, bias)
 
         @staticmethod
+        @torch.autograd.function.once_differentiable  # a second time would silently give nothing: the operation has no gradient
         def backward(context, dy):
             x, kernel = context.saved_tensors
             wanted, (dx, dkernel, dbias) = context.needs_input_grad, (None, None, None)

@@ -138,6 +138,26 @@ def test_linear(sizes, onednn, monkeypatch):
     np.testing.assert_array_equal(ops.convert_to_numpy(given), residual)  # is not written to
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's products")
+@pytest.mark.parametrize(
+    ("vendor", "capability", "slow"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+)
+def test_onednn_multiplies_where_mkl_is_slow(vendor, capability, slow, monkeypatch):
+    import torch
+
+    for name in ("mkl", "mkldnn"):
+        monkeypatch.setattr(getattr(torch.backends, name), "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(kernels, "processor", lambda field: {"vendor_id": vendor}[field])
+    kernels.mkl_is_slow.cache_clear()
+    try:
+        y = kernels.linear(*(torch.ones(2, 2, requires_grad=True) for _ in range(2)), None)
+    finally:
+        kernels.mkl_is_slow.cache_clear()
+    assert ("OneDNN" in type(y.grad_fn).__name__) == slow
+
+
 def test_fused_attention_is_the_explicit_one(monkeypatch):
     """Also where gradients are recorded, and in the order of (queries, keys, values) x heads that the layer has."""
     layer = Attention(24, 3)
