@@ -80,7 +80,8 @@ def main():
             able = [name for name in names if mode in CONTENDERS[name][0].modes]
             rows = race(able, mode, task, options, console.print)
             for row in rows:
-                row["utilisation"] = row["rate"] * config.flops * (3 if mode == "train" else 1) / row.pop("peak_flops")
+                flops = config.training_flops if mode == "train" else config.flops
+                row["utilisation"] = row["rate"] * flops / row.pop("peak_flops")
             result = {"task": task_name, "mode": mode, **task, "rows": rows, "date": time.strftime("%Y-%m-%d"), **where}
             results.append(result)
             console.print(table(result))

@@ -341,7 +341,15 @@ class ViTConfig:
 
         Counts the matrix products and convolutions, as the papers do; norms, activations and softmax are left out.
         """
-        width, tokens = self.width, self.num_tokens
+        return self._forward_flops(self.num_patches)
+
+    @property
+    def training_flops(self) -> int:
+        """Those of one image in a training step, on the patches that `patch_dropout` leaves: three times a forward pass."""
+        return 3 * self._forward_flops(kept_patches(self.num_patches, self.patch_dropout))
+
+    def _forward_flops(self, patches):
+        width, tokens = self.width, self.has_class_token + self.registers + patches
         gate = 2 if self.mlp == "swiglu" else 1
         mlp = width * gate * self.mlp_dim + self.mlp_dim * width
         blocks = 0
@@ -361,6 +369,11 @@ class ViTConfig:
         features = self.pooled_dim
         head = features * self.pre_logits_dim + (self.pre_logits_dim or features) * self.num_classes * (1 + self.distillation)
         return 2 * (embed + blocks + pool + head)
+
+
+def kept_patches(count: int, patch_dropout: float) -> int:
+    """How many of `count` patches are left while training, at least one."""
+    return max(1, round(count * (1 - patch_dropout)))
 
 
 def decode_variant(variant: str) -> dict:

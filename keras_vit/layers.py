@@ -19,6 +19,7 @@ from keras_vit.config import (
     check_int,
     check_number,
     check_position,
+    kept_patches,
 )
 from keras_vit.kernels import activate, attention, branch_off, layer_norm, linear, reshape, shape
 from keras_vit.merging import merge_tokens
@@ -310,10 +311,11 @@ class PatchDropout(Layer):
         if not training or not self.rate:
             return x
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        kept = max(1, round(patches.shape[1] * (1 - self.rate)))
+        kept = kept_patches(patches.shape[1], self.rate)
         noise = keras.random.uniform((ops.shape(patches)[0], patches.shape[1]), seed=self.seed_generator)
-        _, order = ops.top_k(noise, kept, sorted=False)
-        patches = ops.take_along_axis(patches, ops.expand_dims(order, -1), axis=1)
+        _, order = ops.top_k(noise, kept, sorted=False)  # (B, kept)
+        first = patches.shape[1] * ops.arange(shape(patches)[0], dtype=order.dtype)  # row of each image's first patch, (B,)
+        patches = ops.take(reshape(patches, (-1, patches.shape[2])), first[:, None] + order, axis=0)  # whole rows
         return ops.concatenate([prefix, patches], axis=1) if self.num_prefix_tokens else patches
 
 

@@ -219,6 +219,15 @@ def fused_muon() -> type:
 
     class TorchMuon(FusedClipping, FusedMuon):
         @torch.no_grad()
+        def _apply_weight_decay(self, variables):
+            rate, decayed = self._get_current_learning_rate(), {}
+            for variable in variables:
+                if self._use_weight_decay(variable):
+                    decayed.setdefault(self.decay_of(variable), []).append(variable.value)
+            for decay, values in decayed.items():
+                torch._foreach_mul_(values, 1 - (decay or 0) * rate)
+
+        @torch.no_grad()
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
             shapes, rest = {}, []
             for gradient, variable in zip(grads, trainable_variables, strict=True):

@@ -26,22 +26,28 @@ JITS = ("auto", "on", "off")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """An early part of the training on fewer tokens: smaller images, larger patches, or both.
+    """An early part of the training that costs less: smaller images, larger patches, patches left out, less augmentation.
 
     Attributes:
         until: Share of the epochs at which the next stage begins, above 0 and below 1.
         image_scale: What the model's image size is multiplied by, above 0 and at most 1.
         patch_scale: What its patch size is multiplied by, 1 or more; not with a convolutional stem.
+        patch_dropout: Share of the patch tokens that are left out, 0 to below 1, instead of the model's; null = the model's.
+        augment: Settings of the augmentation that are others in this stage, such as {randaugment_layers: 0}.
     """
 
     until: float
     image_scale: float = 1.0
     patch_scale: float = 1.0
+    patch_dropout: float | None = None
+    augment: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_number("until", self.until, above=0, below=1)
         check_number("image_scale", self.image_scale, above=0, at_most=1)
         check_number("patch_scale", self.patch_scale, at_least=1)
+        if self.patch_dropout is not None:
+            check_number("patch_dropout", self.patch_dropout, at_least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +74,9 @@ class TrainConfig:
             arXiv 1604.06174): less memory, more time, the same numbers. Needs `dropout` and `attention_dropout` of 0.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
-        stages: Early parts of the training on smaller images (arXiv 2104.00298) or with larger patches, in order; the rest is
-            trained as the model is. Between two of them positions and patch projection are resampled. Validated and saved is
-            always the model in its own size.
+        stages: Early parts of the training on smaller images and with less augmentation (arXiv 2104.00298), with larger patches or
+            on some of the patches (arXiv 2208.07220), in order; the rest is trained as the recipe says. Between two of them
+            positions and patch projection are resampled. Validated and saved is always the model in its own size.
     """
 
     epochs: int = 100
@@ -170,27 +176,32 @@ class Recipe:
                 check_number(name, value, **({"above": 0} if name == "std" else {}))
         self.stages()
 
-    def stages(self) -> list[tuple[int, int, ViTConfig]]:
-        """First epoch, epoch behind the last and configuration of each stage of the training, the model's own at the end."""
+    def stages(self) -> list[tuple[int, int, typing.Self]]:
+        """First epoch, epoch behind the last and recipe of each stage of the training, the recipe's own at the end."""
         stages, first = [], 0
+        rest = dataclasses.replace(self, train=dataclasses.replace(self.train, stages=[])) if self.train.stages else self
         for stage in self.train.stages:
             try:
-                config = self.stage_config(stage)
+                recipe = dataclasses.replace(rest, model=self.stage_model(stage), augment=self.stage_augment(stage))
             except ValueError as error:
                 raise ValueError(f"stages: {error}") from None
             last = min(round(stage.until * self.train.epochs), self.train.epochs - 1)
             if last > first:
-                stages.append((first, last, config))
+                stages.append((first, last, recipe))
                 first = last
-        return [*stages, (first, self.train.epochs, self.model)]
+        return [*stages, (first, self.train.epochs, rest)]
 
-    def stage_config(self, stage: Stage) -> ViTConfig:
+    def stage_model(self, stage: Stage) -> ViTConfig:
         if stage.patch_scale != 1 and self.model.stem != "patch":
             raise ValueError(f"patch_scale: received {stage.patch_scale:g}; with stem {self.model.stem!r} allowed: 1")
-        sizes = {}
+        changes = {} if stage.patch_dropout is None else {"patch_dropout": stage.patch_dropout}
         for name, scale in (("image_size", stage.image_scale), ("patch_size", stage.patch_scale)):
-            sizes[name] = tuple(round(side * scale) for side in getattr(self.model, name))
-        return dataclasses.replace(self.model, **sizes)
+            changes[name] = tuple(round(side * scale) for side in getattr(self.model, name))
+        return dataclasses.replace(self.model, **changes)
+
+    def stage_augment(self, stage: Stage) -> AugmentConfig:
+        check_fields(AugmentConfig, stage.augment, "augment.")
+        return dataclasses.replace(self.augment, **stage.augment)
 
     def to_dict(self) -> dict:
         """The recipe as plain values, in the order of the fields."""

@@ -99,15 +99,15 @@ def train(
     if recipe.finetune.checkpoint and not resume:
         check_apart(run_dir, recipe.finetune.checkpoint)
         with Interrupts():  # before there is a folder: the checkpoint may not fit
-            model, notes = compiled_model(recipe, recipe.stages()[0][2], total_steps=1, class_names=data.class_names)
+            model, notes = compiled_model(recipe.stages()[0][2], total_steps=1, class_names=data.class_names)
     if seconds is not None and not resume:
         check_number("seconds", seconds, above=0)
         needed = 0.0  # for an image, on the average over the epochs
         with Interrupts():
-            for first, last, config in recipe.stages():
-                kept = model is not None and model.config == config
-                measured = model if kept else compiled_model(recipe, config, total_steps=1)[0]
-                needed += (last - first) / recipe.train.epochs / training_rate(measured, data, recipe)
+            for first, last, stage in recipe.stages():
+                kept = model is not None and model.config == stage.model
+                measured = model if kept else compiled_model(stage, total_steps=1)[0]
+                needed += (last - first) / recipe.train.epochs / training_rate(measured, data, stage)
                 model = model or measured
         steps = max(1, round(seconds / needed / recipe.train.batch_size / recipe.train.epochs))
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
@@ -118,7 +118,9 @@ def train(
     last_epoch = recipe.train.epochs if until is None else min(until, recipe.train.epochs)
     settings = stream_settings(recipe, total_steps)
     pictured = {name: value for name, value in settings.items() if name not in ("mean", "std")}
-    first_batch = training_batch(data.train, recipe.augment, 0, **pictured)  # before there is a folder: settings may not fit
+    # Before there is a folder: settings may not fit.
+    begins = [(first * steps_per_epoch, stage.augment) for first, _, stage in recipe.stages()]
+    batches = [training_batch(data.train, augment, step, **pictured) for step, augment in begins]
     run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
     if resume:
         check_same_recipe(run, recipe)
@@ -131,8 +133,8 @@ def train(
         if model is None:
             needed = recipe.finetune.checkpoint and state is None
             epoch = max(state[1]["epoch"] - 1, 0) if state else 0  # the last one that was trained
-            config = next(config for first, last, config in recipe.stages() if first <= epoch < last)
-            model, notes = compiled_model(recipe, config, total_steps, data.class_names if needed else None)
+            stage = next(stage for first, last, stage in recipe.stages() if first <= epoch < last)
+            model, notes = compiled_model(stage, total_steps, data.class_names if needed else None)
         set_length(model.optimizer, recipe.train, total_steps)
 
         session = Session(run, recipe, data, model, steps_per_epoch, last_epoch, notes)
@@ -143,24 +145,23 @@ def train(
             if verbose:
                 print(*session.notes, describe_trained(model), sep="\n", flush=True)
         if pictures and not first_epoch:
-            batch_picture(*first_batch, data.class_names, run.plots / "batch.png")
+            batch_picture(*batches[0], data.class_names, run.plots / "batch.png")
         if first_epoch < last_epoch:
             verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
             progress = [Progress(recipe.train, steps_per_epoch)] if verbose else []
             session.start()
             try:
-                for stage_first, stage_last, config in recipe.stages():
+                for stage_first, stage_last, stage in recipe.stages():
                     first, last = max(first_epoch, stage_first), min(last_epoch, stage_last)
                     if first >= last:
                         continue
-                    if config != session.training_model.config:
-                        session.go_on_with(compiled_model(recipe, config, total_steps)[0])
+                    session.go_on_with(stage, total_steps)
                     session.training_model.fit(
                         training_batches(
                             data.train,
-                            recipe.augment,
+                            stage.augment,
                             start_step=first * steps_per_epoch,
-                            image_size=config.image_size,
+                            image_size=stage.model.image_size,
                             **settings,
                         ),
                         epochs=last,
@@ -193,13 +194,13 @@ def load_recipe_data(recipe: Recipe) -> DataSet:
     )
 
 
-def compiled_model(recipe, config, total_steps, class_names=None):
-    """The model of a recipe in the sizes of a stage, ready for `fit`, and notes for the user.
+def compiled_model(recipe, total_steps, class_names=None):
+    """The model of a recipe or of a stage of it, ready for `fit`, and notes for the user.
 
     Its weights are the checkpoint's where the names of the data's classes are given, else the seed's.
     """
     keras.utils.set_random_seed(recipe.seed)
-    model = build_vit(config, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
+    model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
     notes, factors = [], None
     if recipe.finetune.checkpoint:
         if class_names is not None:
@@ -267,7 +268,7 @@ class Clock(keras.callbacks.Callback):
 
 
 def carry_over(old, new):
-    """Gives a compiled model the weights and the optimizer's state of another that differs in image or patch size.
+    """Gives a compiled model the weights and the optimizer's state of another that differs as stages do.
 
     Weights and their averages are resampled. The optimizer's moments of those are only of an order of magnitude then: their mean.
     """
@@ -276,7 +277,12 @@ def carry_over(old, new):
     if optimizer.use_ema:
         averages = optimizer._model_variables_moving_average  # no public access in Keras 3.15
         paths |= {id(average): variable.path for average, variable in zip(averages, new.trainable_variables, strict=True)}
-    for source, target in zip([*old.variables, *old.optimizer.variables], [*new.variables, *new.optimizer.variables], strict=True):
+    # By layer, as only one of them may have patch dropout, which has a variable too: the state of its random numbers.
+    theirs, ours = ({layer.name: layer.variables for layer in model.layers} for model in (old, new))
+    pairs = [*zip(old.optimizer.variables, new.optimizer.variables, strict=True)]
+    for name in theirs.keys() & ours.keys():
+        pairs += zip(theirs[name], ours[name], strict=True)
+    for source, target in pairs:
         value = ops.convert_to_numpy(source)
         if value.shape != tuple(target.shape):
             path = paths.get(id(target))
@@ -387,13 +393,16 @@ class Session(keras.callbacks.Callback):
             self.write_events(row)
         self.started = time.perf_counter()
 
-    def go_on_with(self, model):
-        """Trains another model from here on: of another image or patch size, with the weights and the optimizer's state so far."""
+    def go_on_with(self, stage, total_steps):
+        """Trains by the recipe of a stage from here on; a model that differs gets the weights and the optimizer's state so far."""
         if self.latest:  # at its end `fit` puts the averaged weights in the place of the trained ones
             for name, variable in self.arrays().items():
                 variable.assign(self.latest[name])
-        carry_over(self.training_model, model)
-        self.training_model, self.latest = model, None
+            self.latest = None
+        if stage.model != self.training_model.config:
+            model, _ = compiled_model(stage, total_steps)
+            carry_over(self.training_model, model)
+            self.training_model = model
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch

@@ -112,6 +112,14 @@ def test_counts_match_the_model_and_the_reference(options):
     reference = Reference(config, weights_of(model))
     reference(random_images(config, batch=1))
     assert config.flops == 2 * reference.macs
+    assert config.training_flops == 3 * config.flops
+
+
+def test_training_counts_the_patches_that_are_left():
+    config = ViTConfig(image_size=(32, 64), patch_size=8, width=48, depth=3, num_heads=4, mlp_dim=96, registers=2)
+    kept = dataclasses.replace(config, image_size=32)
+    embedding = 2 * 16 * 8 * 8 * 3 * 48  # of the other half, which comes before patches are left out
+    assert dataclasses.replace(config, patch_dropout=0.5).training_flops == 3 * (kept.flops + embedding)
 
 
 @pytest.mark.parametrize(("variant", "giga_macs"), PUBLISHED_MACS)

@@ -19,6 +19,7 @@ from keras import ops
 import keras_vit
 from keras_vit import ViTConfig
 from keras_vit.augment import AugmentConfig
+from keras_vit.config import kept_patches
 from keras_vit.data import DataSet, Split
 from keras_vit.layers import NO_DECAY
 from keras_vit.optimizer import WarmupSchedule, make_optimizer
@@ -252,20 +253,24 @@ def test_a_run_in_parts_ends_like_one_in_one_piece(finished, tmp_path):
     assert whole.summary["test_loss"] == finished.summary["test_loss"]
 
 
+MODEL = {"image_size": 8, "patch_size": 2, "stem": "patch"}
+# Model, stage, and the patches of each image in it; of the model's own there are 16.
 STAGES = {
-    "images": {"model": {"image_size": 16, "patch_size": 4, "stem": "conv"}, "stages": [{"until": 0.4, "image_scale": 0.5}]},
-    "patches": {"model": {"image_size": 8, "patch_size": 2, "stem": "patch"}, "stages": [{"until": 0.6, "patch_scale": 2}]},
+    "images": ({"image_size": 16, "patch_size": 4, "stem": "conv"}, {"until": 0.4, "image_scale": 0.5, "patch_dropout": 0.5}, 2),
+    "patches": (MODEL, {"until": 0.6, "patch_scale": 2}, 4),
+    "augment": (MODEL, {"until": 0.6, "augment": {"crop": 0, "mixup": 0.5}}, 16),
 }
 
 
 @pytest.mark.parametrize("kind", STAGES)
 def test_a_run_of_stages_in_parts_ends_like_one_in_one_piece(tmp_path, kind):
-    settings = {"stages": STAGES[kind]["stages"], "ema": 0.9}
-    recipe = small_recipe(model=STAGES[kind]["model"], train=settings)
-    (first, switch, small), (_, last, config) = recipe.stages()
+    model, stage, patches = STAGES[kind]
+    recipe = small_recipe(model=model, train={"stages": [stage], "ema": 0.9})
+    (first, switch, small), (_, last, rest) = recipe.stages()
     assert (first, last) == (0, 3)
-    assert small.num_patches == 4
-    assert config == recipe.model
+    assert kept_patches(small.model.num_patches, small.model.patch_dropout) == patches
+    assert (rest.model, rest.augment) == (recipe.model, recipe.augment)
+    assert (small.model, small.augment) != (rest.model, rest.augment)
     whole = train(recipe, tmp_path / "whole", verbose=0)
     assert whole.model().config.num_patches == 16
     assert whole.recipe.train.stages == recipe.train.stages
@@ -281,8 +286,8 @@ def test_a_stage_goes_on_where_the_last_one_ended():
         model={"image_size": 8, "patch_size": 2, "stem": "patch"},
         train={"stages": [{"until": 0.5, "image_scale": 0.5}], "ema": 0.9, "optimizer": "adamw"},
     )
-    (_, _, small), (_, _, config) = recipe.stages()
-    old, new = (compiled_model(recipe, config, 10)[0] for config in (small, config))
+    small, config = (stage.model for _, _, stage in recipe.stages())
+    old, new = (compiled_model(stage, 10)[0] for _, _, stage in recipe.stages())
     for index, variable in enumerate((*old.trainable_variables, *old.optimizer.variables)):
         if "float" in str(variable.dtype):
             variable.assign(np.abs(np.random.default_rng(index).normal(size=variable.shape)))
@@ -311,6 +316,9 @@ def test_a_stage_goes_on_where_the_last_one_ended():
         ([{"until": 0.5, "image_scale": 2}], "image_scale: received 2.0; allowed: a number"),
         ([{"until": 0.5}, {"until": 0.4}], "stages: received one until 0.4 behind one until 0.5; allowed: in order"),
         ([{"until": 1.0}], "until: received 1.0"),
+        ([{"until": 0.5, "patch_dropout": 1}], "patch_dropout: received 1.0; allowed: a number"),
+        ([{"until": 0.5, "augment": {"cutmx": 1}}], "stages: augment.cutmx: no such field; did you mean 'cutmix'?"),
+        ([{"until": 0.5, "augment": {"cutmix": -1}}], "stages: cutmix: received -1; allowed: a number"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(stages, message):

@@ -44,7 +44,7 @@ def scheduled(recipe, budget):
     """The recipe with the length of a budget, {"kind": "epochs", "seconds" or "flops", "amount": ...}.
 
     A budget that is not counted in epochs is cut into `STAGES` equal parts, so that it may be less than one pass over the data.
-    An image costs three forward passes: one forward, two backward. Seconds are left to `train`, which measures them.
+    Seconds are left to `train`, which measures them.
     """
     train = recipe.train
     epochs = max(1, round(budget["amount"])) if budget["kind"] == "epochs" else STAGES
@@ -52,8 +52,8 @@ def scheduled(recipe, budget):
     length |= {"steps_per_epoch": None, "validate_every": 1 if budget["kind"] == "epochs" else VALIDATE_EVERY}
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(train, **length))
     if budget["kind"] == "flops":
-        flops = sum((last - first) * config.flops for first, last, config in recipe.stages()) / epochs
-        steps = max(1, round(budget["amount"] / (3 * flops) / train.batch_size / STAGES))
+        flops = sum((last - first) * stage.model.training_flops for first, last, stage in recipe.stages()) / epochs
+        steps = max(1, round(budget["amount"] / flops / train.batch_size / STAGES))
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
     return recipe
 
