@@ -18,13 +18,16 @@ def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
         x: Tokens (B, N, D).
         sizes: How many patches each token stands for, (B, N, 1); None = one.
         keys: What similarity is measured by, (B, N, d).
-        count: Number of tokens r; at most half of the patch tokens.
+        count: Number of tokens r; half of the patch tokens where that is less, as behind patch dropout.
         num_prefix_tokens: Class token and registers in front, which stay as they are.
 
     Returns:
         Tokens (B, N - r, D), the prefix in front, and their sizes (B, N - r, 1).
     """
     start, width = num_prefix_tokens, x.shape[2]
+    count = min(count, (x.shape[1] - start) // 2)
+    if not count:
+        return x, ops.ones_like(x[:, :, :1]) if sizes is None else sizes
     keys = keys[:, start:] * ops.rsqrt(ops.sum(keys[:, start:] * keys[:, start:], axis=-1, keepdims=True) + 1e-6)
     scores = ops.matmul(keys[:, ::2], ops.transpose(keys[:, 1::2], (0, 2, 1)))  # (B, first, second)
     # Comparisons and products where others gather and scatter: every export format has them, and they cost little beside a block.

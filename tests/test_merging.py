@@ -100,6 +100,17 @@ def test_model_with_merging_learns():
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_no_more_is_merged_than_patch_dropout_leaves():
+    """4 of 16 patches, of which the blocks merge 2, then 1, then none."""
+    model = build_vit(ViTConfig(**TINY, merge_tokens=2, patch_dropout=0.75))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = ops.convert_to_numpy(model.get_layer("block_2").attention.qkv.kernel)
+    model.get_layer("head").kernel.assign(random(24, 5))
+    history = model.fit(random(4, 16, 16, 3), np.arange(4), verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert not np.array_equal(ops.convert_to_numpy(model.get_layer("block_2").attention.qkv.kernel), before)
+
+
 def test_what_cannot_be_merged_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^merge_tokens: received 4; allowed: half of the 6 patch tokens"):
         TransformerBlock(8, 2, 12, merge_tokens=4, num_prefix_tokens=1).build((None, 7, 8))
