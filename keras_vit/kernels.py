@@ -25,6 +25,7 @@ if BACKEND == "tensorflow":
     import tensorflow as tf
 elif BACKEND == "jax":
     import jax
+    import jax.experimental.layout as jax_layout
 elif BACKEND == "torch":
     import torch
 
@@ -189,14 +190,32 @@ def _linear(x, kernel, bias, flat, training):
     return ops.add(y, bias)
 
 
+def convolution(layer, x, training=False):
+    """What a built Keras layer gives, 3x3 with stride 2 and padding `same`: (B, H, W, C) -> (B, H/2, W/2, D), H and W even.
+
+    While training under JAX on a processor a product with the nine pixels of each place side by side: XLA has slow gradients of
+    convolutions there (of bfloat16 the product gains nothing, for all the copies before it).
+    """
+    if not (training and xla_is_here() and x.dtype == "float32"):
+        return layer(x)
+    batch, height, width, _ = x.shape
+    padded = jax.numpy.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # `same` adds only behind
+    pixels = [padded[:, row : row + height : 2, column : column + width : 2] for row in range(3) for column in range(3)]
+    rows = jax.numpy.concatenate(pixels, axis=-1).reshape(batch * height * width // 4, -1)
+    kernel, bias = ops.convert_to_tensor(layer.kernel), layer.bias
+    return linear(rows, kernel.reshape(-1, kernel.shape[-1]), bias, training).reshape(batch, height // 2, width // 2, -1)
+
+
 def attention(qkv, num_heads, bias=None):
     """Self-attention from fused queries, keys and values: (B, N, 3·h·d) -> (B, N, h·d); None where it is not faster here.
 
     A `bias` (B, 1, 1, N) is added to the scores.
 
     Under PyTorch on a processor: the gradients of queries, keys and values are written side by side, where autograd stacks and
-    copies them, and its fused kernel has a slower backward pass.
+    copies them, and its fused kernel has a slower backward pass. Under JAX on a processor in bfloat16: see `_dot`.
     """
+    if xla_is_here() and qkv.dtype == "bfloat16" and bias is None:
+        return _bfloat16_attention()(qkv, num_heads)
     if BACKEND != "torch" or qkv.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     if torch.is_grad_enabled() and qkv.requires_grad:
@@ -290,20 +309,73 @@ def _product():
 
     @jax.custom_vjp
     def product(x, kernel):
-        return x @ kernel
+        return _dot(x, kernel).astype(x.dtype)
 
     def forward(x, kernel):
-        return x @ kernel, (x, kernel)
+        return product(x, kernel), (x, kernel)
 
     def backward(kept, dy):
         x, kernel = kept
-        copy = jax.lax.optimization_barrier  # XLA would fold the transposition into the product
         swap = x.shape[1] > dy.shape[1]  # the smaller of the two is copied
-        gradient = copy(copy(dy.T) @ x).T if swap else copy(x.T) @ dy
-        return dy @ kernel.T, gradient
+        gradient = _dot(_transposed(dy), x).T if swap else _dot(_transposed(x), dy)
+        return _dot(dy, kernel, 1).astype(x.dtype), gradient.astype(kernel.dtype)
 
     product.defvjp(forward, backward)
     return product
+
+
+def _dot(a, b, axis=0):
+    """Products of the last axis of a with the first (0) or last (1) of b behind the axes that both have: (..., R, F), (..., F, D).
+
+    Of bfloat16 in float32: XLA on a processor has fast products of bfloat16 (AMX, AVX-512) for such a result alone, and for no
+    other order of the axes; all others it computes in float32.
+    """
+    batch = tuple(range(a.ndim - 2))
+    axes = ((a.ndim - 1,), (b.ndim - 2 + axis,)), (batch, batch)
+    if a.dtype != "bfloat16":
+        return jax.lax.dot_general(a, b, axes)
+    a, b = _row_major(a), _row_major(b)
+    return _row_major(jax.lax.dot_general(a, b, axes, preferred_element_type="float32"))
+
+
+def _row_major(x):
+    return jax_layout.with_layout_constraint(x, jax_layout.Layout(tuple(range(x.ndim))))
+
+
+def _transposed(x):
+    """A transposed copy that XLA does not fold into the product that takes it: (R, F) -> (F, R)."""
+    half = len(x) // 2
+    return jax.numpy.concatenate([x[:half].T, x[half:].T], axis=1)
+
+
+@functools.cache
+def _bfloat16_attention():
+    def split(qkv, num_heads):
+        return qkv.reshape(*qkv.shape[:2], 3, num_heads, -1).transpose(2, 0, 3, 1, 4)  # (3, B, h, N, d)
+
+    def forward(qkv, num_heads):
+        q, k, v = split(qkv, num_heads)
+        scores = jax.nn.softmax(q.shape[-1] ** -0.5 * _dot(q, k, 1), axis=-1).astype(qkv.dtype)  # (B, h, N, N)
+        y = _dot(scores, v).astype(qkv.dtype)
+        return y.transpose(0, 2, 1, 3).reshape(*qkv.shape[:2], -1), (qkv, scores)
+
+    def backward(num_heads, kept, dy):
+        qkv, scores = kept
+        q, k, v = split(qkv, num_heads)
+        batch, _, tokens, size = q.shape
+        dy = dy.reshape(batch, tokens, num_heads, size)
+        dscores = _dot(dy.transpose(0, 2, 1, 3), v, 1)  # (B, h, N, N)
+        weights = scores.astype("float32")
+        dscores = weights * (dscores - jax.numpy.sum(weights * dscores, axis=-1, keepdims=True))
+        dscores = (size**-0.5 * dscores).astype(qkv.dtype)
+        dq = _dot(dscores, k).transpose(0, 2, 1, 3)  # (B, N, h, d)
+        dk = _dot(q.transpose(0, 1, 3, 2), dscores).transpose(0, 3, 1, 2)
+        dv = _dot(dy.transpose(0, 2, 3, 1), scores).transpose(0, 3, 1, 2)
+        return (jax.numpy.stack([dq, dk, dv], axis=2).astype(qkv.dtype).reshape(qkv.shape),)
+
+    attention = jax.custom_vjp(lambda qkv, num_heads: forward(qkv, num_heads)[0], nondiff_argnums=(1,))
+    attention.defvjp(forward, backward)
+    return attention
 
 
 def branch_off(x, training=False):

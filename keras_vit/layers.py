@@ -21,7 +21,7 @@ from keras_vit.config import (
     check_position,
     kept_patches,
 )
-from keras_vit.kernels import activate, attention, branch_off, layer_norm, linear, reshape, shape
+from keras_vit.kernels import activate, attention, branch_off, convolution, layer_norm, linear, reshape, shape
 from keras_vit.merging import merge_tokens
 
 register = keras.saving.register_keras_serializable(package="keras_vit")
@@ -165,14 +165,14 @@ class ConvStem(Layer):
                 f"filters: {len(self.filters)} convolutions take an image whose sides are multiples of "
                 f"{2 ** len(self.filters)}; received {shape[1]} x {shape[2]} pixels"
             )
-        for convolution in self.convolutions:
-            convolution.build(shape)
-            shape = convolution.compute_output_shape(shape)
+        for layer in self.convolutions:
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
 
     def call(self, images, training=None):
         x = to_channels_last(images, self.data_format)  # (B, H, W, C)
-        for convolution in self.convolutions:
-            x = activate(convolution(x), "gelu", training)  # (B, H/2, W/2, filters), and so on
+        for layer in self.convolutions:
+            x = activate(convolution(layer, x, training), "gelu", training)  # (B, H/2, W/2, filters), and so on
         return ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from keras import ops
 
 from keras_vit import kernels, machine
-from keras_vit.layers import Attention, LayerNormalization, TransformerBlock
+from keras_vit.layers import Attention, ConvStem, LayerNormalization, TransformerBlock
 from keras_vit.optimizer import fused_adam, fused_muon
 
 BACKEND = keras.backend.backend()
@@ -138,6 +139,42 @@ def test_linear(sizes, onednn, monkeypatch):
     np.testing.assert_array_equal(ops.convert_to_numpy(given), residual)  # is not written to
 
 
+def in_bfloat16(function):
+    return lambda *inputs: ops.cast(function(*(ops.cast(value, "bfloat16") for value in inputs)), "float32")
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("sizes", [(6, 20), (20, 6), (64, 32)], ids=str)
+def test_linear_in_bfloat16(rows, sizes):
+    inputs = random(rows, sizes[0]), random(*sizes, seed=1), random(sizes[1], seed=2)
+    plain = value_and_gradients(lambda x, kernel, bias: ops.matmul(x, kernel) + bias, *inputs)
+    for exact, rounded in zip(plain, value_and_gradients(in_bfloat16(lambda *x: kernels.linear(*x, True)), *inputs), strict=True):
+        assert rounded.shape == exact.shape
+        assert np.abs(exact - rounded).max() < 0.02 * np.abs(exact).max()
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="XLA's products")
+def test_xla_multiplies_bfloat16_as_such():
+    """Where it can: for the result and both gradients, of a kernel that is wide and of one that is high."""
+    import jax
+
+    def operands(function, *shapes):
+        """The types of what the products of a compiled function take; each of them is a fusion of its own."""
+        inputs = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes]
+        parts = jax.jit(function).lower(*inputs).compile().as_text().split("\n\n")
+        return [sorted(set(re.findall(r"(\w+)\[[^ ]* parameter", part))) for part in parts if " dot(" in part]
+
+    if operands(lambda a, b: jax.lax.dot(a, b, preferred_element_type="float32"), (512, 64), (64, 128)) != [["bf16"]]:
+        pytest.skip("this processor, or this XLA, multiplies bfloat16 as float32")
+    for width, hidden in ((64, 128), (128, 64)):
+
+        def gradients(x, kernel, dy):
+            y, back = jax.vjp(lambda x, kernel: kernels.linear(x, kernel, None, True), x, kernel)
+            return y, *(jax.numpy.tanh(value).T for value in back(dy))
+
+        assert operands(gradients, (512, width), (width, hidden), (512, hidden)) == 3 * [["bf16"]]
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's products")
 @pytest.mark.parametrize(
     ("vendor", "capability", "slow"),
@@ -156,6 +193,16 @@ def test_onednn_multiplies_where_mkl_is_slow(vendor, capability, slow, monkeypat
     finally:
         kernels.mkl_is_slow.cache_clear()
     assert ("OneDNN" in type(y.grad_fn).__name__) == slow
+
+
+def test_convolutions_of_the_stem():
+    """Values and gradients are those of Keras's layers, for which it has other operations while training."""
+    stem = ConvStem((6, 10))
+    stem.build((None, 8, 12, 3))
+    for index, weight in enumerate(stem.weights):
+        weight.assign(random(*weight.shape, seed=index))
+    x = random(2, 8, 12, 3)
+    assert_same(*(value_and_gradients(lambda x, t=training: stem(x, training=t), x) for training in (True, False)))
 
 
 def test_fused_attention_is_the_explicit_one(monkeypatch):
