@@ -120,7 +120,7 @@ def fused_adam() -> type:
 
         class FusedAdam(SharedDecay, kind):
             def _backend_update_step(self, grads, trainable_variables, learning_rate):
-                if tf.distribute.has_strategy():
+                if is_distributed():
                     return super()._backend_update_step(grads, trainable_variables, learning_rate)
                 # Once, and not for each weight: tracing all of it took longer than tracing a model.
                 step, rate = ops.cast(self.iterations + 1, "float32"), ops.cast(learning_rate, "float32")
@@ -147,6 +147,13 @@ def fused_adam() -> type:
 
         return FusedAdam
     return kind
+
+
+def is_distributed():
+    """Whether TensorFlow trains several replicas, whose gradients Keras then sums."""
+    import tensorflow as tf
+
+    return tf.distribute.has_strategy()
 
 
 class SharedDecay:
@@ -203,21 +210,69 @@ def torch_adam(gradients, variables, momentums, velocities, iterations, learning
 
 @functools.cache
 def fused_muon() -> type:
-    """Keras's Muon, which computes its learning rate once a step and not for each weight.
+    """Keras's Muon, which updates the matrices of one shape in one go and computes its learning rate once a step.
 
-    Under PyTorch it updates the matrices of one shape in one go, where Keras takes one after the other.
+    Keras takes one matrix after the other: a model has dozens, and each is five steps of three small products.
     """
-    kind = backend_class(keras.optimizers.Muon)
+    kind, backend = backend_class(keras.optimizers.Muon), keras.backend.backend()
 
     class FusedMuon(SharedDecay, kind):
         def decay_of(self, variable):
             return self.adam_weight_decay if self._should_use_adamw(variable) else self.weight_decay
 
-    if keras.backend.backend() != "torch":
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            if backend == "tensorflow" and is_distributed():
+                return super()._backend_update_step(grads, trainable_variables, learning_rate)
+            shapes, rest = {}, []
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                if self.adam_velocities[self._get_variable_index(variable)] is None:  # Muon's
+                    shapes.setdefault(tuple(sorted(variable.shape)), []).append((gradient, variable))
+                else:
+                    rest.append((gradient, variable))
+            for (_, longer), members in shapes.items():
+                gradients, variables = zip(*members, strict=True)
+                tall = [variable.shape[0] > variable.shape[1] for variable in variables]
+                momentums = [self.momentums[self._get_variable_index(variable)] for variable in variables]
+                updates = self.directions(gradients, momentums)
+                updates = [ops.transpose(update) if turn else update for update, turn in zip(updates, tall, strict=True)]
+                rate = 1 if self.rms_rate is None else math.sqrt(longer) * self.rms_rate
+                updates = ops.unstack(self.zeropower(ops.stack(updates)) * (rate * learning_rate), len(updates))
+                updates = [ops.transpose(update) if turn else update for update, turn in zip(updates, tall, strict=True)]
+                self.subtract(variables, updates)
+            self.update_rest(rest, learning_rate)
+
+        def directions(self, gradients, momentums):
+            """Updates the momentums of matrices; returns what is then made orthogonal."""
+            for gradient, momentum in zip(gradients, momentums, strict=True):
+                self.assign(momentum, self.momentum * momentum + gradient)
+            momentums = [momentum.value for momentum in momentums]
+            if not self.nesterov:
+                return momentums
+            return [gradient + self.momentum * momentum for gradient, momentum in zip(gradients, momentums, strict=True)]
+
+        def zeropower(self, x):
+            """About the polar factor of each matrix (n, R, C), R <= C, by Newton-Schulz iterations, as Keras's."""
+            x = x / (ops.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
+            for _ in range(self.ns_steps):
+                gram = ops.matmul(x, ops.transpose(x, (0, 2, 1)))
+                x = self.muon_a * x + ops.matmul(self.muon_b * gram + self.muon_c * ops.matmul(gram, gram), x)
+            return x
+
+        def subtract(self, variables, updates):
+            for variable, update in zip(variables, updates, strict=True):
+                self.assign_sub(variable, update)
+
+        def update_rest(self, rest, learning_rate):
+            for gradient, variable in rest:
+                self.update_step(gradient, variable, learning_rate)
+
+    if backend != "torch":
         return FusedMuon
     import torch
 
     class TorchMuon(FusedClipping, FusedMuon):
+        """In few calls, each for all matrices of a shape."""
+
         @torch.no_grad()
         def _apply_weight_decay(self, variables):
             rate, decayed = self._get_current_learning_rate(), {}
@@ -229,40 +284,32 @@ def fused_muon() -> type:
 
         @torch.no_grad()
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
-            shapes, rest = {}, []
-            for gradient, variable in zip(grads, trainable_variables, strict=True):
-                index = self._get_variable_index(variable)
-                if self.adam_velocities[index] is None:  # Muon's
-                    rows, columns = variable.shape
-                    member = gradient, variable, self.momentums[index].value, rows > columns
-                    shapes.setdefault((min(rows, columns), max(rows, columns)), []).append(member)
-                else:
-                    rest.append((gradient, variable, self.momentums[index], self.adam_velocities[index]))
-            for (_, longer), members in shapes.items():
-                gradients, variables, momentums, tall = zip(*members, strict=True)
-                torch._foreach_mul_(momentums, self.momentum)
-                torch._foreach_add_(momentums, gradients)
-                updates = torch._foreach_add(gradients, momentums, alpha=self.momentum) if self.nesterov else momentums
-                updates = [update.T if turn else update for update, turn in zip(updates, tall, strict=True)]
-                rate = 1 if self.rms_rate is None else math.sqrt(longer) * self.rms_rate
-                updates = self.zeropower_via_newtonschulz5(torch.stack(updates), self.ns_steps) * (-rate * learning_rate)
-                updates = [update.T if turn else update for update, turn in zip(updates, tall, strict=True)]
-                torch._foreach_add_([variable.value for variable in variables], updates)
-            if rest and rest[0][0].device.type == "cpu":
-                settings = self.adam_beta_1, self.adam_beta_2, self.epsilon
-                torch_adam(*zip(*rest, strict=True), self.iterations, learning_rate * self.adam_lr_ratio, *settings)
-            else:  # reading step and rate would wait for an accelerator
-                for gradient, variable, *_ in rest:
-                    self.update_step(gradient, variable, learning_rate)
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
 
-        def zeropower_via_newtonschulz5(self, x, steps):
-            """Keras's, in three products a step: about the polar factor of each matrix, (n, R, C) -> (n, R, C), R <= C."""
-            a, b, c = self.muon_a, self.muon_b, self.muon_c
+        def directions(self, gradients, momentums):
+            momentums = [momentum.value for momentum in momentums]
+            torch._foreach_mul_(momentums, self.momentum)
+            torch._foreach_add_(momentums, gradients)
+            return torch._foreach_add(gradients, momentums, alpha=self.momentum) if self.nesterov else momentums
+
+        def zeropower(self, x):
             x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-            for _ in range(steps):
+            for _ in range(self.ns_steps):
                 gram = x @ x.mT
-                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=self.muon_b, alpha=self.muon_c), x, beta=self.muon_a)
             return x
+
+        def subtract(self, variables, updates):
+            torch._foreach_sub_([variable.value for variable in variables], updates)
+
+        def update_rest(self, rest, learning_rate):
+            if not rest or rest[0][0].device.type != "cpu":  # reading step and rate would wait for an accelerator
+                return super().update_rest(rest, learning_rate)
+            gradients, variables = zip(*rest, strict=True)
+            indices = [self._get_variable_index(variable) for variable in variables]
+            moments = [[kept[index] for index in indices] for kept in (self.momentums, self.adam_velocities)]
+            settings = self.adam_beta_1, self.adam_beta_2, self.epsilon
+            torch_adam(gradients, variables, *moments, self.iterations, learning_rate * self.adam_lr_ratio, *settings)
 
     return TorchMuon
 
