@@ -25,7 +25,8 @@ if BACKEND == "tensorflow":
     import tensorflow as tf
 elif BACKEND == "jax":
     import jax
-    import jax.experimental.layout as jax_layout
+    from jax.experimental.layout import Layout, with_layout_constraint
+    from jax.lax import optimization_barrier as barrier
 elif BACKEND == "torch":
     import torch
 
@@ -317,7 +318,7 @@ def _product():
     def backward(kept, dy):
         x, kernel = kept
         swap = x.shape[1] > dy.shape[1]  # the smaller of the two is copied
-        gradient = _dot(_transposed(dy), x).T if swap else _dot(_transposed(x), dy)
+        gradient = barrier(_dot(_transposed(dy), x)).T if swap else _dot(_transposed(x), dy)
         return _dot(dy, kernel, 1).astype(x.dtype), gradient.astype(kernel.dtype)
 
     product.defvjp(forward, backward)
@@ -339,11 +340,13 @@ def _dot(a, b, axis=0):
 
 
 def _row_major(x):
-    return jax_layout.with_layout_constraint(x, jax_layout.Layout(tuple(range(x.ndim))))
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _transposed(x):
     """A transposed copy that XLA does not fold into the product that takes it: (R, F) -> (F, R)."""
+    if x.dtype != "bfloat16":  # of which a barrier would make float32
+        return barrier(x.T)
     half = len(x) // 2
     return jax.numpy.concatenate([x[:half].T, x[half:].T], axis=1)
 
