@@ -25,7 +25,6 @@ if BACKEND == "tensorflow":
     import tensorflow as tf
 elif BACKEND == "jax":
     import jax
-    from jax.experimental.layout import Layout, with_layout_constraint
     from jax.lax import optimization_barrier as barrier
 elif BACKEND == "torch":
     import torch
@@ -340,6 +339,8 @@ def _dot(a, b, axis=0):
 
 
 def _row_major(x):
+    from jax.experimental.layout import Layout, with_layout_constraint  # what `import jax` does not load
+
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
