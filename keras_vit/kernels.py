@@ -334,6 +334,7 @@ def _dot(a, b, axis=0):
     axes = ((a.ndim - 1,), (b.ndim - 2 + axis,)), (batch, batch)
     if a.dtype != "bfloat16":
         return jax.lax.dot_general(a, b, axes)
+    # Left to itself XLA may lay them out as what takes the result prefers, and then has no product at all ("UNIMPLEMENTED").
     a, b = _row_major(a), _row_major(b)
     return _row_major(jax.lax.dot_general(a, b, axes, preferred_element_type="float32"))
 

@@ -277,10 +277,11 @@ def fused_muon() -> type:
         def _apply_weight_decay(self, variables):
             rate, decayed = self._get_current_learning_rate(), {}
             for variable in variables:
-                if self._use_weight_decay(variable):
-                    decayed.setdefault(self.decay_of(variable), []).append(variable.value)
+                decay = self.decay_of(variable)
+                if decay and self._use_weight_decay(variable):
+                    decayed.setdefault(decay, []).append(variable.value)
             for decay, values in decayed.items():
-                torch._foreach_mul_(values, 1 - (decay or 0) * rate)
+                torch._foreach_mul_(values, 1 - decay * rate)
 
         @torch.no_grad()
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
