@@ -193,9 +193,14 @@ def _linear(x, kernel, bias, flat, training):
 def convolution(layer, x, training=False):
     """What a built Keras layer gives, 3x3 with stride 2 and padding `same`: (B, H, W, C) -> (B, H/2, W/2, D), H and W even.
 
-    While training under JAX on a processor a product with the nine pixels of each place side by side: XLA has slow gradients of
-    convolutions there (of bfloat16 the product gains nothing, for all the copies before it).
+    Under PyTorch without the copies that Keras makes to have the channels first. While training under JAX on a processor a product
+    with the nine pixels of each place side by side: XLA has slow gradients of convolutions there (of bfloat16 the product gains
+    nothing, for all the copies before it).
     """
+    if BACKEND == "torch" and not torch.compiler.is_exporting():
+        kernel, bias = ops.convert_to_tensor(layer.kernel), None if layer.bias is None else ops.convert_to_tensor(layer.bias)
+        x = torch.nn.functional.pad(x.permute(0, 3, 1, 2), (0, 1, 0, 1))  # `same` adds only behind
+        return torch.nn.functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, stride=2).permute(0, 2, 3, 1)
     if not (training and xla_is_here() and x.dtype == "float32"):
         return layer(x)
     batch, height, width, _ = x.shape
