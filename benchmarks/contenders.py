@@ -18,7 +18,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from keras_vit.runtimes import serve  # noqa: E402
+from keras_vit.export.runtimes import serve  # noqa: E402
 
 LEARNING_RATE, WEIGHT_DECAY, CLASSES = 1e-3, 0.05, 10
 BACKENDS = ("torch", "tensorflow", "jax")
@@ -248,9 +248,9 @@ class KerasVit(Keras):
     def make(self):
         import keras_vit
         from keras_vit.machine import tune
-        from keras_vit.optimizer import make_optimizer
-        from keras_vit.recipe import TrainConfig
-        from keras_vit.train import POLICIES, compile_model
+        from keras_vit.recipes.schema import TrainConfig
+        from keras_vit.training.models import POLICIES, compile_model
+        from keras_vit.training.optimizer import make_optimizer
 
         tune()
         config = keras_vit_config(vars(self), merge_tokens=self.merging * MERGED[self.image_size])
@@ -259,7 +259,7 @@ class KerasVit(Keras):
         compile_model(self.model, make_optimizer(settings, 10**6), settings.jit)
 
     def dataset(self):
-        from keras_vit.data import stream
+        from keras_vit.data.dataset import stream
 
         batch = np.asarray(self.images), np.asarray(self.targets)
         return stream(lambda step: batch, 0, None, batch[0].shape, batch[1].shape)
@@ -290,7 +290,7 @@ class Exported(Contender):
         keras_vit.export_model(model, task["folder"], cls.format, **settings)
 
     def build(self):
-        from keras_vit.runtimes import Worker
+        from keras_vit.export.runtimes import Worker
 
         self.images = (self.images * 64 + 128).clip(0, 255).astype("uint8")
         self.predict = Worker(self.format, self.folder, 0).run

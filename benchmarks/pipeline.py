@@ -11,13 +11,12 @@ import json
 import os
 import pathlib
 import statistics
-import sys
 import time
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "experiments"))
-from cli import Parser, run_command
+from keras_vit.cli.command import Parser
+from keras_vit.processes import run_command
 
 WARM_UP, TURNS, CLASSES = 3, 3, 10  # steps, repetitions, classes
 
@@ -34,8 +33,8 @@ def main():
     options = parser.parse_args()
     import keras
 
-    from keras_vit.augment import AugmentConfig
-    from keras_vit.recipe import load_recipe
+    from keras_vit.data.augment import AugmentConfig
+    from keras_vit.recipes.parse import load_recipe
 
     recipe = load_recipe(options.recipe)
     batch_size = recipe.train.batch_size
@@ -73,7 +72,7 @@ def main():
 
 
 def random_split(model, count):
-    from keras_vit.data import Split
+    from keras_vit.data.dataset import Split
 
     height, width = np.broadcast_to(model.image_size, 2)
     rng = np.random.default_rng(0)
@@ -82,7 +81,7 @@ def random_split(model, count):
 
 
 def pipeline_step(recipe, split, augment, pipeline):
-    from keras_vit.data import training_batches
+    from keras_vit.data.dataset import training_batches
 
     settings = {"num_classes": CLASSES, "batch_size": recipe.train.batch_size, "mean": recipe.mean, "std": recipe.std}
     batches = training_batches(split, augment, seed=recipe.seed, total_steps=10**9, pipeline=pipeline, **settings)
@@ -90,10 +89,10 @@ def pipeline_step(recipe, split, augment, pipeline):
 
 
 def training_step(recipe, split):
-    from keras_vit.data import normalize
-    from keras_vit.model import build_vit
-    from keras_vit.optimizer import make_optimizer
-    from keras_vit.train import POLICIES, compile_model
+    from keras_vit.images import normalize
+    from keras_vit.model.vit import build_vit
+    from keras_vit.training.models import POLICIES, compile_model
+    from keras_vit.training.optimizer import make_optimizer
 
     config = dataclasses.replace(recipe.model, num_classes=CLASSES)
     model = build_vit(config, dtype=POLICIES[recipe.train.precision])

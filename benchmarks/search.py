@@ -11,13 +11,12 @@ import json
 import math
 import os
 import pathlib
-import sys
 import tempfile
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "experiments"))
-from cli import Parser, run_command
+from keras_vit.cli.command import Parser
+from keras_vit.processes import run_command
 
 NOISE = 0.003  # standard deviation of an accuracy over seeds, as measured on CIFAR-10
 EPOCHS = 27  # of a whole training, for Hyperband
@@ -46,7 +45,7 @@ def true_latency(space, values):
 
 def search(method, space, trials, seed, objectives):
     """Runs an oracle; returns [(cost so far, values, measured, true)], a row a trial, costs in whole trainings."""
-    from tuning.oracle import ORACLES
+    from keras_vit.search.oracle import ORACLES
 
     settings = {"random": {"max_trials": trials}, "bayesian": {"max_trials": trials, "num_initial_points": INITIAL}}
     oracle = ORACLES[method](space, seed=seed, objectives=objectives, **settings.get(method, {"max_epochs": EPOCHS}))
@@ -92,9 +91,9 @@ def main():
     if options.trials < 2 or options.seeds < 1:
         raise ValueError("trials, seeds: allowed: at least 2 and 1")
 
-    from keras_vit.recipe import load_recipe
-    from tuning.pareto import hypervolume
-    from tuning.space import Space, SpaceConfig
+    from keras_vit.recipes.parse import load_recipe
+    from keras_vit.search.pareto import hypervolume
+    from keras_vit.search.space import Space, SpaceConfig
 
     space = Space(SpaceConfig(), load_recipe("quick"))
     accuracy = {"val_accuracy": "max"}

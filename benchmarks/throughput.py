@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
-from cli import Parser, run_command
+from keras_vit.cli.command import Parser
+from keras_vit.processes import run_command
 
 BASELINE = "timm"
 TASKS = {
@@ -49,8 +49,8 @@ def main():
     from contenders import CONTENDERS, missing
     from rich.console import Console
 
-    from keras_vit.config import ViTConfig
     from keras_vit.machine import machine
+    from keras_vit.model.config import ViTConfig
 
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 110))
     wanted = options.contenders or list(CONTENDERS)
@@ -145,7 +145,7 @@ def race(names, mode, task, options, report):
 def contender(name, task):
     from contenders import CONTENDERS
 
-    from keras_vit.runtimes import Companion
+    from keras_vit.export.runtimes import Companion
 
     script = Path(__file__).with_name("contenders.py")
     return Companion(name, [sys.executable, str(script), name, json.dumps(task)], CONTENDERS[name][2])

@@ -1,23 +1,29 @@
-"""The Vision Transformer for Keras 3: one small readable model, the same numbers under TensorFlow, JAX and PyTorch."""
+"""The Vision Transformer for Keras 3: one small readable model, the same numbers under TensorFlow, JAX and PyTorch.
 
-from keras_vit.config import VARIANTS, ViTConfig
-from keras_vit.export import export_model
-from keras_vit.layers import (
-    MLP,
-    Attention,
-    AttentionPooling,
-    ConvStem,
-    LayerScale,
-    PatchEncoder,
-    Patches,
-    Pooling,
-    TransformerBlock,
-)
-from keras_vit.model import ViT, build_vit, features
-from keras_vit.recipe import Recipe, load_recipe
-from keras_vit.run import RunFolder
-from keras_vit.train import train
-from keras_vit.weights import Checkpoint, load_model, load_weights, open_checkpoint, save_weights
+Import it before Keras: it then chooses a backend that is installed, unless KERAS_BACKEND or `keras.json` has named one.
+"""
+
+from keras_vit.backend import choose_backend, quiet_tensorflow
+
+PROBLEM = choose_backend()  # why no backend can be used, in one line; None where one can
+
+if not PROBLEM:
+    with quiet_tensorflow():
+        import keras  # noqa: F401
+    from keras_vit.export.export import export_model
+    from keras_vit.model.attention import Attention
+    from keras_vit.model.block import MLP, LayerScale, TransformerBlock
+    from keras_vit.model.config import VARIANTS, ViTConfig
+    from keras_vit.model.embed import ConvStem, PatchEncoder, Patches
+    from keras_vit.model.pool import AttentionPooling, Pooling
+    from keras_vit.model.vit import ViT, build_vit, features
+    from keras_vit.recipes.parse import load_recipe
+    from keras_vit.recipes.schema import Recipe
+    from keras_vit.runs.folder import RunFolder
+    from keras_vit.training.loop import train
+    from keras_vit.weights.checkpoint import Checkpoint
+    from keras_vit.weights.load import load_model, load_weights, open_checkpoint
+    from keras_vit.weights.save import save_weights
 
 __all__ = [
     "MLP",
@@ -45,3 +51,9 @@ __all__ = [
     "save_weights",
     "train",
 ]
+
+
+def __getattr__(name):
+    if PROBLEM and name in __all__:
+        raise ImportError(PROBLEM)
+    raise AttributeError(f"module 'keras_vit' has no attribute {name!r}")

@@ -8,12 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import keras
 
-BACKENDS = ("tensorflow", "jax", "torch")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_vit"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 SHORT_COMPILATION = 0.02  # seconds below which it is not kept; JAX has 1.0, but building a model compiles many short ones
@@ -40,6 +38,19 @@ def tune() -> None:
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORT_COMPILATION)
+
+
+def stay_on_processor() -> None:
+    """Keeps this process off accelerators; before the first tensor is made. Child processes are not concerned."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")
+    elif backend == "jax":
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
 
 
 def accelerator() -> str | None:
@@ -100,11 +111,6 @@ def peak_memory_mb() -> float | None:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def installed_backends() -> list[str]:
-    """The backends that are installed, in the order of `BACKENDS`."""
-    return [name for name in BACKENDS if find_spec(name)]
-
-
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """Products of float32 in float32: on an accelerator backends may round their factors to ten bits (TF32)."""
@@ -136,25 +142,3 @@ def full_float32() -> Iterator[None]:
         finally:
             for switch, value in zip(switches, before, strict=True):
                 switch.allow_tf32 = value
-
-
-def run_python(arguments: list[str], backend: str, **settings: str) -> None:
-    """Runs this Python under a backend to its end; a ValueError with its last line if it fails.
-
-    Args:
-        arguments: What follows `python` on a command line.
-        backend: Of Keras.
-        **settings: Environment variables.
-    """
-    root = str(Path(__file__).resolve().parents[1])
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        **settings,
-    }
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(f"{backend}: {lines[-1].removeprefix('ValueError: ')}")

@@ -22,11 +22,15 @@ from keras import ops
 from rich.console import Console
 from rich.table import Table
 
-from keras_vit.config import VARIANTS, ViTConfig, check_int
-from keras_vit.machine import BACKENDS, full_float32, installed_backends, run_python
-from keras_vit.model import ViT, build_vit
-from keras_vit.recipe import read_settings, recipe_names
-from keras_vit.run import RunFolder, write_text
+from keras_vit.backend import BACKENDS, installed_backends
+from keras_vit.checks import check_int
+from keras_vit.files import write_text
+from keras_vit.machine import full_float32
+from keras_vit.model.config import VARIANTS, ViTConfig
+from keras_vit.model.vit import ViT, build_vit
+from keras_vit.processes import run_python
+from keras_vit.recipes.parse import read_settings, recipe_names
+from keras_vit.runs.folder import RunFolder
 
 STEPS, LEARNING_RATE = 3, 1e-3
 TIMED_SECONDS = 2.0  # of training, and again of inference
@@ -293,7 +297,7 @@ def export_everywhere(target: dict, formats: list[str], backends: list[str], rep
 
 def export(job: str) -> None:
     """What a process of `export_everywhere` does."""
-    from keras_vit.export import export_model
+    from keras_vit.export.export import export_model
 
     settings = json.loads(Path(job).read_text(encoding="utf-8"))
     export_model(load_model(settings["target"]), settings["out"], settings["format"])
@@ -317,7 +321,7 @@ def exports_table(rows: list[dict]) -> Table:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code, 1 if a threshold is passed over or an export fails."""
-    from keras_vit.export import FORMATS
+    from keras_vit.export.export import FORMATS
 
     parser = jsonargparse.ArgumentParser(
         prog="python -m keras_vit.parity",

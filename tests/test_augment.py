@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from keras_vit import augment as module
-from keras_vit.augment import RANDAUGMENT, AugmentConfig, apply_operations, augment
+from keras_vit.data import augment as module
+from keras_vit.data.augment import RANDAUGMENT, AugmentConfig, apply_operations, augment
 
 OFF = AugmentConfig(flip=False, crop=0)
 ROUNDING = 2  # of 255: Pillow rounds at other places, and cuts off where it blends

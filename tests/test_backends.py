@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from keras_vit.parity import compare, installed_backends
+from keras_vit.backend import installed_backends
+from keras_vit.parity import compare
 
 TESTS = pathlib.Path(__file__).parent
 BACKENDS = installed_backends()

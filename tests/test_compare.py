@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from keras_vit import build_vit, compare, load_recipe
-from keras_vit.compare import LATENCY, ROUNDS, THROUGHPUT, compare_exports, comparison_table, keras_artifact
-from keras_vit.data import normalize
+from keras_vit import build_vit, load_recipe
+from keras_vit.export import compare
+from keras_vit.export.compare import LATENCY, ROUNDS, THROUGHPUT, compare_exports, comparison_table, keras_artifact
+from keras_vit.export.runtimes import FILES
+from keras_vit.images import normalize
 from keras_vit.parity import randomise
-from keras_vit.run import RunFolder
-from keras_vit.runtimes import FILES
-from keras_vit.train import load_recipe_data
+from keras_vit.recipes.schema import load_recipe_data
+from keras_vit.runs.folder import RunFolder
 
 TOLERANCE = 1e-4  # absolute, of logits near 1: the same model in another process
 

@@ -13,16 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vit import sources
-from keras_vit.augment import AugmentConfig
-from keras_vit.data import (
-    Split,
-    evaluation_batches,
-    load_data,
-    normalize,
-    training_batch,
-    training_batches,
-)
+from keras_vit.data import sources
+from keras_vit.data.augment import AugmentConfig
+from keras_vit.data.dataset import Split, evaluation_batches, load_data, training_batch, training_batches
+from keras_vit.images import normalize
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
 PIPELINES = ["PyDataset"] + ["tf.data"] * (importlib.util.find_spec("tensorflow") is not None)

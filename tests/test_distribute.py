@@ -13,13 +13,13 @@ import pytest
 import test_tuner
 from test_tuner import FAKE, make
 
-from keras_vit.recipe import load_recipe
-from tuning import distribute
-from tuning import tuner as tuner_module
-from tuning.distribute import Chief, ChiefClient, read_address
-from tuning.oracle import HyperbandOracle, RandomOracle
-from tuning.space import Space, SpaceConfig
-from tuning.tuner import Lost, Silence, TrialTuner
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.search import distribute
+from keras_vit.search import tuner as tuner_module
+from keras_vit.search.distribute import Chief, ChiefClient, read_address
+from keras_vit.search.oracle import HyperbandOracle, RandomOracle
+from keras_vit.search.space import Space, SpaceConfig
+from keras_vit.search.tuner import Lost, Silence, TrialTuner
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,13 @@ from PIL import Image
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from keras_vit import ViTConfig, build_vit
-from keras_vit.data import load_data, normalize
-from keras_vit.evaluate import calibrate, compare, comparison_table, evaluate, evaluation_table, score, write_evaluation
-from keras_vit.recipe import Recipe, TrainConfig
-from keras_vit.run import RunFolder
+from keras_vit.data.dataset import load_data
+from keras_vit.images import normalize
+from keras_vit.recipes.schema import Recipe, TrainConfig
+from keras_vit.runs.comparison import compare, comparison_table
+from keras_vit.runs.evaluation import evaluate, evaluation_table, write_evaluation
+from keras_vit.runs.folder import RunFolder
+from keras_vit.runs.scores import calibrate, score
 
 EXACT = 1e-12
 TOLERANCE = 1e-5  # relative, of float32 logits

@@ -19,13 +19,14 @@ from PIL import Image
 from reference import Reference, weights_of
 from sklearn.datasets import load_sample_images
 
-from keras_vit import RunFolder, ViTConfig, build_vit, export, export_model, load_recipe
-from keras_vit.data import normalize
-from keras_vit.export import BATCHES, EVERY, FORMATS, THRESHOLDS, choose_writer, export_table
-from keras_vit.machine import installed_backends
+from keras_vit import RunFolder, ViTConfig, build_vit, export_model, load_recipe
+from keras_vit.backend import installed_backends
+from keras_vit.data.sources import read_image
+from keras_vit.export import export
+from keras_vit.export.export import BATCHES, EVERY, FORMATS, THRESHOLDS, choose_writer, export_table
+from keras_vit.export.runtimes import FILES, Runtime
+from keras_vit.images import normalize
 from keras_vit.parity import export_everywhere, randomise
-from keras_vit.runtimes import FILES, Runtime
-from keras_vit.sources import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4  # absolute, of logits near 1 in float32: what is promised of an export

@@ -10,29 +10,25 @@ import sys
 import time
 from pathlib import Path
 
-import finetune
 import keras
 import numpy as np
 import pytest
-from cli import run_command
 from reference import random_images
 from reference import weights_of as weights_in_place
 
 import keras_vit
 from keras_vit import RunFolder, ViTConfig
-from keras_vit.data import DataSet, Split
-from keras_vit.finetune import (
-    LEARNING_RATES,
-    FinetuneConfig,
-    describe_trained,
-    learning_rate_factors,
-    merged_weights,
-    select_weights,
-)
-from keras_vit.optimizer import make_optimizer
+from keras_vit.cli import finetune
+from keras_vit.data.dataset import DataSet, Split
+from keras_vit.model.adapters import merged_weights
 from keras_vit.parity import randomise
-from keras_vit.recipe import TrainConfig, finetune_recipe, load_recipe
-from keras_vit.train import compile_model, train
+from keras_vit.processes import run_command
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.recipes.schema import FinetuneConfig, TrainConfig
+from keras_vit.training.finetune import LEARNING_RATES, describe_trained, finetune_recipe, learning_rate_factors, select_weights
+from keras_vit.training.loop import train
+from keras_vit.training.models import compile_model
+from keras_vit.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MERGED = 1e-5  # absolute, logits of a model with adapters against one with merged kernels

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vit import kernels, machine
-from keras_vit.layers import Attention, ConvStem, LayerNormalization, TransformerBlock
-from keras_vit.optimizer import fused_adam, fused_muon
+from keras_vit import machine
+from keras_vit.kernels import ops as kernels
+from keras_vit.model.attention import Attention
+from keras_vit.model.block import TransformerBlock
+from keras_vit.model.embed import ConvStem
+from keras_vit.model.layers import LayerNormalization
+from keras_vit.training.optimizer import fused_adam, fused_muon
 
 BACKEND = keras.backend.backend()
 CLOSE = 2e-6  # of the largest number

@@ -20,9 +20,9 @@ from keras_vit import (
     Pooling,
     TransformerBlock,
     ViTConfig,
-    kernels,
-    layers,
 )
+from keras_vit.kernels import ops as kernels
+from keras_vit.model import layers
 from keras_vit.parity import gradients, randomise
 
 FORWARD = 1e-5  # absolute, float32 against float64
@@ -48,7 +48,7 @@ CASES = {
         (2, 6, 10),
         (2, 8, 8),
     ),
-    layers.PatchDropout: ({"rate": 0.25, "num_prefix_tokens": 1}, (2, 6, 8), (2, 6, 8)),
+    embed.PatchDropout: ({"rate": 0.25, "num_prefix_tokens": 1}, (2, 6, 8), (2, 6, 8)),
     Attention: (
         {
             "width": 8,
@@ -425,7 +425,7 @@ def test_layer_scale_starts_at_its_value():
 
 
 def test_patch_dropout_keeps_the_prefix_and_other_patches_of_each_image():
-    layer = layers.PatchDropout(0.75, num_prefix_tokens=2)
+    layer = embed.PatchDropout(0.75, num_prefix_tokens=2)
     x = random(6, 2 + 16, 5)
     np.testing.assert_array_equal(numpy(layer(x)), x)
     first, second = numpy(layer(x, training=True)), numpy(layer(x, training=True))
@@ -438,7 +438,7 @@ def test_patch_dropout_keeps_the_prefix_and_other_patches_of_each_image():
 
 
 def test_patch_dropout_leaves_each_patch_as_often():
-    layer = layers.PatchDropout(0.5)
+    layer = embed.PatchDropout(0.5)
     x = np.broadcast_to(np.arange(8, dtype="float32")[None, :, None], (500, 8, 1))
     counts = np.bincount(numpy(layer(x, training=True)).astype(int).ravel(), minlength=8)
     assert counts.sum() == 500 * 4

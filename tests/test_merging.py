@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 
 from keras_vit import ViTConfig, build_vit, features, load_model, save_weights
-from keras_vit.layers import TransformerBlock
-from keras_vit.merging import merge_tokens
+from keras_vit.model.block import TransformerBlock
+from keras_vit.model.merging import merge_tokens
 
 TINY = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 3, "num_heads": 3, "mlp_dim": 32, "num_classes": 5}
 

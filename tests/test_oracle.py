@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from keras_vit.recipe import load_recipe
-from tuning.oracle import ORACLES, WORST, BayesianOracle, GridOracle, RandomOracle, expected_improvement, previous
-from tuning.space import Space, SpaceConfig
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.search.oracle import ORACLES, WORST, BayesianOracle, GridOracle, RandomOracle, expected_improvement, previous
+from keras_vit.search.space import Space, SpaceConfig
 
 SMALL = {name: None for name in ("head_dim", "mlp_ratio", "stem", "weight_decay", "drop_path", "batch_size", "augment")}
 METHODS = {

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tuning.pareto import front, hypervolume, non_dominated, smallest_within
+from keras_vit.search.pareto import front, hypervolume, non_dominated, smallest_within
 
 EXACT = 1e-12  # relative: sums of a few products
 SAMPLES, DEVIATIONS = 200_000, 5  # of a Monte Carlo estimate

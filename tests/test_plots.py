@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vit import plots
-from keras_vit.evaluate import calibrate
+from keras_vit.runs import plots
+from keras_vit.runs.scores import calibrate
 
 NAMES = ["Straße", "a very long name of a class of images", "猫", "cost in $ and $", "naïve\nlines"]
 

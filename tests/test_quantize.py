@@ -9,12 +9,13 @@ import pytest
 from reference import Reference, random_images, weights_of
 
 from keras_vit import RunFolder, ViTConfig, build_vit, export_model, load_recipe
-from keras_vit.data import load_data
-from keras_vit.export import FORMATS, calibration_images, choose_writer, run_images
-from keras_vit.machine import installed_backends, run_python
+from keras_vit.backend import installed_backends
+from keras_vit.data.dataset import load_data
+from keras_vit.export.export import FORMATS, calibration_images, choose_writer, run_images
+from keras_vit.export.quantize import quantize_litert, quantize_onnx
+from keras_vit.export.runtimes import Runtime
 from keras_vit.parity import randomise
-from keras_vit.quantize import quantize_litert, quantize_onnx
-from keras_vit.runtimes import Runtime
+from keras_vit.processes import run_python
 
 # Keras says so of every layer that has no weights to quantise, the input first.
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")

@@ -7,7 +7,8 @@ import yaml
 from keras import tree
 
 from keras_vit import build_vit
-from keras_vit.recipe import Recipe, load_recipe, parse_recipe, recipe_names
+from keras_vit.recipes.parse import load_recipe, parse_recipe, recipe_names
+from keras_vit.recipes.schema import Recipe
 
 # Parameters of each recipe's model with ten classes; a new recipe needs a line here.
 PARAMETERS = {"best": 4_600_586, "digits": 312_106, "mnist": 21_962, "quick": 643_274, "standard": 631_818}

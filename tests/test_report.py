@@ -10,9 +10,9 @@ import plotly.graph_objects
 import pytest
 from plotly.offline import get_plotlyjs
 
-from tuning import report
-from tuning.pareto import front
-from tuning.report import importance, write_report
+from keras_vit.search import report
+from keras_vit.search.pareto import front
+from keras_vit.search.report import importance, write_report
 
 WILD = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"q\" 'a' ünï 猫 %{x} \u2028 </script> <a href='http://x.org'>"
 TIMES_NOISE = 10  # an axis that matters is that much more important than one that does not

@@ -7,8 +7,9 @@ from reference import random_images
 from reference import weights_of as weights_in_place
 
 from keras_vit import ViTConfig, build_vit
-from keras_vit.layers import Patches
-from keras_vit.weights.resample import resample_positions, resample_projection, resize_matrix
+from keras_vit.images import resize_matrix
+from keras_vit.model.embed import Patches
+from keras_vit.model.resample import resample_positions, resample_projection
 
 POSITIONS = 1e-5  # absolute, float64 here against float32 there, values near 1
 GRIDS = [((14, 14), (7, 9)), ((7, 7), (12, 16)), ((3, 5), (4, 2)), ((4, 4), (4, 7)), ((1, 3), (2, 1)), ((5, 6), (6, 5))]

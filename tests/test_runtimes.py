@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_vit import runtimes
-from keras_vit.runtimes import FILES, LOADERS, Runtime
+from keras_vit.export import runtimes
+from keras_vit.export.runtimes import FILES, LOADERS, Runtime
 
 TOLERANCE = 1e-6  # absolute, of a product of (6,) x (6, 4) in float32
 REPORT = {"input": "float32", "image_shape": [1, 2, 3], "data_format": "channels_last"}

@@ -9,17 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli
 import keras
 import pytest
-import train_cifar
-from cli import run_command
 
 from keras_vit import ViTConfig
-from keras_vit.augment import AugmentConfig
-from keras_vit.finetune import FinetuneConfig
-from keras_vit.recipe import Recipe, TrainConfig
-from keras_vit.run import RunFolder
+from keras_vit import backend as cli
+from keras_vit.data.augment import AugmentConfig
+from keras_vit.processes import run_command
+from keras_vit.recipes.schema import FinetuneConfig, Recipe, TrainConfig
+from keras_vit.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(file for file in (ROOT / "experiments").glob("*.py") if file.name != "cli.py")

@@ -9,9 +9,10 @@ import keras
 import pytest
 from test_tuner import interrupted
 
-from keras_vit.recipe import load_recipe
-from tuning import search, tuner
-from tuning.pareto import front
+from keras_vit.cli import search
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.search import tuner
+from keras_vit.search.pareto import front
 
 FACTS = {
     "data": "digits",

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from keras_vit.sources import MAX_PIXELS, read_image
+from keras_vit.data.sources import MAX_PIXELS, read_image
 
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("what is tested here is TensorFlow's", allow_module_level=True)
 
 import tensorflow as tf
 
-from keras_vit.serving import cover, decode, orientation
+from keras_vit.export.serving import cover, decode, orientation
 
 SIZE = (24, 36)
 # The mean and the largest difference, of 255 levels. Pillow decodes a large JPEG at half its size or less.

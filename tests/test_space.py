@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from keras_vit import build_vit
-from keras_vit.recipe import load_recipe
-from tuning.space import Limits, Space, SpaceConfig, patch_sizes, process_memory, training_memory, values_of
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.search.space import Limits, Space, SpaceConfig, patch_sizes, process_memory, training_memory, values_of
 
 FIXED = {field.name: None for field in dataclasses.fields(SpaceConfig)}
 

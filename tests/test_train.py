@@ -18,15 +18,19 @@ from keras import ops
 
 import keras_vit
 from keras_vit import ViTConfig
-from keras_vit.augment import AugmentConfig
-from keras_vit.config import kept_patches
-from keras_vit.data import DataSet, Split
-from keras_vit.layers import NO_DECAY
-from keras_vit.optimizer import WarmupSchedule, make_optimizer
-from keras_vit.recipe import Recipe, TrainConfig, load_recipe
-from keras_vit.run import RunFolder
-from keras_vit.train import Clock, Diverged, carry_over, compile_model, compiled_model, even_batch_size, load_recipe_data, train
-from keras_vit.weights.resample import resample_positions
+from keras_vit.data.augment import AugmentConfig
+from keras_vit.data.dataset import DataSet, Split
+from keras_vit.model.config import kept_patches
+from keras_vit.model.layers import NO_DECAY
+from keras_vit.model.resample import resample_positions
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.recipes.schema import Recipe, TrainConfig, load_recipe_data
+from keras_vit.runs.folder import RunFolder
+from keras_vit.training.callbacks import Clock, Diverged
+from keras_vit.training.loop import train
+from keras_vit.training.models import carry_over, compile_model, compiled_model
+from keras_vit.training.optimizer import WarmupSchedule, make_optimizer
+from keras_vit.training.session import even_batch_size
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT32 = 5e-6  # some roundings of weights of about 1

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from keras_vit.recipe import load_recipe
-from keras_vit.run import RunFolder
-from tuning.trial import STAGES
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.runs.folder import RunFolder
+from keras_vit.search.trial import STAGES
 
 TRIAL = Path(__file__).resolve().parents[1] / "tuning" / "trial.py"
 TINY = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from keras_vit.recipe import load_recipe
-from tuning.oracle import WORST, HyperbandOracle, RandomOracle
-from tuning.space import Space, SpaceConfig
-from tuning.tuner import TrialSettings, TrialTuner
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.search.oracle import WORST, HyperbandOracle, RandomOracle
+from keras_vit.search.space import Space, SpaceConfig
+from keras_vit.search.tuner import TrialSettings, TrialTuner
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_trial.py"))]
 MB = 2**20

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.config import ViTConfig, check_number
+from keras_vit.checks import check_number
+from keras_vit.model.config import ViTConfig
 
 SHOWN = 6  # names of one kind in a message
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")

@@ -6,7 +6,8 @@ Tensors are named as in the files, which transformers 5 still writes as transfor
 import re
 from pathlib import Path
 
-from keras_vit.config import ViTConfig, as_pair
+from keras_vit.checks import as_pair
+from keras_vit.model.config import ViTConfig
 from keras_vit.weights.checkpoint import (
     Checkpoint,
     Row,

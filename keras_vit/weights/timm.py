@@ -8,7 +8,8 @@ import json
 import re
 from pathlib import Path
 
-from keras_vit.config import ViTConfig, as_pair
+from keras_vit.checks import as_pair
+from keras_vit.model.config import ViTConfig
 from keras_vit.weights.checkpoint import (
     Checkpoint,
     Row,
@@ -345,7 +346,7 @@ def save_timm(config: ViTConfig, weights: dict, path: Path, mean: list, std: lis
         settings["label_names"] = list(class_names)
     tensors = save_rows(table(config), weights)
     if path.suffix == ".safetensors":
-        from keras_vit.run import atomic_path
+        from keras_vit.files import atomic_path
         from keras_vit.weights.checkpoint import check_new
 
         check_new(path)

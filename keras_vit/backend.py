@@ -1,0 +1,74 @@
+"""The choice of a Keras backend, made before Keras is imported, and a quiet start of TensorFlow. Imports no framework."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+BACKENDS = ("tensorflow", "jax", "torch")
+SILENT = "3"  # TensorFlow's level of messages at which it says nothing
+
+
+def installed_backends() -> list[str]:
+    """The backends that are installed, in the order of `BACKENDS`."""
+    return [name for name in BACKENDS if importlib.util.find_spec(name)]
+
+
+def choose_backend() -> str | None:
+    """Sets KERAS_BACKEND where the user has not: to the backend of `keras.json`, else to the first that is installed.
+
+    Changes nothing once Keras is imported.
+
+    Returns:
+        None, or in one line why there is no backend: none is installed, or KERAS_BACKEND names one that is not.
+    """
+    if "keras" in sys.modules:
+        return None
+    installed, chosen = installed_backends(), os.environ.get("KERAS_BACKEND")
+    if not installed:
+        return f"KERAS_BACKEND: none of {', '.join(BACKENDS)} is installed; pip install one of them"
+    if not chosen:
+        # Keras writes this file at its first import and names TensorFlow whatever is installed.
+        configured = read_configured()
+        os.environ["KERAS_BACKEND"] = configured if configured in installed else installed[0]
+    elif chosen not in installed:
+        known = "is not installed" if chosen in BACKENDS else "is no backend"
+        return f"KERAS_BACKEND: received {chosen!r}, which {known}; allowed here: {', '.join(installed)}"
+    return None
+
+
+def read_configured():
+    """The backend that Keras's own settings name, or None."""
+    file = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("backend")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def quiet_tensorflow() -> Iterator[None]:
+    """Drops what TensorFlow's C++ code prints while it is imported; errors are exceptions and pass.
+
+    A user's own TF_CPP_MIN_LOG_LEVEL below 3 wins. TensorFlow 2.21 prints its first lines whatever that variable says, so that
+    the file descriptor of stderr is redirected.
+    """
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", SILENT) != SILENT or "tensorflow" in sys.modules:
+        yield
+        return
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,173 @@
+"""Exported models beside the model that they come from: size, latency, throughput and accuracy, measured turn by turn."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_vit.export.export import EVERY, bytes_of, describe, float32_model, to_model
+from keras_vit.export.runtimes import FILES, Runtime
+from keras_vit.files import write_text
+from keras_vit.machine import machine
+from keras_vit.runs.folder import RunFolder
+
+LATENCY, THROUGHPUT = 1, 64  # batch sizes
+ROUNDS = 5  # turns of each artifact, so that a noisy machine hits all alike
+ACCURACY_BATCH = 250
+PART = 20 * ACCURACY_BATCH  # images in memory
+
+
+def compare_exports(
+    source: RunFolder,
+    home: Path,
+    folders: Sequence[Path] = (),
+    images: int | None = None,
+    seconds: float = 2.0,
+    report: Callable[[str], None] = print,
+) -> list[dict]:
+    """Measures every export in a folder, and the Keras model itself, and writes `compare.json` there.
+
+    Each is a live process that has its runtime and no Keras; they take turns, and while one runs the others wait. Accuracy is that
+    on the run's test images.
+
+    Args:
+        source: The `RunFolder`.
+        home: The folder of its exports.
+        folders: Exports to compare instead of all in `home`.
+        images: Test images, the first ones; None for all.
+        seconds: Of timing, for each artifact and batch size.
+        report: Told what is being done.
+
+    Returns:
+        A row for each, the Keras model first: `name`, `format`, `precision`, `bytes`, `size` (share of the float32 export of the
+        same format, where there is one, else of the Keras model), `latency` (seconds at batch 1), `throughput` (images/s at batch
+        64), `latency_ratio` and `throughput_ratio` (to the Keras model, the median of the turns; above 1 is faster), `accuracy`,
+        `accuracy_change` and `difference` (the largest of the logits).
+
+    Raises:
+        ValueError: If there are no exports, one is no export or has gone, or does not fit the run.
+    """
+    from keras_vit.recipes.schema import load_recipe_data
+
+    if not isinstance(source, RunFolder):
+        raise ValueError("--compare: takes a run folder, whose test images it needs")
+    if images is not None and images < 1:
+        raise ValueError(f"images: received {images}; allowed: at least 1")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"seconds: received {seconds}; allowed: a number above 0")
+    folders = list(folders) or sorted(path.parent for path in home.glob("*/export.json"))
+    if not folders:
+        raise ValueError(f"--compare: there are no exports in {str(home)!r}; write some with --format")
+    names = [folder.name if folder.parent == home else str(folder) for folder in folders]
+    exports = dict(zip(names, [(folder, read_settings(folder)) for folder in folders], strict=True))
+    data = load_recipe_data(source.recipe)
+    if data.test is None:
+        raise ValueError(f"--compare: {data.name} has no test images")
+    test = data.test.take(np.arange(len(data.test) if images is None else min(images, len(data.test))))
+
+    with contextlib.ExitStack() as stack:
+        files = stack.enter_context(tempfile.TemporaryDirectory())
+        original = keras_artifact(source, Path(files, "keras"))
+        whole = read_settings(original)
+        for folder, settings in exports.values():
+            if any(settings.get(key) != whole[key] for key in ("parameters", "class_names", "mean", "std")):
+                raise ValueError(f"--compare: {str(folder)!r} is of another model than the run's")
+        runtimes, rows, expected = {}, [], None
+        for name, (folder, settings) in {"Keras": (original, whole), **exports}.items():
+            if settings["batch_size"]:
+                report(f"{name}: written for batches of {settings['batch_size']}; left out")
+                continue
+            report(f"{name}: accuracy on {len(test):,} images ...")
+            runtimes[name] = stack.enter_context(Runtime(settings["format"], folder))
+            logits = logits_of_test(runtimes[name], test, settings, files)
+            expected = logits if expected is None else expected
+            rows.append(
+                {
+                    "name": name,
+                    "format": settings["format"],
+                    "precision": settings["precision"],
+                    "bytes": bytes_of(folder),
+                    "accuracy": float(np.mean(logits.argmax(-1) == test.labels)),
+                    "difference": float(np.abs(logits - expected).max()),
+                }
+            )
+        times = {name: {LATENCY: [], THROUGHPUT: []} for name in runtimes}
+        report(f"timing, {ROUNDS} turns ...")
+        for _ in range(ROUNDS):
+            for name, runtime in runtimes.items():
+                for batch in (LATENCY, THROUGHPUT):
+                    times[name][batch].append(runtime.ask(do="time", batch_size=batch, seconds=seconds / ROUNDS)["seconds"])
+    float32 = {row["format"]: row["bytes"] for row in rows if row["precision"] == "float32"}
+    for row in rows:
+        spans, first = times[row["name"]], times["Keras"]
+        row["size"] = row["bytes"] / float32.get(row["format"], rows[0]["bytes"])
+        row["latency"] = float(np.median(spans[LATENCY]))
+        row["throughput"] = THROUGHPUT / float(np.median(spans[THROUGHPUT]))
+        row["latency_ratio"] = float(np.median(np.divide(first[LATENCY], spans[LATENCY])))
+        row["throughput_ratio"] = float(np.median(np.divide(first[THROUGHPUT], spans[THROUGHPUT])))
+        row["accuracy_change"] = row["accuracy"] - rows[0]["accuracy"]
+    result = {"data": data.name, "images": len(test), **machine(), "rows": rows}
+    write_text(home / "compare.json", json.dumps(result, indent=2) + "\n")
+    return rows
+
+
+def keras_artifact(run, folder):
+    """The run's model in a folder as an export has it."""
+    model, recipe = float32_model(run.model()), run.recipe
+    folder.mkdir()
+    class_names = run.summary.get("class_names") if run.is_finished else None
+    settings = describe(model, "keras", "float32", "auto", recipe.mean, recipe.std, class_names, None)
+    write_text(folder / "export.json", json.dumps(settings))
+    model.save(folder / FILES["keras"])
+    return folder
+
+
+def read_settings(folder):
+    """The report of an export.
+
+    Raises:
+        ValueError: If the folder is no export.
+    """
+    try:
+        settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        if settings["format"] not in EVERY or not (folder / FILES[settings["format"]]).exists():
+            raise ValueError(f"--compare: {str(folder)!r} has no {FILES.get(settings['format'], 'export')}")
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
+        raise ValueError(f"--compare: {str(folder)!r} is no export: it has no export.json, or a damaged one") from None
+    return settings
+
+
+def logits_of_test(runtime, test, settings, files):
+    """Logits (N, K) of a split, some thousand images at a time."""
+    parts = []
+    for start in range(0, len(test), PART):
+        images = test.images(np.arange(start, min(start + PART, len(test))))
+        images = images if settings["input"] == "uint8" else to_model(images, settings)
+        parts.append(runtime.predict(images, files, ACCURACY_BATCH))
+    return np.concatenate(parts)
+
+
+def comparison_table(rows: list[dict]):
+    """A rich table of `compare_exports`."""
+    from rich.table import Table
+
+    table = Table("export")
+    for name in ("MB", "of float32", "ms, batch 1", "ratio", "img/s, batch 64", "ratio", "accuracy", "change", "logits differ by"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['size']:.1%}",
+            f"{1000 * row['latency']:.2f}",
+            f"{row['latency_ratio']:.2f}",
+            f"{row['throughput']:,.0f}",
+            f"{row['throughput_ratio']:.2f}",
+            f"{row['accuracy']:.2%}",
+            f"{100 * row['accuracy_change']:+.2f}",
+            f"{row['difference']:.1e}",
+        )
+    return table

@@ -1,0 +1,302 @@
+"""Exported models in their own runtimes, without Keras: run as a script by `Runtime`, which asks it by lines of JSON.
+
+    python keras_vit/runtimes.py onnx FOLDER        # {"do": "predict", "images": "in.npy", "logits": "out.npy"} and so on
+
+This file imports NumPy and a runtime, nothing of this library, so that what it shows holds where neither it nor Keras is.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+FILES = {
+    "tf_saved_model": "saved_model.pb",
+    "onnx": "model.onnx",
+    "litert": "model.tflite",
+    "openvino": "model.xml",
+    "torch": "model.pt2",
+    "keras": "model.keras",
+}
+
+
+class Companion:
+    """A process that answers lines of JSON: one when it is ready, then one for each command.
+
+    Args:
+        name: What errors begin with.
+        command: Its command line.
+        environment: Variables on top of this process's own.
+
+    Raises:
+        ValueError: If it ends or answers with an error.
+    """
+
+    def __init__(self, name, command, environment):
+        self.name = name
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            self.description = self.answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise ValueError(f"{self.name}: its process ended with exit code {self.process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ValueError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def ask(self, **command):
+        """Sends a command and gives its answer."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `answer` says so
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
+        return self.answer()
+
+    def close(self):
+        for stream in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # a broken pipe
+                stream.close()
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def serve(start):
+    """What a `Companion` runs: `start()` gives an object and its description; then each line names a method and its arguments."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+
+    def send(answer):
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    try:
+        worker, description = start()
+        send(description)
+        for line in sys.stdin:
+            command = json.loads(line)
+            send(getattr(worker, command.pop("do"))(**command))
+    except Exception as error:  # whatever a library raises is its answer
+        send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
+        sys.exit(1)
+
+
+class Runtime(Companion):
+    """A process that has an exported model in its runtime; commands are the methods of `Worker`.
+
+    Args:
+        format: A key of `FILES`.
+        folder: Of the export.
+        threads: Threads of the runtime; None leaves it the choice.
+
+    Raises:
+        ValueError: If the runtime cannot load it, or later run it.
+    """
+
+    def __init__(self, format, folder, threads=None):
+        command = [sys.executable, os.path.abspath(__file__), format, os.fspath(folder), str(threads or 0)]
+        super().__init__(format, command, {"CUDA_VISIBLE_DEVICES": "-1"})
+
+    def predict(self, images, folder, batch_size=None):
+        """Logits (B, K) of images (B, H, W, C), passed through files in a folder."""
+        source, target = Path(folder, "images.npy"), Path(folder, "logits.npy")
+        np.save(source, images)
+        self.ask(do="predict", images=str(source), logits=str(target), batch_size=batch_size)
+        return np.load(target)
+
+
+class Worker:
+    """What the process does.
+
+    Args:
+        format: A key of `FILES`.
+        folder: Of the export, with its export.json.
+        threads: Threads of the runtime; 0 leaves it the choice.
+    """
+
+    def __init__(self, format, folder, threads):
+        self.report = json.loads(Path(folder, "export.json").read_text(encoding="utf-8"))
+        self.run = LOADERS[format](Path(folder), self.report, threads)
+
+    def predict(self, images, logits, batch_size=None):
+        images = np.load(images)
+        size = batch_size or len(images)
+        parts = [self.run(images[start : start + size]) for start in range(0, len(images), size)]
+        np.save(logits, np.concatenate(parts))
+        return {}
+
+    def time(self, batch_size, seconds):
+        """Median seconds of a batch, over so many seconds and at least three batches."""
+        shape = (batch_size, *self.report["image_shape"])
+        images = np.random.default_rng(0).integers(256, size=shape)
+        images = images.astype("uint8") if self.report["input"] == "uint8" else (images / 127.5 - 1).astype("float32")
+        self.run(images)
+        spans = []
+        while sum(spans) < seconds or len(spans) < 3:
+            before = time.perf_counter()
+            self.run(images)
+            spans.append(time.perf_counter() - before)
+        return {"seconds": float(np.median(spans))}
+
+    def classify(self, images=None, files=None):
+        """Label and probability of the likeliest class by the signatures of a SavedModel: of images, or of encoded files."""
+        if files is None:
+            answer = self.run.model.signatures["serving_default"](images=self.run.constant(np.load(images)))
+        else:
+            encoded = [Path(file).read_bytes() for file in files]
+            answer = self.run.model.signatures["serving_bytes"](images=self.run.constant(encoded))
+        labels, probabilities = answer["labels"].numpy(), answer["probabilities"].numpy()
+        return {"labels": [label.decode() for label in labels[:, 0]], "probabilities": probabilities[:, 0].tolist()}
+
+
+def load_saved_model(folder, report, threads):
+    import tensorflow as tf
+
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    model = tf.saved_model.load(str(folder))
+    serve = model.signatures["serve"]
+    name = next(iter(serve.structured_outputs))
+
+    def run(images):
+        if images.dtype == np.uint8:  # the images of the other formats; this one normalises elsewhere, in `serving_default`
+            mean, std = (np.asarray(report[key], "float64") for key in ("mean", "std"))
+            scale, shift = (1 / (255 * std)).astype("float32"), (-mean / std).astype("float32")
+            images = images.astype("float32") * scale + shift
+            if report["data_format"] == "channels_first":
+                images = images.transpose(0, 3, 1, 2)
+        return serve(images=tf.constant(images))[name].numpy()
+
+    run.model, run.constant = model, tf.constant
+    return run
+
+
+def load_onnx(folder, report, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(folder / FILES["onnx"], options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def load_litert(folder, report, threads):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        import tensorflow as tf
+
+        Interpreter = tf.lite.Interpreter  # not importable by name
+
+    interpreter = Interpreter(str(folder / FILES["litert"]), num_threads=threads or os.cpu_count())
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    index, result, current = source["index"], target["index"], tuple(source["shape"])
+
+    def run(images):
+        nonlocal current
+        if images.shape != current:
+            interpreter.resize_tensor_input(index, images.shape)
+            interpreter.allocate_tensors()
+            current = images.shape
+        interpreter.set_tensor(index, images)
+        interpreter.invoke()
+        return interpreter.get_tensor(result)
+
+    return run
+
+
+def load_openvino(folder, report, threads):
+    import openvino
+
+    # Float32 stays float32: on some processors the default is bfloat16.
+    settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    compiled = openvino.Core().compile_model(folder / FILES["openvino"], "CPU", settings)
+    return lambda images: np.array(compiled(images)[0])
+
+
+def load_torch(folder, report, threads):
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    module = torch.export.load(folder / FILES["torch"]).module()
+
+    def run(images):
+        with torch.inference_mode():
+            return module(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def load_keras(folder, report, threads):
+    """The one that needs Keras, and this library for its layers."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import keras
+
+    import keras_vit
+
+    model = keras.saving.load_model(folder / FILES["keras"], compile=False)
+    assert isinstance(model, keras_vit.ViT)
+
+    def run(images):
+        if images.dtype == np.uint8:
+            from keras_vit.images import normalize
+
+            images = normalize(images, report["mean"], report["std"])
+            if report["data_format"] == "channels_first":
+                images = images.transpose(0, 3, 1, 2)
+        return np.asarray(model.predict_on_batch(images))
+
+    return run
+
+
+LOADERS = {
+    "tf_saved_model": load_saved_model,
+    "onnx": load_onnx,
+    "litert": load_litert,
+    "openvino": load_openvino,
+    "torch": load_torch,
+    "keras": load_keras,
+}
+
+
+def main(format, folder, threads):
+    if format != "keras":
+        sys.modules["keras"] = None  # TensorFlow would import it, and what is shown here has to hold without
+
+    def start():
+        worker = Worker(format, folder, int(threads))
+        return worker, {"keras": sys.modules.get("keras") is not None}
+
+    serve(start)
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent  # Python puts it first, and this library's modules would pass for others
+    sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    main(*sys.argv[1:])

@@ -1,0 +1,371 @@
+"""What a Vision Transformer is, in one frozen dataclass; its variants are rows of one table."""
+
+import dataclasses
+import itertools
+import math
+import typing
+
+from keras_vit.checks import as_pair, check_choice, check_fields, check_int, check_number
+
+POOLS = ("cls", "gap", "cls_gap", "map")
+POSITIONS = ("learned", "sincos2d", "sincos1d", "none")
+PREFIX_POSITIONS = ("none", "class", "all")
+STEMS = ("patch", "conv")
+MLPS = ("gelu", "gelu_tanh", "gelu_quick", "swiglu")
+DATA_FORMATS = ("channels_last", "channels_first")
+
+# A variant is a row of this table plus a patch size: "S/16".
+VARIANTS = {
+    # 'An image is worth 16x16 words' (arXiv 2010.11929), 'How to train your ViT?' (2106.10270),
+    # 'Scaling Vision Transformers' (2106.04560; g as in table 2 there).
+    "Ti": {"width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768},
+    "S": {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536},
+    "M": {"width": 512, "depth": 12, "num_heads": 8, "mlp_dim": 2048},
+    "B": {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096},
+    "H": {"width": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
+    "g": {"width": 1408, "depth": 40, "num_heads": 16, "mlp_dim": 6144},
+    # 'Getting ViT in Shape' (2305.13035): the shape-optimised one of SigLIP.
+    "So400m": {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304},
+    # DINOv2 (2304.07193): a wider g with more heads and a gated MLP.
+    "g-dinov2": {"width": 1536, "depth": 40, "num_heads": 24, "mlp_dim": 4096, "mlp": "swiglu"},
+    # 'Escaping the Big Data Paradigm with Compact Transformers' (2104.05704), table 8: for 32x32 images.
+    "Lite-6": {"width": 256, "depth": 6, "num_heads": 4, "mlp_dim": 512},
+    "Lite-7": {"width": 256, "depth": 7, "num_heads": 4, "mlp_dim": 512},
+    "Compact-2": {"width": 128, "depth": 2, "num_heads": 2, "mlp_dim": 128},
+    "Compact-4": {"width": 128, "depth": 4, "num_heads": 2, "mlp_dim": 128},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """The architecture of a Vision Transformer. Defaults are ViT-B/16 at 224 px (arXiv 2010.11929).
+
+    Attributes:
+        image_size: Height and width in pixels; one number for a square.
+        channels: Channels of the image, 1 (grey) or 3 (RGB) for the data sets here; any positive number.
+        patch_size: Height and width of a patch in pixels; one number for a square. Divides `image_size`.
+        width: Size D of a token.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads. Divides `width`.
+        mlp_dim: Size of the MLP's hidden layer.
+        num_classes: Size of the output; 0 leaves out the head, the model then returns the pooled features.
+        pool: What the head sees: `cls` (the class token), `gap` (mean of the patch tokens), `cls_gap` (both side by side, 2D
+            features, as the classifiers of DINOv2, arXiv 2304.07193) or `map` (attention pooling with one learned query,
+            arXiv 2106.04560).
+        class_token: Whether a class token is prepended; None means only where `pool` is `cls` or `cls_gap`.
+        registers: Number of register tokens (arXiv 2309.16588), behind the class token.
+        distillation: Whether the first register is DeiT's distillation token (arXiv 2012.12877): it has a head of its own, and
+            the output is the mean of both. Needs `pool` `cls`.
+        position: `learned`, `sincos2d` (fixed, arXiv 2104.02057), `sincos1d` (fixed, 'Attention is all you need',
+            arXiv 1706.03762, over the tokens in row-major order) or `none`.
+        prefix_positions: Which prefix tokens have a position of their own: `none`, `class` (the class token) or
+            `all` (registers too). Fixed 2-D positions give prefix tokens none.
+        stem: `patch` (one linear projection of the flattened patch) or `conv` (3x3 convolutions of stride 2, GELU,
+            as many as halve the image down to the patch grid; arXiv 2106.14881). `conv` needs a patch size of 2^n.
+        mlp: `gelu` (exact, erf), `gelu_tanh` (the approximation that Flax takes), `gelu_quick` (x sigmoid(1.702 x), CLIP's) or
+            `swiglu` (gated, arXiv 2002.05202).
+        dropout: Dropout of the embedded tokens, the attention output and the MLP, 0 to below 1.
+        attention_dropout: Dropout of the attention weights, 0 to below 1.
+        drop_path: Stochastic depth (arXiv 1603.09382) of the last block, 0 to below 1; linear from 0 at the first, so that a
+            single block has none.
+        patch_dropout: Share of the patch tokens that training leaves out behind the embedding, others for each image and step
+            (arXiv 2208.07220), 0 to below 1: the blocks then cost that much less.
+        merge_tokens: Patch tokens that each block merges into the most similar ones behind its attention (ToMe, arXiv
+            2210.09461), at most half of those there are: fewer operations for a slightly different output. Has no weights, so
+            that any trained model can be loaded with it.
+        layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
+        qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
+        norm_epsilon: Epsilon of every layer normalisation.
+        pre_norm: Whether a norm stands before the first block too, as in CLIP (arXiv 2103.00020); the projection of the patches
+            then has no bias.
+        norm_after_pool: Whether the last norm follows the pooling (`fc_norm` of timm) instead of preceding it.
+        pre_logits_dim: Size of a tanh layer between pooling and head, as in checkpoints of ImageNet-21k; 0 = none.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        use_bias: Whether the other projections of patches, attention and MLP have a bias.
+        data_format: `channels_last` (B, H, W, C) or `channels_first` (B, C, H, W) images; the weights are the same.
+
+    Raises:
+        ValueError: Naming the field, what was received and what is allowed.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    channels: int = 3
+    patch_size: int | tuple[int, int] = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    num_classes: int = 1000
+    pool: typing.Literal[POOLS] = "cls"
+    class_token: bool | None = None
+    registers: int = 0
+    distillation: bool = False
+    position: typing.Literal[POSITIONS] = "learned"
+    prefix_positions: typing.Literal[PREFIX_POSITIONS] = "class"
+    stem: typing.Literal[STEMS] = "patch"
+    mlp: typing.Literal[MLPS] = "gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    patch_dropout: float = 0.0
+    merge_tokens: int = 0
+    layer_scale: float = 0.0
+    qk_norm: bool = False
+    norm_epsilon: float = 1e-6
+    pre_norm: bool = False
+    norm_after_pool: bool = False
+    pre_logits_dim: int = 0
+    qkv_bias: bool = True
+    use_bias: bool = True
+    data_format: typing.Literal[DATA_FORMATS] = "channels_last"
+
+    def __post_init__(self):
+        for name in ("image_size", "patch_size"):
+            object.__setattr__(self, name, as_pair(name, getattr(self, name)))
+        for name in ("channels", "width", "depth", "num_heads", "mlp_dim"):
+            check_int(name, getattr(self, name), at_least=1)
+        for name in ("num_classes", "registers", "pre_logits_dim", "merge_tokens"):
+            check_int(name, getattr(self, name), at_least=0)
+        for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
+            check_number(name, getattr(self, name), at_least=0, below=1)
+        for name in ("distillation", "qk_norm", "pre_norm", "norm_after_pool", "qkv_bias", "use_bias"):
+            check_choice(name, getattr(self, name), (True, False))
+        for name, allowed in (
+            ("pool", POOLS),
+            ("position", POSITIONS),
+            ("prefix_positions", PREFIX_POSITIONS),
+            ("stem", STEMS),
+            ("mlp", MLPS),
+            ("data_format", DATA_FORMATS),
+            ("class_token", (True, False, None)),
+        ):
+            check_choice(name, getattr(self, name), allowed)
+        check_number("layer_scale", self.layer_scale, at_least=0)
+        check_number("norm_epsilon", self.norm_epsilon, above=0)
+        for side, image, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
+            if image % patch:
+                raise ValueError(
+                    f"patch_size: {patch} does not divide image_size {image} ({side}); "
+                    f"allowed: {', '.join(str(d) for d in range(1, image + 1) if image % d == 0)}"
+                )
+            if self.stem == "conv" and (patch < 2 or patch & (patch - 1)):
+                raise ValueError(f"patch_size: received {patch}; the conv stem takes a power of 2 of at least 2")
+        if self.stem == "conv" and self.patch_size[0] != self.patch_size[1]:
+            raise ValueError(f"patch_size: received {self.patch_size}; the conv stem takes a square patch")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"num_heads: {self.num_heads} does not divide width {self.width}; "
+                f"allowed: {', '.join(str(d) for d in range(1, self.width + 1) if self.width % d == 0)}"
+            )
+        check_position(self.position, self.width)
+        if self.pool in ("cls", "cls_gap") and self.class_token is False:
+            raise ValueError(f"class_token: received False, but pool {self.pool!r} needs one; allowed: True or None")
+        if self.distillation:
+            for name, allowed in (("pool", "cls"), ("norm_after_pool", False), ("pre_logits_dim", 0)):
+                if getattr(self, name) != allowed:
+                    raise ValueError(f"{name}: received {getattr(self, name)!r}; with distillation allowed: {allowed!r}")
+            if not self.registers:
+                raise ValueError("registers: received 0; distillation needs one of at least 1, its token")
+
+    @classmethod
+    def from_variant(cls, variant: str, **overrides) -> typing.Self:
+        """The configuration of a variant such as "S/16"; overrides win, unknown names raise.
+
+        Args:
+            variant: A name of `VARIANTS`, a slash and the patch size in pixels: "Ti/4", "B/16", "g-dinov2/14".
+            **overrides: Any field of `ViTConfig`.
+
+        Raises:
+            ValueError: For an unknown variant or field.
+        """
+        settings = {**decode_variant(variant), **overrides}
+        check_fields(cls, settings)
+        return cls(**settings)
+
+    def to_dict(self) -> dict:
+        """The fields as plain Python values (pairs become lists); `ViTConfig(**d)` gives an equal configuration."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return tuple(image // patch for image, patch in zip(self.image_size, self.patch_size, strict=True))
+
+    @property
+    def num_patches(self) -> int:
+        return math.prod(self.grid_size)
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.pool in ("cls", "cls_gap") if self.class_token is None else self.class_token
+
+    @property
+    def num_tokens(self) -> int:
+        """Length N of the sequence: class token, registers and patches."""
+        return self.has_class_token + self.registers + self.num_patches
+
+    @property
+    def merged_tokens(self) -> tuple[int, ...]:
+        """How many tokens each block merges."""
+        patches, merged = self.num_patches, []
+        for _ in range(self.depth):
+            merged.append(min(self.merge_tokens, patches // 2))
+            patches -= merged[-1]
+        return tuple(merged)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def stem_widths(self) -> tuple[int, ...]:
+        """Channels behind each convolution of the conv stem: doubling, the last one `width`."""
+        steps = int(math.log2(self.patch_size[0]))
+        return tuple(max(self.width >> (steps - 1 - step), 1) for step in range(steps))
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """The stochastic depth rate of each block, linear from 0 to `drop_path`."""
+        return tuple(self.drop_path * block / max(self.depth - 1, 1) for block in range(self.depth))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one input image without the batch axis."""
+        if self.data_format == "channels_last":
+            return (*self.image_size, self.channels)
+        return (self.channels, *self.image_size)
+
+    @property
+    def pooled_dim(self) -> int:
+        """Size of the pooled features."""
+        return self.width * (2 if self.pool == "cls_gap" else 1)
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path and shape of each weight of the model that `build_vit` makes, without building it."""
+        shapes, width, bias = {}, self.width, self.use_bias
+
+        def dense(name, inputs, units, bias):
+            shapes[f"{name}/kernel"] = (inputs, units)
+            if bias:
+                shapes[f"{name}/bias"] = (units,)
+
+        def norm(name, size):
+            shapes[f"{name}/gamma"] = shapes[f"{name}/beta"] = (size,)
+
+        def mlp(name):
+            dense(f"{name}/fc1", width, self.mlp_dim * (2 if self.mlp == "swiglu" else 1), bias)
+            dense(f"{name}/fc2", self.mlp_dim, width, bias)
+
+        patch_dim = math.prod(self.patch_size) * self.channels
+        if self.stem == "conv":
+            for index, (a, b) in enumerate(itertools.pairwise((self.channels, *self.stem_widths))):
+                shapes[f"stem/conv{index}/kernel"] = (3, 3, a, b)
+                if bias:
+                    shapes[f"stem/conv{index}/bias"] = (b,)
+            patch_dim = width
+        dense("encoder/projection", patch_dim, width, bias and not self.pre_norm)
+        if self.has_class_token:
+            shapes["encoder/class_token"] = (1, 1, width)
+        if self.registers:
+            shapes["encoder/register_tokens"] = (1, self.registers, width)
+        if self.position == "learned":
+            shapes["encoder/position"] = (1, self.num_prefix_positions + self.num_patches, width)
+        if self.pre_norm:
+            norm("pre_norm", width)
+        for block in (f"block_{index}" for index in range(self.depth)):
+            norm(f"{block}/norm1", width)
+            dense(f"{block}/attention/qkv", width, 3 * width, self.qkv_bias)
+            dense(f"{block}/attention/projection", width, width, bias)
+            if self.qk_norm:
+                norm(f"{block}/attention/q_norm", self.head_dim)
+                norm(f"{block}/attention/k_norm", self.head_dim)
+            norm(f"{block}/norm2", width)
+            mlp(f"{block}/mlp")
+            if self.layer_scale:
+                shapes[f"{block}/scale1/gamma"] = shapes[f"{block}/scale2/gamma"] = (width,)
+        norm("norm", self.pooled_dim if self.norm_after_pool else width)
+        if self.pool == "map":
+            shapes["pool/probe"] = (1, width)
+            dense("pool/query", width, width, self.qkv_bias)
+            dense("pool/key_value", width, 2 * width, self.qkv_bias)
+            dense("pool/projection", width, width, bias)
+            norm("pool/norm", width)
+            mlp("pool/mlp")
+        if self.pre_logits_dim:
+            dense("pre_logits", self.pooled_dim, self.pre_logits_dim, True)
+        if self.num_classes:
+            for head in ("head", "head_dist") if self.distillation else ("head",):
+                dense(head, self.pre_logits_dim or self.pooled_dim, self.num_classes, True)
+        return shapes
+
+    @property
+    def num_params(self) -> int:
+        """Number of trainable parameters of the model that `build_vit` makes, counted without building it."""
+        return sum(math.prod(shape) for shape in self.weight_shapes.values())
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """How many prefix tokens have a row of their own in the learned or 1-D position table."""
+        return {
+            "none": 0,
+            "class": int(self.has_class_token),
+            "all": self.has_class_token + self.registers,
+        }[self.prefix_positions]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one image's forward pass; a multiply-add counts as two.
+
+        Counts the matrix products and convolutions, as the papers do; norms, activations and softmax are left out.
+        """
+        return self._forward_flops(self.num_patches)
+
+    @property
+    def training_flops(self) -> int:
+        """Those of one image in a training step, on the patches that `patch_dropout` leaves: three times a forward pass."""
+        return 3 * self._forward_flops(kept_patches(self.num_patches, self.patch_dropout))
+
+    def _forward_flops(self, patches):
+        width, tokens = self.width, self.has_class_token + self.registers + patches
+        gate = 2 if self.mlp == "swiglu" else 1
+        mlp = width * gate * self.mlp_dim + self.mlp_dim * width
+        blocks = 0
+        for merged in self.merged_tokens:
+            blocks += tokens * 4 * width * width + 2 * tokens * tokens * width + (tokens - merged) * mlp
+            tokens -= merged
+        embed = self.num_patches * math.prod(self.patch_size) * self.channels * width
+        if self.stem == "conv":
+            widths, pixels, embed = (self.channels, *self.stem_widths), math.prod(self.image_size), 0
+            for a, b in itertools.pairwise(widths):
+                pixels //= 4
+                embed += pixels * 9 * a * b
+            embed += self.num_patches * width * width
+        pool = 0
+        if self.pool == "map":
+            pool = 2 * width * width * (1 + tokens) + 2 * tokens * width + mlp
+        features = self.pooled_dim
+        head = features * self.pre_logits_dim + (self.pre_logits_dim or features) * self.num_classes * (1 + self.distillation)
+        return 2 * (embed + blocks + pool + head)
+
+
+def kept_patches(count: int, patch_dropout: float) -> int:
+    """How many of `count` patches are left while training, at least one."""
+    return max(1, round(count * (1 - patch_dropout)))
+
+
+def decode_variant(variant: str) -> dict:
+    """The fields that a variant such as "S/16" stands for, as a dictionary."""
+    name, slash, patch = str(variant).rpartition("/")
+    if not slash or name not in VARIANTS or not patch.isdecimal() or int(patch) < 1:
+        raise ValueError(f"variant: received {variant!r}; allowed: NAME/PATCH with NAME one of {', '.join(VARIANTS)}, as in 'S/16'")
+    return {**VARIANTS[name], "patch_size": int(patch)}
+
+
+def check_position(position, width):
+    """Raises a ValueError unless fixed positions of this kind fill a token of this width."""
+    if position == "sincos2d" and width % 4:
+        raise ValueError(f"width: received {width}; sincos2d positions need a multiple of 4")
+    if position == "sincos1d" and width % 2:
+        raise ValueError(f"width: received {width}; sincos1d positions need an even number")

@@ -1,0 +1,111 @@
+"""From tokens to one vector an image.
+
+Shapes: B batch, N tokens, D width, h heads, d = D / h.
+"""
+
+from keras import ops
+
+from keras_vit.checks import check_choice, check_int
+from keras_vit.model.attention import attend, check_heads, split_glorot_uniform
+from keras_vit.model.block import MLP
+from keras_vit.model.layers import Layer, register
+
+
+@register
+class Pooling(Layer):
+    """The class token, the mean of the patch tokens, or both side by side: (B, N, D) -> (B, D) or (B, 2D).
+
+    Args:
+        kind: `cls` (one token), `gap` (the mean of all but the first `num_prefix_tokens`) or `cls_gap`.
+        num_prefix_tokens: Class token and registers in front of the patches.
+        token: Which token `cls` takes: 0 is the class token, 1 the first register.
+    """
+
+    arguments = ("kind", "num_prefix_tokens", "token")
+
+    def __init__(self, kind, num_prefix_tokens=0, token=0, **kwargs):
+        super().__init__(**kwargs)
+        check_choice("kind", kind, ("cls", "gap", "cls_gap"))
+        check_int("token", token, at_least=0)
+        self.supports_masking = True
+        self.kind = kind
+        self.num_prefix_tokens = num_prefix_tokens
+        self.token = token
+
+    def compute_mask(self, x, previous_mask=None):
+        return None  # tokens end here
+
+    def call(self, x, mask=None, sizes=None):
+        """Pools tokens (B, N, D); a `mask` (B, N) is True for those that count towards the mean, `sizes` (B, N, 1) how much."""
+        if self.kind == "cls":
+            return x[:, self.token]
+        if sizes is None and mask is not None:
+            sizes = ops.expand_dims(ops.cast(mask, x.dtype), -1)
+        mean = self.mean(x, sizes)
+        return mean if self.kind == "gap" else ops.concatenate([x[:, self.token], mean], axis=-1)
+
+    def mean(self, x, sizes):
+        x = x[:, self.num_prefix_tokens :]
+        if sizes is None:
+            return ops.mean(x, axis=1)
+        weights = sizes[:, self.num_prefix_tokens :]  # (B, N, 1)
+        return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1)
+
+
+@register
+class AttentionPooling(Layer):
+    """One learned query attends to all tokens, an MLP follows: (B, N, D) -> (B, D).
+
+    The 'MAP head' of 'Scaling Vision Transformers' (arXiv 2106.04560), section 3.1: with y the attention's output,
+    y + mlp(norm(y)).
+
+    Args:
+        width: Size D of a token.
+        num_heads: Number of attention heads; divides `width`.
+        mlp_dim: Size of the MLP's hidden layer.
+        mlp: `gelu`, `gelu_tanh`, `gelu_quick` or `swiglu`.
+        norm_epsilon: Epsilon of the layer normalisation.
+        qkv_bias: Whether query, keys and values have a bias.
+        use_bias: Whether the other dense layers have a bias.
+    """
+
+    arguments = ("width", "num_heads", "mlp_dim", "mlp", "norm_epsilon", "qkv_bias", "use_bias")
+
+    def __init__(self, width, num_heads, mlp_dim, mlp="gelu", norm_epsilon=1e-6, qkv_bias=True, use_bias=True, **kwargs):
+        super().__init__(**kwargs)
+        check_heads(width, num_heads)
+        self.supports_masking = True
+        self.width = width
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim
+        self.mlp = mlp
+        self.norm_epsilon = norm_epsilon
+        self.qkv_bias = qkv_bias
+        self.use_bias = use_bias
+        self.query = self.dense(width, "query", qkv_bias)
+        self.key_value = self.dense(2 * width, "key_value", qkv_bias, split_glorot_uniform(2))
+        self.projection = self.dense(width, "projection", use_bias)
+        self.mlp_norm = self.norm("norm", norm_epsilon)
+        self.feed_forward = MLP(width, mlp_dim, mlp, use_bias=use_bias, name="mlp", dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        self.probe = self.add_weight(shape=(1, self.width), initializer="glorot_uniform", name="probe")
+        for layer in (self.query, self.key_value, self.projection, self.mlp_norm, self.feed_forward):
+            layer.build((None, self.width))
+
+    def compute_mask(self, x, previous_mask=None):
+        return None  # tokens end here
+
+    def call(self, x, mask=None, training=None, sizes=None):
+        """Pools tokens (B, N, D); a `mask` (B, N) is True for those to attend to, `sizes` as in `Attention.call`."""
+        tokens, head_dim = ops.shape(x)[1], self.width // self.num_heads
+        q = self.inner(self.query, ops.cast(self.probe, x.dtype), training=training)
+        q = ops.reshape(q, (1, self.num_heads, 1, head_dim))
+        q = ops.broadcast_to(q, (ops.shape(x)[0], self.num_heads, 1, head_dim))  # (B, h, 1, d)
+        kv = self.inner(self.key_value, ops.reshape(x, (-1, x.shape[2])), training=training)  # (B*N, 2D)
+        kv = ops.reshape(kv, (-1, tokens, 2, self.num_heads, head_dim))
+        k, v = ops.unstack(ops.transpose(kv, (2, 0, 3, 1, 4)), 2)  # each (B, h, N, d)
+        bias = None if sizes is None else ops.expand_dims(ops.transpose(ops.log(sizes), (0, 2, 1)), 1)  # (B, 1, 1, N)
+        y, _ = attend(q, k, v, mask, bias=bias)  # (B, h, 1, d)
+        y = self.inner(self.projection, ops.reshape(y, (-1, self.width)), training=training)  # (B, D)
+        return y + self.inner(self.feed_forward, self.inner(self.mlp_norm, y, training=training), training=training)

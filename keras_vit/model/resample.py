@@ -1,0 +1,62 @@
+"""Positions for another grid of patches, and projections for another patch size: linear maps, as small NumPy matrices."""
+
+import numpy as np
+
+from keras_vit.images import resize_matrix
+
+
+def resample_positions(
+    position: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = True
+) -> np.ndarray:
+    """Learned positions (1, prefix + rows * columns, D) for another grid of patches; rows of prefix tokens are kept.
+
+    Args:
+        position: The table; what it has more than `old_grid` holds belongs to prefix tokens.
+        old_grid: Rows and columns of patches it was learned for.
+        new_grid: Rows and columns wanted.
+        antialias: See `resize_matrix`; with it as timm's `resample_abs_pos_embed`.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return position
+    prefix = position.shape[1] - old_grid[0] * old_grid[1]
+    grid = position[0, prefix:].reshape(*old_grid, -1).astype("float64")
+    rows, columns = (resize_matrix(old, new, antialias) for old, new in zip(old_grid, new_grid, strict=True))
+    grid = np.einsum("ai,bj,ijd->abd", rows, columns, grid, optimize=True).reshape(1, -1, position.shape[2])
+    return np.concatenate([position[:, :prefix], grid.astype(position.dtype)], axis=1)
+
+
+def resample_projection(kernel: np.ndarray, old_patch: tuple[int, int], new_patch: tuple[int, int], channels: int) -> np.ndarray:
+    """The projection (P * P * C, D) for patches of another size (FlexiViT, arXiv 2212.08013, section 3.4).
+
+    With R the bicubic resize of a patch, the new kernel is the pseudo-inverse of R transposed times the old one: a resized patch
+    then gives the old token wherever R loses nothing. As timm's `resample_patch_embed`.
+
+    Args:
+        kernel: The projection, its rows in the order of `Patches`: row, column, channel.
+        old_patch: Height and width of a patch before, in pixels.
+        new_patch: Height and width wanted.
+        channels: Channels C of the image.
+    """
+    if tuple(old_patch) == tuple(new_patch):
+        return kernel
+    rows, columns = (np.linalg.pinv(resize_matrix(old, new).T) for old, new in zip(old_patch, new_patch, strict=True))
+    kernel = kernel.reshape(*old_patch, channels, -1)
+    resized = np.einsum("ai,bj,ijcd->abcd", rows, columns, kernel.astype("float64"), optimize=True)
+    return resized.reshape(-1, kernel.shape[-1]).astype(kernel.dtype)
+
+
+def resample_weight(path: str, array: np.ndarray, old, new, antialias: bool = True) -> np.ndarray:
+    """A weight for the image and patch size of another configuration: positions and projection change, others stay.
+
+    Args:
+        path: Of the weight, as in `ViTConfig.weight_shapes`.
+        array: Its value.
+        old: The `ViTConfig` that it belongs to.
+        new: The `ViTConfig` wanted.
+        antialias: See `resize_matrix`; of the positions.
+    """
+    if path == "encoder/position":
+        return resample_positions(array, old.grid_size, new.grid_size, antialias)
+    if path == "encoder/projection/kernel" and old.stem == "patch":
+        return resample_projection(array, old.patch_size, new.patch_size, new.channels)
+    return array

@@ -1,0 +1,158 @@
+"""Recipes from strict YAML or JSON, from Python and from a command line."""
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonargparse
+
+from keras_vit.checks import check_fields, unknown
+from keras_vit.files import read_yaml
+from keras_vit.model.config import ViTConfig, decode_variant
+from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe
+
+RECIPES = Path(__file__).parent
+
+
+def recipe_names() -> list[str]:
+    """The recipes of this package."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(name: str | os.PathLike) -> Path:
+    """The file of a recipe: a path, or the name of one in this package."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        if not path.is_file():
+            raise ValueError(f"recipe: no file {str(name)!r}")
+        return path
+    names = recipe_names()
+    if str(name) not in names:
+        raise ValueError(unknown("recipe", str(name), names, "or a .yaml or .json file"))
+    return RECIPES / f"{name}.yaml"
+
+
+def read_settings(name: str | os.PathLike, variant: str | None = None, sections: dict | None = None) -> dict:
+    """The settings in a recipe file as {"model.depth": 4, ...}, its names checked and its variant expanded.
+
+    Args:
+        name: A recipe's name or a YAML or JSON file.
+        variant: Replaces the model's shape by that of a variant such as "Ti/4".
+        sections: Further sections that the file may have, {name: data class}.
+    """
+    path = recipe_path(name)
+    tree = read_yaml(path) or {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: received a {type(tree).__name__}; allowed: a mapping of settings")
+    further = {}
+    for section, cls in (sections or {}).items():
+        values = tree.pop(section, None) or {}
+        check_fields(cls, values, f"{path}: {section}.")
+        further.update({f"{section}.{name}": value for name, value in values.items()})
+    settings = {**flatten(tree, where=f"{path}: "), **further}
+    if variant:
+        settings.update({f"model.{name}": item for name, item in decode_variant(variant).items()})
+    return settings
+
+
+def flatten(tree: dict, where: str) -> dict:
+    """Settings {"model": {"depth": 4}} as {"model.depth": 4}, names checked; a `variant` in `model` is expanded."""
+    check_fields(Recipe, tree, where)
+    settings = {}
+    for key, value in tree.items():
+        if key not in SECTIONS:
+            settings[key] = value
+            continue
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}{key}: received {value!r}; allowed: a mapping of settings")
+        if key == "model" and "variant" in value:
+            value = {**decode_variant(value["variant"]), **{k: v for k, v in value.items() if k != "variant"}}
+        check_fields(SECTIONS[key], value, f"{where}{key}.")
+        settings.update({f"{key}.{name}": item for name, item in value.items()})
+    return settings
+
+
+def recipe_parser(parser: jsonargparse.ArgumentParser | None = None) -> jsonargparse.ArgumentParser:
+    """A parser with an option for every setting of a recipe, `--train.epochs` and so on, each explained by --help."""
+    parser = parser or jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument(
+        "--model.variant",
+        help="Replaces the recipe's width, depth, num_heads, mlp_dim and patch_size by those of a variant such as Ti/4.",
+    )
+    parser.add_class_arguments(Recipe, as_group=False, skip={"model.num_classes"})
+    return parser
+
+
+def parse_recipe(
+    name: str | os.PathLike,
+    arguments: list[str],
+    parser: jsonargparse.ArgumentParser | None = None,
+    sections: dict | None = None,
+    *,
+    complete: Callable[[FinetuneConfig], dict] | None = None,
+) -> tuple[Recipe, jsonargparse.Namespace]:
+    """A recipe file with settings from a command line on top.
+
+    Args:
+        name: A recipe's name or a YAML or JSON file.
+        arguments: Options such as ["--train.epochs", "3"].
+        parser: A parser of `recipe_parser` that may have further options.
+        sections: Further sections that the file may have, {name: data class}, which are options of `parser`.
+        complete: Gives the settings that neither file nor command line states, {"model.depth": 12, ...}, from the parsed
+            `FinetuneConfig`; None = the fields' defaults.
+
+    Returns:
+        The `Recipe` and a namespace with the values of the further options.
+
+    Raises:
+        ValueError: Naming the setting, what was received and what is allowed.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--model.variant", dest="variant")
+    try:
+        variant = first.parse_known_args(arguments)[0].variant
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    return parse_settings(read_settings(name, variant, sections), arguments, parser or recipe_parser(), complete)
+
+
+def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
+    """A `Recipe` from a file, with settings on top.
+
+    Args:
+        name: A recipe's name ("quick") or a YAML or JSON file.
+        **overrides: Sections as dictionaries and other fields as values: `train={"epochs": 3}, seed=1`.
+
+    Raises:
+        ValueError: Naming the setting, what was received and what is allowed.
+    """
+    return parse_settings({**read_settings(name), **flatten(overrides, "")})[0]
+
+
+def parse_settings(
+    settings: dict,
+    arguments: list[str] = (),
+    parser: jsonargparse.ArgumentParser | None = None,
+    complete: Callable[[FinetuneConfig], dict] | None = None,
+) -> tuple[Recipe, jsonargparse.Namespace]:
+    """Settings {"model.depth": 4, ...} with a command line on top; arguments, result and errors as in `parse_recipe`."""
+    parser = parser or recipe_parser()
+    settings = dict(settings)
+    num_classes = settings.pop("model.num_classes", ViTConfig.num_classes)
+    arguments = [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), option) for option in arguments]
+    try:
+        parser.set_defaults(settings)
+        namespace = parser.parse_args(arguments)
+        if complete:
+            parser.set_defaults({**complete(FinetuneConfig(**namespace.finetune.as_dict())), **settings})
+            namespace = parser.parse_args(arguments)
+    except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
+        raise ValueError(" ".join(str(error).replace("Parser key ", "").split())) from None
+    namespace.model.pop("variant", None)
+    namespace = parser.instantiate(namespace)
+    fields = {field.name: namespace.pop(field.name) for field in dataclasses.fields(Recipe)}
+    fields["model"] = dataclasses.replace(fields["model"], num_classes=num_classes)
+    return Recipe(**fields), namespace

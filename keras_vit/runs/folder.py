@@ -1,0 +1,207 @@
+"""The run folder: what lies in it, read and written in one place.
+
+    recipe.yaml            the resolved recipe
+    metrics.csv            a row an epoch
+    best.keras             the model with the best validation accuracy (of the averaged weights where there is an EMA)
+    last/state.safetensors the full training state behind the last finished epoch
+    summary.json           the outcome, once the run has ended
+    plots/  tensorboard/   pictures and event files
+
+Every file is written beside its place and then moved there, so that a kill at any moment leaves the old or the new one.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import yaml
+
+if typing.TYPE_CHECKING:  # both import this module
+    from keras_vit.model.vit import ViT
+    from keras_vit.recipes.schema import Recipe
+
+# Columns of metrics.csv, in order. Seconds count training time, those of earlier parts of a resumed run included.
+METRICS = (
+    "epoch",
+    "seconds",
+    "epoch_seconds",
+    "images_per_second",
+    "learning_rate",
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "memory_mb",
+)
+
+
+
+
+
+
+
+
+
+class RunFolder:
+    """A run folder on disk.
+
+    Args:
+        path: The folder. It must hold a `recipe.yaml`; `RunFolder.create` makes a new one.
+
+    Raises:
+        ValueError: If the folder is not there or is no run folder.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"run: no folder {str(self.path)!r}")
+        if not (self.path / "recipe.yaml").is_file():
+            raise ValueError(f"run: {str(self.path)!r} is not a run folder: recipe.yaml is missing")
+
+    @classmethod
+    def create(cls, path: str | os.PathLike, recipe: "Recipe", overwrite: bool = False) -> "RunFolder":
+        """Makes a run folder with its recipe.
+
+        Args:
+            path: A folder that is not there, or is empty; an existing run folder only with `overwrite`.
+            recipe: The `Recipe`.
+            overwrite: Whether the files of an existing run there are deleted first.
+
+        Raises:
+            ValueError: If there is something at `path` that may not be overwritten.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"run: {str(path)!r} is a file, not a folder")
+        if path.is_dir() and any(not file.name.startswith(PARTIAL) for file in path.iterdir()):
+            if not (path / "recipe.yaml").is_file():
+                raise ValueError(f"run: {str(path)!r} is not empty and not a run folder; choose another folder")
+            if not overwrite:
+                raise ValueError(f"run: {str(path)!r} exists; go on with --resume, or start again with --overwrite")
+            run = cls(path)
+            # The recipe goes last: until then the folder can still be told for what it is.
+            for file in (run.state_path, run.model_path, path / "metrics.csv", path / "summary.json"):
+                file.unlink(missing_ok=True)
+            for folder in (run.state_path.parent, run.plots, run.tensorboard, path / "export"):
+                shutil.rmtree(folder, ignore_errors=True)
+            for file in path.glob("evaluation-*.json"):
+                file.unlink()
+        write_text(path / "recipe.yaml", recipe.to_yaml())
+        run = cls(path)
+        run.remove_partial_files()
+        return run
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "best.keras"
+
+    @property
+    def state_path(self) -> Path:
+        return self.path / "last" / "state.safetensors"
+
+    @property
+    def recipe(self) -> "Recipe":
+        from keras_vit.recipes.parse import load_recipe
+
+        return load_recipe(self.path / "recipe.yaml")
+
+    @property
+    def metrics(self) -> list[dict]:
+        """The rows of metrics.csv, a dictionary an epoch; empty before the first epoch has ended."""
+        path = self.path / "metrics.csv"
+        if not path.is_file():
+            return []
+        with open(path, newline="", encoding="utf-8") as file:
+            return [
+                {name: int(value) if name == "epoch" else float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
+
+    def write_metrics(self, rows: list[dict]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path / "metrics.csv", text.getvalue())
+
+    @property
+    def summary(self) -> dict:
+        """The contents of summary.json.
+
+        Raises:
+            ValueError: If the run has not ended.
+        """
+        path = self.path / "summary.json"
+        if not path.is_file():
+            raise ValueError(f"run: {str(self.path)!r} has no summary.json: it has not ended; go on with --resume")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended."""
+        return (self.path / "summary.json").is_file()
+
+    def write_summary(self, summary: dict) -> None:
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def model(self) -> "ViT":
+        """The trained model, from best.keras.
+
+        Raises:
+            ValueError: If no epoch has ended yet.
+        """
+        import keras_vit.model  # noqa: F401  registers the classes that the file names
+
+        if not self.model_path.is_file():
+            raise ValueError(f"run: {str(self.path)!r} has no best.keras: no epoch has been validated yet")
+        return keras.models.load_model(self.model_path, compile=False)
+
+    def write_model(self, model: keras.Model) -> None:
+        with atomic_path(self.model_path) as temporary:
+            model.save(temporary)
+
+    def read_state(self) -> tuple[dict, dict] | None:
+        """The training state: a dictionary of arrays and one of plain values; None if no epoch has ended."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.state_path.is_file():
+            return None
+        try:
+            with safe_open(self.state_path, framework="numpy") as file:
+                names = list(file.keys())
+                return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["state"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"run: {str(self.state_path)!r} is damaged ({error}); start again with --overwrite") from None
+
+    def write_state(self, arrays: dict, values: dict) -> None:
+        from safetensors.numpy import save
+
+        with atomic_path(self.state_path) as temporary:
+            arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
+            # Not save_file: what it raises on a full disk is no OSError.
+            temporary.write_bytes(save(arrays, metadata={"state": json.dumps(values)}))
+
+    def remove_partial_files(self) -> None:
+        """Deletes what a kill left half written."""
+        for file in self.path.rglob(f"{PARTIAL}*"):
+            file.unlink()
+
+

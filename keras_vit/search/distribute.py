@@ -1,0 +1,301 @@
+"""A search over several machines: KerasTuner's chief and workers, made to survive.
+
+The chief holds the oracle and what the user sees, and neither trains nor touches a GPU; workers ask it for trials. All of them
+see the same search folder. The messages are KerasTuner's own (gRPC); what is added: a worker shows that it lives, the trial of
+one that does not is given to another, and whoever waits in vain says so.
+
+A worker whose signs of life stay unanswered ends its trial before the chief gives that trial away, so that no two processes
+write one run.
+"""
+
+import contextlib
+import threading
+import time
+
+import grpc
+from keras_tuner.src import protos
+from keras_tuner.src.distribute.oracle_chief import OracleServicer
+from keras_tuner.src.distribute.oracle_client import OracleClient
+from keras_tuner.src.engine import trial as trial_module
+
+from keras_vit.search.oracle import metrics_of, with_results
+from keras_vit.search.tuner import Lost, reason_of
+
+LEASE_SECONDS = 30.0  # of silence, after which the chief gives a worker's trial to another one
+BEAT_SECONDS = 2.0  # between two signs of life
+UNANSWERED_SECONDS = 15.0  # of signs of life without an answer, after which a worker ends its trial
+FAREWELL_SECONDS = 10.0  # in which a chief that is done tells its workers
+IDENTITY = "worker"  # name of the metadata that tells who calls
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def read_address(name, text):
+    """Host and port of `HOST:PORT`, `[HOST]:PORT` or `PORT`; without a host this machine alone.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    host, _, port = str(text).rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{name}: received {text!r}; allowed: HOST:PORT or PORT, with a port from 1 to 65535")
+    return host.strip("[]") or LOOPBACK[0], int(port)
+
+
+def join(host, port):
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def answered(method):
+    """One call at a time; a `Lost` goes to the worker, any other error is the chief's end."""
+
+    def call(self, request, context):
+        try:
+            with self.lock:
+                return method(self, request, context)
+        except Lost as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except Exception as error:
+            self.error = self.error or error
+            context.abort(grpc.StatusCode.INTERNAL, f"it has failed: {error}")
+
+    return call
+
+
+class Chief(OracleServicer):
+    """Answers the workers of a search, and takes back the trials of those that fall silent.
+
+    Args:
+        oracle: The `SearchOracle`; what was running when an earlier chief ended stays for a while with whoever runs it.
+        folder: The search folder.
+        events: As those of a `TrialTuner`.
+        lease: Seconds of silence after which a worker's trial is given to another one.
+    """
+
+    def __init__(self, oracle, folder, events, lease=LEASE_SECONDS):
+        super().__init__(oracle)
+        self.folder, self.events, self.lease = folder, events, lease
+        self.lock, self.error = threading.RLock(), None
+        self.started, self.seen, self.dismissed = time.monotonic(), {}, set()
+        for trial_id in oracle._retry_queue:
+            oracle.ongoing_trials[f"of-earlier-{trial_id}"] = oracle.trials[trial_id]
+        oracle._retry_queue = []
+
+    def serve(self, address):
+        """Answers until the search has ended.
+
+        Args:
+            address: (host, port).
+
+        Raises:
+            ValueError: If the port cannot be had.
+        """
+        from concurrent import futures
+
+        server = grpc.server(futures.ThreadPoolExecutor(max_workers=1), options=[("grpc.so_reuseport", 0)])
+        protos.get_service_grpc().add_OracleServicer_to_server(self, server)
+        try:
+            server.add_insecure_port(join(*address))
+        except RuntimeError:
+            raise ValueError(f"chief: port {address[1]} of {address[0]!r} is in use, or no address of this machine") from None
+        server.start()
+        try:
+            while not self.is_done():
+                time.sleep(0.2)
+                self.take_back()
+                self.events.tick()
+                if self.error:
+                    raise self.error
+            until = time.monotonic() + FAREWELL_SECONDS
+            while self.living() - self.dismissed and time.monotonic() < until:
+                time.sleep(0.2)
+        finally:
+            server.stop(1).wait()
+
+    def is_done(self):
+        with self.lock:
+            busy = self.oracle.ongoing_trials or self.oracle._retry_queue
+            return (self.stop_triggered or self.oracle.is_over) and not busy
+
+    def living(self):
+        with self.lock:
+            now = time.monotonic()
+            return {worker for worker, seen in self.seen.items() if now - seen < self.lease}
+
+    def take_back(self):
+        """Takes back the trials of workers that have not been heard of."""
+        with self.lock:
+            now = time.monotonic()
+            for worker, trial in list(self.oracle.ongoing_trials.items()):
+                if now - self.seen.get(worker, self.started) > self.lease:
+                    self.oracle.give_back(worker)
+                    self.events.trial_lost(trial, worker)
+
+    def caller(self, context, trial_id=None):
+        """Who calls; a `Lost` if a trial is not theirs (any more)."""
+        worker = dict(context.invocation_metadata()).get(IDENTITY, "")
+        self.seen[worker] = time.monotonic()
+        if trial_id is not None:
+            ongoing = self.oracle.ongoing_trials
+            earlier = f"of-earlier-{trial_id}"
+            if earlier in ongoing and worker not in ongoing:
+                ongoing[worker] = ongoing.pop(earlier)
+            if worker not in ongoing or ongoing[worker].trial_id != trial_id:
+                raise Lost(f"trial {trial_id} is not with {worker}")
+        return worker
+
+    @answered
+    def CreateTrial(self, request, context):
+        self.caller(context)
+        running = request.tuner_id in self.oracle.ongoing_trials
+        trial = self.oracle.create_trial(request.tuner_id)
+        if trial.status == trial_module.TrialStatus.STOPPED:
+            if self.oracle.ongoing_trials:
+                trial.status = trial_module.TrialStatus.IDLE  # a worker that dies may still give one back
+            else:
+                self.stop_triggered = True
+                self.dismissed.add(request.tuner_id)
+        elif trial.status == trial_module.TrialStatus.RUNNING and not running:
+            self.events.trial_began(trial)
+        return protos.get_service().CreateTrialResponse(trial=trial.to_proto())
+
+    @answered
+    def GetTrial(self, request, context):
+        self.caller(context, request.trial_id)
+        return super().GetTrial(request, context)
+
+    @answered
+    def UpdateTrial(self, request, context):
+        self.caller(context, request.trial_id)
+        # Numbers travel with seven digits.
+        metrics = {name: float(f"{value:.7g}") for name, value in request.metrics.items()}
+        trial = self.oracle.update_trial(request.trial_id, metrics, step=request.step)
+        return protos.get_service().UpdateTrialResponse(trial=trial.to_proto())
+
+    @answered
+    def EndTrial(self, request, context):
+        worker = self.caller(context, request.trial.trial_id)
+        trial = self.oracle.ongoing_trials[worker]
+        if trial_module.TrialStatus.from_proto(request.trial.status) != trial_module.TrialStatus.COMPLETED:
+            self.oracle.give_back(worker)
+            self.events.trial_lost(trial, worker)
+        else:
+            metrics = metrics_of(trial)
+            trial.message = reason_of(self.folder, trial, metrics)
+            trial.status = trial_module.TrialStatus.COMPLETED
+            self.oracle.end_trial(trial)
+            self.events.trial_ended(trial, metrics, trial.message)
+        return protos.get_service().EndTrialResponse()
+
+    @answered
+    def GetBestTrials(self, request, context):
+        self.caller(context)
+        return super().GetBestTrials(request, context)
+
+    @answered
+    def UpdateSpace(self, request, context):
+        raise Lost("the space of this search does not change")
+
+
+class ChiefClient(OracleClient):
+    """A worker's view of the chief's oracle.
+
+    Args:
+        oracle: An oracle of the same space, which is not asked for anything but that.
+        address: (host, port) of the chief.
+        tuner_id: Who this worker is; another one for each.
+        patience: Seconds after which a chief that does not answer is given up.
+    """
+
+    def __init__(self, oracle, address, tuner_id, patience):
+        self._oracle, self.tuner_id = oracle, tuner_id
+        self.space, self.objectives = oracle.space, oracle.objectives
+        self.channel = grpc.insecure_channel(join(*address), options=[("grpc.max_receive_message_length", -1)])
+        self.stub = Calls(protos.get_service_grpc().OracleStub(self.channel), join(*address), tuner_id, patience)
+        self.multi_worker, self.should_report = False, True
+        self.beaten = self.answered = 0.0
+        self.mine = None
+
+    def create_trial(self, tuner_id):
+        asked = time.monotonic()
+        trial = super().create_trial(tuner_id)
+        if trial.status == trial_module.TrialStatus.RUNNING:
+            values = trial.hyperparameters.values
+            for name in (trial.trial_id, str(values.get("tuner/trial_id", "0"))):
+                if not name.isdigit():  # it becomes the name of a folder
+                    raise ValueError(f"chief: sent a trial named {name!r}; allowed: digits")
+            trial.hyperparameters.values = self.space.restore(values)
+            self.answered, self.mine = asked, trial
+        return trial
+
+    def get_best_trials(self, num_trials=1):
+        trials = super().get_best_trials(num_trials)
+        for trial in trials:
+            trial.hyperparameters.values = self.space.restore(trial.hyperparameters.values)
+        return trials
+
+    def results(self):
+        """The finished trials with their metrics."""
+        return with_results(self.get_best_trials(2**31 - 1))
+
+    def finish(self, trial, metrics):
+        """Tells the chief the result of a trial."""
+        self.update_trial(trial.trial_id, metrics)
+        trial.status = trial_module.TrialStatus.COMPLETED
+        self.end_trial(trial)
+        self.mine = None
+
+    def keep(self, trial_id):
+        """Shows that this worker lives, once in a while.
+
+        Raises:
+            Lost: If the trial is another's, or the chief has not answered for so long that it may be soon.
+        """
+        now = time.monotonic()
+        if now - self.beaten < BEAT_SECONDS:
+            return
+        self.beaten = now
+        request = protos.get_service().GetTrialRequest(trial_id=trial_id)
+        try:
+            self.stub.once("GetTrial", request, BEAT_SECONDS)
+            self.answered = now
+        except grpc.RpcError:
+            if time.monotonic() - self.answered > UNANSWERED_SECONDS:
+                raise Lost(f"the chief has not answered for {UNANSWERED_SECONDS:.0f} s") from None
+
+    def give_back(self, tuner_id):
+        """Returns the trial that this worker cannot finish."""
+        if self.mine is not None:
+            self.mine.status = trial_module.TrialStatus.INVALID
+            request = protos.get_service().EndTrialRequest(trial=self.mine.to_proto())
+            with contextlib.suppress(grpc.RpcError, Lost):
+                self.stub.once("EndTrial", request, BEAT_SECONDS)
+
+
+class Calls:
+    """The remote procedures, with the caller's name, a limit of time, and errors in a line."""
+
+    def __init__(self, stub, address, tuner_id, patience):
+        self.stub, self.address, self.patience = stub, address, patience
+        self.metadata = ((IDENTITY, tuner_id),)
+
+    def __getattr__(self, name):
+        def call(request, **_):
+            until = time.monotonic() + self.patience
+            while True:
+                try:
+                    return self.once(name, request, max(0.1, until - time.monotonic()), wait_for_ready=True)
+                except grpc.RpcError as error:
+                    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                        raise ValueError(f"chief: {self.address} refuses: {error.details()}") from None
+                    if time.monotonic() >= until:
+                        raise ValueError(f"chief: {self.address} has not answered for {self.patience:g} s") from None
+
+        return call
+
+    def once(self, name, request, seconds, wait_for_ready=False):
+        try:
+            return getattr(self.stub, name)(request, timeout=seconds, metadata=self.metadata, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+                raise Lost("the chief has given it to another worker") from None
+            raise

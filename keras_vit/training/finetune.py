@@ -1,0 +1,200 @@
+"""Fine-tuning: the weights of a checkpoint, which of them are trained, and at what share of the learning rate."""
+
+import dataclasses
+import itertools
+import math
+import os
+import typing
+
+import jsonargparse
+import keras
+import numpy as np
+
+from keras_vit.model.adapters import adapted_layers
+from keras_vit.model.config import ViTConfig
+from keras_vit.recipes.parse import flatten, parse_recipe, parse_settings, read_settings
+from keras_vit.recipes.schema import FinetuneConfig, Recipe
+
+if typing.TYPE_CHECKING:
+    from keras_vit.model.vit import ViT
+    from keras_vit.weights.checkpoint import Checkpoint
+
+HEADS = ("head", "head_dist")  # names of the layers that give logits; the second one where there is distillation
+
+# Peak learning rates where neither recipe nor command line says: the more is trained, the smaller.
+LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "probe": 3e-3}
+
+# Fields of a ViTConfig that are the recipe's, not the checkpoint's: they change no weight, or the head alone.
+OWN_FIELDS = ("num_classes", "dropout", "attention_dropout", "drop_path", "data_format")
+RESIZED_FIELDS = ("image_size", "patch_size")  # the checkpoint's unless others are asked for; weights are then resampled
+
+
+# Weights of a checkpoint
+
+
+def open_finetune(config: FinetuneConfig) -> "Checkpoint":
+    """The checkpoint of a `FinetuneConfig`, opened.
+
+    Raises:
+        ValueError: Where there is none, or it cannot be read.
+    """
+    from keras_vit.weights.load import open_checkpoint
+
+    if not config.checkpoint:
+        raise ValueError("checkpoint: none is given; allowed: a run folder, a file, a folder or a name on the Hugging Face hub")
+    return open_checkpoint(config.checkpoint, config.source, architecture=config.architecture or None)
+
+
+def checkpoint_settings(checkpoint: "Checkpoint") -> dict:
+    """The settings of a recipe that a checkpoint decides, as {"model.depth": 12, ..., "mean": [...], "std": [...]}."""
+    model = checkpoint.config.to_dict()
+    settings = {f"model.{name}": value for name, value in model.items() if name not in OWN_FIELDS}
+    return {**settings, "mean": list(checkpoint.mean), "std": list(checkpoint.std)}
+
+
+def check_architecture(config: ViTConfig, checkpoint: ViTConfig) -> None:
+    """Raises a ValueError that names the first field in which a model contradicts its checkpoint."""
+    free = (*OWN_FIELDS, *(RESIZED_FIELDS if checkpoint.stem == "patch" else RESIZED_FIELDS[:1]))
+    for field in dataclasses.fields(ViTConfig):
+        ours, theirs = getattr(config, field.name), getattr(checkpoint, field.name)
+        if field.name not in free and ours != theirs:
+            raise ValueError(f"model.{field.name}: received {ours}; allowed: {theirs}, as the checkpoint has it")
+
+
+def load_finetune(model: "ViT", config: FinetuneConfig, class_names: list[str]) -> list[str]:
+    """Gives a model the weights of a checkpoint, resampled to its image and patch size, and a head at zero or the checkpoint's.
+
+    Args:
+        model: A `ViT`, not yet prepared by `select_weights`.
+        config: The `FinetuneConfig`.
+        class_names: Those of the data.
+
+    Returns:
+        Lines for the user.
+
+    Raises:
+        ValueError: For a checkpoint that cannot be read or has another architecture, or whose head cannot be kept.
+    """
+    from keras_vit.weights.load import load_weights
+
+    checkpoint = open_finetune(config)
+    check_architecture(model.config, checkpoint.config)
+    names, count = checkpoint.class_names, checkpoint.config.num_classes
+    if config.keep_head:
+        if count != len(class_names):
+            raise ValueError(f"keep_head: the checkpoint has {count} classes and the data {len(class_names)}; allowed: false")
+        for index, (theirs, ours) in enumerate(zip(names or class_names, class_names, strict=True)):
+            if theirs != ours:
+                raise ValueError(
+                    f"keep_head: class {index} is {theirs!r} in the checkpoint and {ours!r} in the data; allowed: false"
+                )
+    notes = load_weights(model, checkpoint, new_head=not config.keep_head, resize=True)
+    if not config.keep_head:
+        for variable in head_variables(model):
+            variable.assign(np.zeros(variable.shape))
+        same = names is not None and list(names) == list(class_names)
+        hint = "; --finetune.keep_head true keeps the checkpoint's, whose classes are the same" if same else ""
+        notes = [*notes, f"head: starts at zero, for the {len(class_names)} classes of the data{hint}"]
+    return notes
+
+
+def head_variables(model):
+    return [variable for layer in model.layers if layer.name in HEADS for variable in layer.weights]
+
+
+# What is trained
+
+
+def select_weights(model: "ViT", config: FinetuneConfig) -> None:
+    """Freezes what a `FinetuneConfig` does not train, and adds the adapters of LoRA, which leave the outputs as they are.
+
+    Keras neither differentiates by a frozen variable nor keeps optimizer state of it. Before the model is compiled.
+    """
+    trained = HEADS
+    if config.method == "full":
+        names = [layer.name for layer in model.layers]
+        trained = names[names.index(f"block_{config.freeze - 1}") + 1 :] if config.freeze else names
+    for layer in model.layers:
+        for variable in layer.weights:  # not layer.trainable: that would hold for its adapters too
+            variable.trainable = layer.name in trained
+    if config.method == "lora":
+        for layer in adapted_layers(model, config.freeze):
+            layer.enable_lora(config.lora_rank, lora_alpha=config.lora_alpha)
+
+
+def learning_rate_factors(model: "ViT", layer_decay: float) -> dict[str, float]:
+    """The factor on the learning rate of each weight, by path.
+
+    Behind the last block 1, then layer_decay^1 for the last block to layer_decay^depth for the first, and
+    layer_decay^(depth + 1) for the embedding: stem, projection, prefix tokens and positions. So does BEiT (arXiv 2106.08254);
+    timm counts the last norm to the last block.
+    """
+    depth, layers = model.config.depth, model.layers  # in the order in which an image passes them
+    first = [layer.name for layer in layers].index("block_0")
+    return {
+        weight.path: layer_decay ** min(max(first + depth - index, 0), depth + 1)
+        for index, layer in enumerate(layers)
+        for weight in layer.weights
+    }
+
+
+def trained_parameters(model: keras.Model) -> int:
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
+
+
+def describe_trained(model: "ViT") -> str:
+    """A line that says what of a model is trained, such as "block_2 to block_3, norm, head (3,450 of 9,120 parameters...)"."""
+    names = dict.fromkeys(variable.path.split("/")[0] for variable in model.trainable_variables)
+    parts = []
+    for is_block, group in itertools.groupby(names, lambda name: name.startswith("block_")):
+        group = list(group)
+        parts += [f"{group[0]} to {group[-1]}"] if is_block and len(group) > 1 else group
+    adapted = any(layer.lora_enabled for layer in adapted_layers(model))
+    every = model.count_params()
+    return (
+        f"trained: {', '.join(parts)}: {trained_parameters(model):,} of {every:,} parameters in "
+        f"{len(model.trainable_variables)} variables{' (of the blocks, the adapters alone)' if adapted else ''}"
+    )
+
+
+def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "finetune", **overrides) -> Recipe:
+    """A `Recipe` that fine-tunes a checkpoint; `train` does it.
+
+    Architecture, image and patch size, mean and std are the checkpoint's where neither file nor overrides say otherwise; of
+    those, the architecture must not. The peak learning rate is that of `keras_vit.finetune.LEARNING_RATES` for the method.
+
+    Args:
+        checkpoint: As `FinetuneConfig.checkpoint`.
+        name: A recipe's name or a YAML or JSON file.
+        **overrides: As in `load_recipe`: `data="folder:photos", finetune={"method": "lora"}, model={"image_size": 384}`.
+
+    Raises:
+        ValueError: Naming the setting, what was received and what is allowed, or what is wrong with the checkpoint.
+    """
+    settings = {**read_settings(name), **flatten(overrides, ""), "finetune.checkpoint": str(checkpoint)}
+    completion = Completion()
+    recipe, _ = parse_settings(settings, complete=completion)
+    completion.check(recipe)
+    return recipe
+
+
+def parse_finetune(
+    name: str | os.PathLike, arguments: list[str], parser: jsonargparse.ArgumentParser | None = None
+) -> tuple[Recipe, jsonargparse.Namespace]:
+    """As `parse_recipe`; what neither file nor command line states comes from `finetune.checkpoint`."""
+    completion = Completion()
+    recipe, namespace = parse_recipe(name, arguments, parser, complete=completion)
+    completion.check(recipe)
+    return recipe, namespace
+
+
+class Completion:
+    """Opens the checkpoint of a `FinetuneConfig` and gives the settings that it decides."""
+
+    def __call__(self, finetune: FinetuneConfig) -> dict:
+        self.checkpoint = open_finetune(finetune)
+        return {"train.learning_rate": LEARNING_RATES[finetune.method], **checkpoint_settings(self.checkpoint)}
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises a ValueError if the recipe's architecture contradicts the checkpoint."""
+        check_architecture(recipe.model, self.checkpoint.config)

@@ -1,0 +1,275 @@
+"""What happens after each epoch, and at the end of a training."""
+
+import datetime
+import math
+import platform
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import psutil
+from keras import ops
+
+from keras_vit.data.dataset import evaluation_batches
+from keras_vit.machine import machine, peak_memory_mb
+from keras_vit.model.adapters import merged_weights
+from keras_vit.model.resample import resample_weight
+from keras_vit.model.vit import build_vit
+from keras_vit.runs.folder import METRICS
+from keras_vit.training.callbacks import Diverged
+from keras_vit.training.finetune import trained_parameters
+from keras_vit.training.models import carry_over, compile_model, compiled_model
+
+
+class Session(keras.callbacks.Callback):
+    """Behind every epoch: averages the weights, validates, and writes metrics, best model and training state.
+
+    Validated and saved is a second model that holds the averaged weights, in float32 whatever the training's precision.
+    It is not compiled, so that the saved file says nothing of this backend; `scorer` is its compiled face.
+    """
+
+    def __init__(self, run, recipe, data, model, steps_per_epoch, last_epoch, notes=()):
+        super().__init__()
+        self.notes = list(notes)
+        self.run = run
+        self.recipe = recipe
+        self.data = data
+        self.training_model = model
+        self.evaluated = build_vit(recipe.model, dtype="float32")
+        self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
+        compile_model(self.scorer, "sgd", recipe.train.jit)
+        self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
+        # Made once: TensorFlow keeps what a pipeline is made of for good.
+        self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
+        self.latest = None  # training state behind the last epoch, where it is needed again
+        self.rows = []
+        self.best = -math.inf
+        self.earlier_seconds = 0.0
+        self.earlier_process_seconds = 0.0
+        self.writer = None
+
+    @property
+    def optimizer(self):
+        """The optimizer itself where Keras has wrapped it for loss scaling."""
+        return getattr(self.training_model.optimizer, "inner_optimizer", self.training_model.optimizer)
+
+    @property
+    def process_seconds(self):
+        """Seconds since the start of this process, and of those that trained before it."""
+        return self.earlier_process_seconds + time.time() - psutil.Process().create_time()
+
+    def arrays(self):
+        """Every variable that training depends on, by a name that is the same in every process."""
+        variables = {"model": self.training_model.variables, "optimizer": self.training_model.optimizer.variables}
+        return {
+            f"{kind}/{index:04d}/{variable.name}": variable
+            for kind, members in variables.items()
+            for index, variable in enumerate(members)
+        }
+
+    def restore(self, state):
+        """Goes on from what `RunFolder.read_state` gave; returns the number of finished epochs."""
+        where = f"run: {str(self.run.path)!r}"
+        rows = self.run.metrics
+        if state is None:
+            if len(rows) > 1:
+                raise ValueError(f"{where} has {len(rows)} epochs but no last/state.safetensors; start again with --overwrite")
+            self.run.write_metrics([])
+            return 0
+        arrays, values = state
+        if values["backend"] != keras.backend.backend():
+            raise ValueError(f"{where} was made under {values['backend']}; resume it with KERAS_BACKEND={values['backend']}")
+        variables = self.arrays()
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        stored = {name: array.shape for name, array in arrays.items()}
+        if shapes != stored:
+            name = next(name for name in {**shapes, **stored} if shapes.get(name) != stored.get(name))
+            raise ValueError(
+                f"{where} was made by another model: {name} has shape {stored.get(name)} there and {shapes.get(name)} here"
+            )
+        if values["fingerprint"] != self.data.fingerprint:
+            raise ValueError(f"{where} was made with other data than {self.data.name} holds now")
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        self.rows = [row for row in rows if row["epoch"] <= values["epoch"]]
+        if len(self.rows) != values["epoch"]:
+            raise ValueError(f"{where} has {len(self.rows)} of {values['epoch']} epochs in metrics.csv; start with --overwrite")
+        self.run.write_metrics(self.rows)
+        self.best = values["best"]
+        self.earlier_seconds = values["seconds"]
+        self.earlier_process_seconds = values["process_seconds"]
+        self.notes = values.get("notes", [])
+        return values["epoch"]
+
+    def start(self):
+        # Not tensorboardX's SummaryWriter: that writes from a thread, which a full disk ends unseen, and then waits for it.
+        from tensorboardX.record_writer import RecordWriter
+
+        # Written anew when a run goes on: a kill may have lost the last events.
+        shutil.rmtree(self.run.tensorboard, ignore_errors=True)
+        self.run.tensorboard.mkdir()
+        self.writer = RecordWriter(str(self.run.tensorboard / f"events.out.tfevents.{int(time.time())}.{platform.node()}"))
+        self.write_event(file_version="brain.Event:2")
+        for row in self.rows:
+            self.write_events(row)
+        self.started = time.perf_counter()
+
+    def go_on_with(self, stage, total_steps):
+        """Trains by the recipe of a stage from here on; a model that differs gets the weights and the optimizer's state so far."""
+        if self.latest:  # at its end `fit` puts the averaged weights in the place of the trained ones
+            for name, variable in self.arrays().items():
+                variable.assign(self.latest[name])
+            self.latest = None
+        if stage.model != self.training_model.config:
+            model, _ = compiled_model(stage, total_steps)
+            carry_over(self.training_model, model)
+            self.training_model = model
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.epoch_started = time.perf_counter()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if keras.backend.backend() == "torch":
+            # Keras's dropout draws from PyTorch's own stream there, which is no variable of the model, and from which
+            # PyTorch's data loader draws too: dropout becomes a function of seed and step, as the batches are.
+            import torch
+
+            torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, self.epoch, batch)).generate_state(1)[0]))
+
+    def on_epoch_end(self, epoch, logs=None):
+        config = self.recipe.train
+        arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
+        keep = self.optimizer.use_ema and config.stages
+        self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
+        # The loss of the last step was taken before its update, so that only the weights tell.
+        if math.isnan(logs["loss"]) or not all(np.isfinite(array).all() for array in arrays.values()):
+            raise Diverged(
+                f"loss: {logs['loss']} in epoch {epoch + 1}, weights no longer finite; {str(self.run.path)!r} keeps what "
+                f"epoch {epoch} left. Lower train.learning_rate ({config.learning_rate:g}) or set train.clip_norm"
+            )
+        seconds = time.perf_counter() - self.epoch_started
+        logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
+        self.copy_weights()
+        last = epoch + 1 == self.last_epoch
+        if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
+            logs.update({f"val_{name}": value for name, value in evaluate(self.scorer, self.validation).items()})
+        row = {
+            **logs,
+            "epoch": epoch + 1,
+            "seconds": self.earlier_seconds + time.perf_counter() - self.started,
+            "epoch_seconds": seconds,
+            "learning_rate": float(ops.convert_to_numpy(self.optimizer.learning_rate)),
+            "memory_mb": psutil.Process().memory_info().rss / 2**20,
+        }
+        row = {name: row[name] for name in METRICS if name in row}
+        self.rows.append(row)
+        # Without validation images there is nothing to choose by: the last epoch is the best one.
+        score = row.get("val_accuracy", -math.inf) if self.validation is not None else epoch
+        if score > self.best:
+            self.best = score
+            self.run.write_model(self.evaluated)
+        self.run.write_metrics(self.rows)
+        # The state goes last: whatever a kill before this line leaves is made again when the epoch is repeated.
+        self.write_state(epoch + 1, arrays)
+        self.write_events(row)
+
+    def write_state(self, epoch, arrays=None):
+        """Writes the training state behind an epoch; `arrays` are those of `self.arrays()` where they have been read already."""
+        values = {
+            "epoch": epoch,
+            "best": self.best,
+            "seconds": self.rows[-1]["seconds"] if self.rows else 0.0,
+            "process_seconds": self.process_seconds,
+            "fingerprint": self.data.fingerprint,
+            "backend": keras.backend.backend(),
+            "notes": self.notes,
+        }
+        self.run.write_state(arrays or {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}, values)
+
+    def write_events(self, row):
+        from tensorboardX.summary import scalar
+
+        for name, value in row.items():
+            self.write_event(step=row["epoch"], summary=scalar(name, value))
+        self.writer.flush()
+
+    def write_event(self, **content):
+        from tensorboardX.proto.event_pb2 import Event
+
+        self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
+
+    def close(self):
+        if self.writer is not None:
+            self.writer.close()
+
+    def copy_weights(self):
+        """Gives the evaluated model the averaged weights, or the current ones where there is no average; adapters are merged."""
+        averages = {}
+        if self.optimizer.use_ema:
+            variables = self.training_model.trainable_variables
+            values = self.optimizer._model_variables_moving_average  # no public access in Keras 3.15
+            averages = {variable.path: value for variable, value in zip(variables, values, strict=True)}
+        weights = merged_weights(self.training_model, averages)
+        theirs, ours = self.training_model.config, self.evaluated.config
+        for target in self.evaluated.weights:
+            target.assign(resample_weight(target.path, weights[target.path], theirs, ours))
+
+    def finish(self):
+        """Reads the test images once, with the best model, and writes the summary."""
+        recipe, data, rows = self.recipe, self.data, self.rows
+        self.evaluated.load_weights(self.run.model_path)
+        test = evaluate(self.scorer, batches_of(data.test, recipe)) if data.test is not None else {}
+        best = max((row for row in rows if "val_accuracy" in row), key=lambda row: row["val_accuracy"], default=rows[-1])
+        origin = {"checkpoint": recipe.finetune.checkpoint, "checkpoint_notes": self.notes} if recipe.finetune.checkpoint else {}
+        self.run.write_summary(
+            {
+                **origin,
+                "data": data.name,
+                "data_notes": data.notes,
+                "class_names": data.class_names,
+                "fingerprint": data.fingerprint,
+                **{f"test_{name}": value for name, value in test.items()},
+                "best_epoch": best["epoch"],
+                "val_accuracy": best.get("val_accuracy"),
+                "epochs": len(rows),
+                "parameters": self.evaluated.count_params(),
+                "trained_parameters": trained_parameters(self.training_model),
+                "flops": recipe.model.flops,
+                "seconds": rows[-1]["seconds"],
+                "process_seconds": self.process_seconds,
+                "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
+                "peak_memory_mb": peak_memory_mb(),
+                "seed": recipe.seed,
+                "precision": recipe.train.precision,
+                **machine(),
+                "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+                "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            }
+        )
+
+
+def batches_of(split, recipe):
+    """The images of a split in order, for `model.evaluate`; can be gone through again and again."""
+    return evaluation_batches(
+        split,
+        num_classes=recipe.model.num_classes,
+        batch_size=even_batch_size(len(split), min(500, 4 * recipe.train.batch_size)),
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+
+
+def evaluate(model, batches):
+    """Loss and accuracy of a compiled model, as floats."""
+    return {name: float(value) for name, value in model.evaluate(batches, verbose=0, return_dict=True).items()}
+
+
+def even_batch_size(count, largest):
+    """A batch size of at most `largest` that divides `count`, if there is one above a fifth of that: a smaller last batch
+    would be compiled again."""
+    return next((size for size in range(largest, largest // 5, -1) if count % size == 0), min(largest, count))

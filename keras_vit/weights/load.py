@@ -1,0 +1,180 @@
+"""Weights of timm, transformers and JAX, read and written: one table of correspondence a format, strict both ways."""
+
+import logging
+import os
+from dataclasses import fields, replace
+
+import keras
+
+from keras_vit.checks import as_pair, check_choice, check_fields
+from keras_vit.model.config import ViTConfig
+from keras_vit.model.resample import resample_weight
+from keras_vit.weights.checkpoint import SHOWN, Checkpoint
+from keras_vit.weights.find import check_kind, detect, find
+from keras_vit.weights.keras import open_keras
+
+SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
+# Fields that no tensor contradicts, beside image and patch size, for which tensors are resampled, and the number of classes.
+FREE = ("dropout", "attention_dropout", "drop_path", "patch_dropout", "merge_tokens", "data_format", "norm_epsilon")
+
+logger = logging.getLogger("keras_vit")
+
+
+def open_checkpoint(path: str | os.PathLike | Checkpoint, source: str = "auto", *, architecture: str | None = None) -> Checkpoint:
+    """Opens a checkpoint: reads its configuration and checks that its tensors are those, without reading them.
+
+    Args:
+        path: A run folder or `.keras` file of this library; a folder or `.safetensors` file of timm; a folder of transformers; a
+            `.npz` file of vision_transformer or big_vision; or, where nothing of that name is there, a repository of the
+            Hugging Face hub ("org/name"), which is downloaded. One that is open is given back.
+        source: `keras`, `timm`, `huggingface`, `jax`, or `auto`, which goes by the files.
+        architecture: Name of timm's architecture, such as `vit_base_patch16_224`, where a file does not say it.
+
+    Raises:
+        ValueError: If there is nothing, or it is damaged, a pickle, of another architecture or contradicts itself.
+    """
+    check_choice("source", source, SOURCES)
+    if isinstance(path, Checkpoint):
+        return path
+    local = find(path)
+    source = detect(local) if source == "auto" else source
+    if source == "keras":
+        return open_keras(local)
+    if source == "jax":
+        from keras_vit.weights.jax import open_jax
+
+        return open_jax(check_kind(local, source, local.is_file(), "a .npz file"))
+    if source == "timm":
+        from keras_vit.weights.timm import open_timm
+
+        return open_timm(local, architecture)
+    from keras_vit.weights.huggingface import open_huggingface
+
+    return open_huggingface(check_kind(local, source, local.is_dir(), "a folder"))
+
+
+def load_model(
+    path: str | os.PathLike | Checkpoint,
+    source: str = "auto",
+    *,
+    architecture: str | None = None,
+    dtype: str | keras.DTypePolicy | None = None,
+    name: str = "vit",
+    **overrides,
+):
+    """A model with the configuration and the weights of a checkpoint.
+
+    What had to be done is logged as warnings of the logger "keras_vit".
+
+    Args:
+        path: See `open_checkpoint`.
+        source: See `open_checkpoint`.
+        architecture: See `open_checkpoint`.
+        dtype: Keras dtype policy; None = the global one.
+        name: Name of the model.
+        **overrides: Fields of `ViTConfig`: `image_size` and `patch_size` resample positions and projection; another
+            `num_classes` gives a new head, at zero, and 0 none; `dropout`, `attention_dropout`, `drop_path`, `patch_dropout`,
+            `merge_tokens`, `data_format` and `norm_epsilon` are free. Others may only repeat what the checkpoint has.
+
+    Returns:
+        A `ViT`.
+
+    Raises:
+        ValueError: See `open_checkpoint`; and for an override that contradicts the checkpoint.
+    """
+    from keras_vit.model.vit import build_vit
+
+    checkpoint = open_checkpoint(path, source, architecture=architecture)
+    check_fields(ViTConfig, overrides)
+    for field, value in overrides.items():
+        theirs = getattr(checkpoint.config, field)
+        if field in ("image_size", "patch_size"):
+            overrides[field] = as_pair(field, value)
+        elif field not in (*FREE, "num_classes") and value != theirs:
+            raise ValueError(f"{field}: received {value!r}; allowed: {theirs!r}, as the checkpoint has it")
+    model = build_vit(replace(checkpoint.config, **overrides), name=name, dtype=dtype)
+    for note in transfer(model, checkpoint, new_head="num_classes" in overrides, resize=True):
+        logger.warning("%s: %s", checkpoint.path, note)
+    return model
+
+
+def load_weights(
+    model,
+    path: str | os.PathLike | Checkpoint,
+    source: str = "auto",
+    *,
+    architecture: str | None = None,
+    new_head: bool = False,
+    resize: bool = False,
+) -> list[str]:
+    """Gives a model the weights of a checkpoint of the same architecture.
+
+    Args:
+        model: A `ViT`; unchanged where this raises.
+        path: See `open_checkpoint`.
+        source: See `open_checkpoint`.
+        architecture: See `open_checkpoint`.
+        new_head: Whether a head for another number of classes is allowed; the model's stays as it is.
+        resize: Whether another image or patch size is allowed; positions and the projection of patches are then resampled.
+
+    Returns:
+        What was done beyond copying, as lines for the user.
+
+    Raises:
+        ValueError: See `open_checkpoint`; and listing what is missing (-), extra (+) and of another shape (!) in the checkpoint.
+    """
+    return transfer(model, open_checkpoint(path, source, architecture=architecture), new_head, resize)
+
+
+def transfer(model, checkpoint: Checkpoint, new_head: bool, resize: bool) -> list[str]:
+    ours, theirs = model.config, checkpoint.config
+    notes, arrays = list(checkpoint.notes), {}
+    adapted = replace(theirs, **{name: getattr(ours, name) for name in FREE})
+    if ours.num_classes != theirs.num_classes and new_head:
+        adapted = replace(adapted, num_classes=ours.num_classes)
+        was, now = (f"{count} classes" if count else "no head" for count in (theirs.num_classes, ours.num_classes))
+        notes.append(f"head: {was} there, {now} here{': a new head' if ours.num_classes else ''}")
+    if resize:
+        adapted = replace(adapted, image_size=ours.image_size, patch_size=ours.patch_size)
+    check_same(checkpoint, adapted, ours)
+    heads = ("head/", "head_dist/")
+    for path in ours.weight_shapes:
+        if path.startswith(heads) and ours.num_classes != theirs.num_classes:
+            continue
+        arrays[path] = resample_weight(path, checkpoint.read(path), theirs, ours, checkpoint.antialias)
+        if path == "encoder/position" and ours.grid_size != theirs.grid_size:
+            was, now = (f"{rows}x{columns}" for rows, columns in (theirs.grid_size, ours.grid_size))
+            notes.append(f"positions: {was} there, {now} here: interpolated")
+        if path == "encoder/projection/kernel" and ours.patch_size != theirs.patch_size:
+            was, now = (f"{rows}x{columns}" for rows, columns in (theirs.patch_size, ours.patch_size))
+            notes.append(f"patches: {was} pixels there, {now} here: the projection is resampled")
+    for weight in model.weights:
+        if weight.path in arrays:
+            weight.assign(arrays[weight.path])
+    return notes
+
+
+def check_same(checkpoint, theirs, ours):
+    """Raises a ValueError unless two configurations are the same model: first for other weights, then for other arithmetic."""
+    where = f"checkpoint: {str(checkpoint.path)!r}"
+    wanted, held = ours.weight_shapes, theirs.weight_shapes
+    listed = [f"- {path}" for path in wanted if path not in held]
+    listed += [f"+ {path}" for path in held if path not in wanted]
+    listed += [f"! {path} {held[path]}, expected {wanted[path]}" for path in wanted if path in held and held[path] != wanted[path]]
+    if listed:
+        more = f"; and {len(listed) - 3 * SHOWN} more" if len(listed) > 3 * SHOWN else ""
+        hint = "; another number of classes is allowed with new_head=True" if theirs.num_classes != ours.num_classes else ""
+        if (theirs.image_size, theirs.patch_size) != (ours.image_size, ours.patch_size):
+            hint += "; another image or patch size is allowed with resize=True"
+        text = "; ".join(listed[: 3 * SHOWN])
+        raise ValueError(f"{where} has another architecture than the model (- missing, + extra, ! shape): {text}{more}{hint}")
+    for field in fields(ViTConfig):
+        a, b = getattr(theirs, field.name), getattr(ours, field.name)
+        alike = field.name in ("class_token", "layer_scale", "image_size") or a == b
+        if field.name == "prefix_positions":
+            alike = theirs.num_prefix_positions == ours.num_prefix_positions
+        if not alike:
+            raise ValueError(f"{where} has another {field.name} than the model: {a!r} there, {b!r} here")
+
+
+# Where a checkpoint is, and whose
