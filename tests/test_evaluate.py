@@ -1,7 +1,7 @@
-import importlib.util
 import json
 import math
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -11,17 +11,17 @@ from PIL import Image
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from keras_vit import ViTConfig, build_vit
+from keras_vit.cli.main import main
 from keras_vit.data.dataset import load_data
 from keras_vit.images import normalize
 from keras_vit.recipes.schema import Recipe, TrainConfig
-from keras_vit.runs.comparison import compare, comparison_table
+from keras_vit.runs.comparison import compare, comparison_table, run_names
 from keras_vit.runs.evaluation import evaluate, evaluation_table, write_evaluation
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.scores import calibrate, score
 
 EXACT = 1e-12
 TOLERANCE = 1e-5  # relative, of float32 logits
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def size(path):
@@ -159,19 +159,19 @@ def test_evaluate_another_data_set(make_run, tmp_path):
     assert not (run.path / "evaluation-test.json").exists()
 
     np.savez(tmp_path / "three.npz", **{name: array % 3 if name[0] == "y" else array for name, array in arrays.items()})
-    with pytest.raises(ValueError, match="has 3 classes; allowed: a data set of 10"):
+    with pytest.raises(ValueError, match="with 3 classes; allowed: a data set of 10"):
         evaluate(run, data=f"arrays:{tmp_path}/three.npz")
 
 
 def test_evaluate_says_that_the_data_has_changed(make_run):
     run = make_run()
     run.write_summary({**run.summary, "fingerprint": "other"})
-    with pytest.warns(UserWarning, match="digits is not what .* was trained on"):
+    with pytest.warns(UserWarning, match="digits has changed since .* was trained"):
         evaluate(run)
     run.write_summary({**run.summary, "class_names": run.summary["class_names"][::-1]})
     with (
-        pytest.raises(ValueError, match="the run's classes in another order: 0, 1"),
-        pytest.warns(UserWarning, match="is not what"),
+        pytest.raises(ValueError, match=r"with classes 0, 1.* allowed: the order of the run's"),
+        pytest.warns(UserWarning, match="has changed since"),
     ):
         evaluate(run)
 
@@ -235,20 +235,24 @@ def test_compare(make_run):
     assert [column.header for column in comparison_table(runs).columns] == ["", "a", "b"]
 
 
+def test_run_names():
+    runs = [types.SimpleNamespace(path=Path(path)) for path in ("x/1/quick", "x/2/quick", "x/2/best")]
+    assert run_names(runs) == ["1/quick", "2/quick", "2/best"]
+    assert run_names(runs[1:]) == ["quick", "best"]
+    with pytest.raises(ValueError, match=r"received .*quick' 2 times; allowed: different runs"):
+        run_names([runs[0], types.SimpleNamespace(path=Path("x/../x/1/quick"))])
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs experiments/evaluate.py in this process; returns exit code, output and errors."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    """Runs `keras-vit evaluate` in this process; returns exit code, output and errors."""
     monkeypatch.setenv("COLUMNS", "200")
-    spec = importlib.util.spec_from_file_location("evaluate_script", EXPERIMENTS / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
         code = 0
         try:
-            script.run_command(script.main)
+            main("evaluate")
         except SystemExit as exit:
             code = exit.code
         return code, *capsys.readouterr()
@@ -291,7 +295,7 @@ def test_command_draws_positions(command, make_run):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: RUN"),
-        (["nowhere"], "no folder 'nowhere'"),
+        (["nowhere"], "received 'nowhere', which is no folder"),
         (["run", "--split", "dev"], "invalid choice: 'dev'"),
         (["run", "--out", "x.png"], "--out: not an option of one run"),
         (["run", "run", "--data", "digits"], "--data: not an option of a comparison"),

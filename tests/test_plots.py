@@ -1,5 +1,4 @@
 import threading
-import types
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +25,12 @@ def read(path):
     return pixels
 
 
-def make_run(path, epochs=5, seconds=2.0, validated=1):
-    rows = [
+def make_rows(epochs=5, seconds=2.0, validated=1):
+    return [
         {"epoch": e, "seconds": seconds * e, "epoch_seconds": seconds, "loss": 2 / e, "accuracy": 1 - 1 / (e + 1)}
         | ({"val_loss": 2.2 / e, "val_accuracy": 1 - 1.1 / (e + 1)} if e % validated == 0 else {})
         for e in range(1, epochs + 1)
     ]
-    return types.SimpleNamespace(path=Path(path), metrics=rows)
 
 
 @pytest.mark.parametrize("shape", [(5, 12, 20, 3), (5, 20, 12, 1), (70, 8, 8, 3), (1, 8, 8, 4)])
@@ -129,13 +127,13 @@ def test_reliability(tmp_path, rng):
 
 
 def test_curves(tmp_path):
-    runs = [make_run("runs/a"), make_run("runs/b", epochs=40, seconds=1.5, validated=3)]
+    runs = {"a": make_rows(), "b": make_rows(epochs=40, seconds=1.5, validated=3)}
     plots.curves(runs, tmp_path / "a.png")
     first = read(tmp_path / "a.png")
     assert first.shape == (1125, 2100, 3)
     for color in plots.COLORS[:2]:
         assert (first == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum() > 500
-    runs[0].metrics[-1]["val_loss"] = 3.0
+    runs["a"][-1]["val_loss"] = 3.0
     plots.curves(runs, tmp_path / "b.png")
     changed = (read(tmp_path / "b.png") != first).any(axis=2)
     assert changed[:562].any()
@@ -145,23 +143,15 @@ def test_curves(tmp_path):
 
 @pytest.mark.parametrize("runs", [[("a", 1)], [("a", 0)], [(str(i), 3) for i in range(9)]])
 def test_curves_of_one_epoch_of_none_and_of_many_runs(tmp_path, runs):
-    plots.curves([make_run(path, epochs) for path, epochs in runs], tmp_path / "a.png")
+    plots.curves({name: make_rows(epochs) for name, epochs in runs}, tmp_path / "a.png")
     assert read(tmp_path / "a.png").shape == (1125, 2100, 3)
 
 
 def test_series_leaves_out_epochs_without_validation():
-    metrics = make_run("a", epochs=5, validated=2).metrics
+    metrics = make_rows(epochs=5, validated=2)
     epochs, values = plots.series(metrics, "epoch", "val_accuracy", 100)
     assert epochs == (2, 4)
     assert values == pytest.approx((100 * (1 - 1.1 / 3), 100 * (1 - 1.1 / 5)))
-
-
-def test_run_names():
-    runs = [types.SimpleNamespace(path=Path(path)) for path in ("x/1/quick", "x/2/quick", "x/2/best")]
-    assert plots.run_names(runs) == ["1/quick", "2/quick", "2/best"]
-    assert plots.run_names(runs[1:]) == ["quick", "best"]
-    with pytest.raises(ValueError, match="given 2 times"):
-        plots.run_names([runs[0], types.SimpleNamespace(path=Path("x/../x/1/quick"))])
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (1, 7), (1, 1), (14, 14), (40, 3)])

@@ -46,7 +46,7 @@ def main(arguments):
     options = parse_options(arguments)
     from rich.console import Console
 
-    from keras_vit.runs.comparison import comparison_table
+    from keras_vit.runs.comparison import comparison_table, run_names
     from keras_vit.runs.folder import RunFolder
     from keras_vit.runs.plots import curves
 
@@ -55,7 +55,7 @@ def main(arguments):
     if len(runs) > 1:
         written = [options.out or Path("comparison.png")]
         console.print(comparison_table(runs))
-        curves(runs, written[0])
+        curves(dict(zip(run_names(runs), (run.metrics for run in runs), strict=True)), written[0])
     elif options.positions:
         written = draw_positions(runs[0])
     else:

@@ -1,31 +1,24 @@
-"""How good a trained run is, in numbers, and how runs differ.
-
-Shapes: N images, K classes, M bins.
-"""
+"""Evaluates a run on a data set, and writes the numbers and pictures into its folder."""
 
 import dataclasses
 import json
 import re
 import warnings
+from pathlib import Path
 
-import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
+from keras_vit.checks import check_choice, check_int
+from keras_vit.data.dataset import evaluation_batches
+from keras_vit.files import write_text
+from keras_vit.model.vit import merging_model
+from keras_vit.recipes.schema import load_recipe_data
+from keras_vit.runs import plots
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.scores import Evaluation, score
-from keras_vit.files import write_text
 
 SPLITS = ("test", "validation", "train")
-
-
-
-
-
-
-
-
-
-
 
 
 def evaluate(
@@ -37,39 +30,34 @@ def evaluate(
     batch_size: int | None = None,
     merge_tokens: int | None = None,
 ) -> Evaluation:
-    """Evaluates a run's best model on its own data set or another one with as many classes.
+    """Evaluates a run's best model on the run's data set, or on another one with as many classes.
 
-    The images of another data set are resized to the model's and normalised with the mean and standard deviation of the run's.
-    Warns if the run's own data set has changed since the training: what is test now may have been train then.
+    Images of another data set are resized to the model's size and normalised with the run's mean and standard deviation.
+    Warns if the run's own data set has changed since the training: its test images may then include training images.
 
     Args:
         run: A `RunFolder`.
         data: Name of a data set, as `load_data` takes it; None = the run's.
-        data_dir: Where prepared data sets lie; None = where the run's recipe says.
+        data_dir: Folder of prepared data sets; None = the one in the run's recipe.
         split: `test`, `validation` or `train`.
-        batch_size: Images at a time; None = as in training.
+        batch_size: Images in a batch; None = as in training.
         merge_tokens: Tokens that each block merges, as `ViTConfig.merge_tokens`; None = as in training.
 
     Returns:
         An `Evaluation`.
 
     Raises:
-        ValueError: If the data set has another number of classes or another order of them, or no such split.
+        ValueError: If the data set has another number of classes, the same classes in another order, or no such split.
     """
-    from keras_vit.data.dataset import evaluation_batches
-    from keras_vit.model.vit import merging_model
-    from keras_vit.recipes.schema import load_recipe_data
-
-    if split not in SPLITS:
-        raise ValueError(f"split: received {split!r}; allowed: {', '.join(SPLITS)}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: received {batch_size}; allowed: an integer of at least 1")
+    check_choice("split", split, SPLITS)
+    if batch_size is not None:
+        check_int("batch_size", batch_size, at_least=1)
     recipe, model = run.recipe, run.model()
     if merge_tokens is not None:
         model = merging_model(model, merge_tokens)
     config = model.config
     if not config.num_classes:
-        raise ValueError("num_classes: received 0; a model without a head has no predictions to evaluate")
+        raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
     own = data is None or data == recipe.data
     recipe = dataclasses.replace(
         recipe,
@@ -79,26 +67,27 @@ def evaluate(
     )
     loaded = load_recipe_data(recipe)
     if loaded.fallback:
-        raise ValueError(f"data: CIFAR-10 is not at hand: {loaded.fallback}")
+        raise ValueError(f"data: received {recipe.data!r}; allowed: data at hand, which CIFAR-10 is not ({loaded.fallback})")
     if len(loaded.class_names) != config.num_classes:
         raise ValueError(
-            f"data: {loaded.name} has {len(loaded.class_names)} classes; "
-            f"allowed: a data set of {config.num_classes}, as many as the run's model tells apart"
+            f"data: received {loaded.name}, with {len(loaded.class_names)} classes; "
+            f"allowed: a data set of {config.num_classes} classes, as the run's model has"
         )
     if run.is_finished:
         summary = run.summary
         if own and summary["fingerprint"] != loaded.fingerprint:
             warnings.warn(
-                f"{loaded.name} is not what {str(run.path)!r} was trained on (files or their decoder have changed): "
-                f"{split} images may have been training images",
+                f"{loaded.name} has changed since {str(run.path)!r} was trained (its files, or their decoder): "
+                f"the {split} images may include training images",
                 stacklevel=2,
             )
         names = summary["class_names"]
         if names != loaded.class_names and sorted(names) == sorted(loaded.class_names):
-            raise ValueError(f"data: {loaded.name} has the run's classes in another order: {', '.join(loaded.class_names[:5])}...")
+            first = ", ".join(loaded.class_names[:5])
+            raise ValueError(f"data: received {loaded.name}, with classes {first}...; allowed: the order of the run's")
     images = getattr(loaded, split)
     if images is None or not len(images):
-        raise ValueError(f"split: {loaded.name} has no {split} images with this recipe")
+        raise ValueError(f"split: received {split!r}; allowed: a split with images, which {loaded.name} has not in this recipe")
     batches = evaluation_batches(
         images,
         num_classes=config.num_classes,
@@ -109,22 +98,20 @@ def evaluate(
     return score(model.predict(batches, verbose=0), images.labels, loaded.class_names)
 
 
-def write_evaluation(evaluation: Evaluation, run: RunFolder, *, data: str | None = None, split: str = "test"):
+def write_evaluation(evaluation: Evaluation, run: RunFolder, *, data: str | None = None, split: str = "test") -> list[Path]:
     """Writes an evaluation into its run: numbers as JSON, the confusion matrix and the reliability diagram as pictures.
 
-    Those of another data set have its name in theirs and leave those of the run's own alone.
+    File names include the split, and the data set if it is not the run's own.
 
     Args:
         evaluation: An `Evaluation`.
-        run: The `RunFolder` it belongs to.
+        run: Its `RunFolder`.
         data: As for `evaluate`.
         split: As for `evaluate`.
 
     Returns:
         The paths of the three files.
     """
-    from keras_vit.runs import plots
-
     own = data is None or data == run.recipe.data
     name = split if own else re.sub(r"[^\w.]+", "-", f"{data}-{split}").strip("-.")
     paths = [
@@ -141,12 +128,8 @@ def write_evaluation(evaluation: Evaluation, run: RunFolder, *, data: str | None
     return paths
 
 
-
-
 def evaluation_table(evaluation: Evaluation, most: int = 40) -> Table:
-    """A rich table of precision, recall, F1 and images of the classes; the `most` with the lowest F1 if there are more."""
-    from rich.markup import escape
-
+    """A rich table of each class's precision, recall, F1 and images; of more than `most` classes those with the lowest F1."""
     table = Table("class")
     for name in ("precision (%)", "recall (%)", "F1 (%)", "images"):
         table.add_column(name, justify="right")
@@ -158,5 +141,3 @@ def evaluation_table(evaluation: Evaluation, most: int = 40) -> Table:
         shares = ("-" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("precision", "recall", "f1"))
         table.add_row(escape(row["name"]), *shares, f"{row['count']:,}")
     return table
-
-

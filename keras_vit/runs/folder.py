@@ -1,35 +1,33 @@
-"""The run folder: what lies in it, read and written in one place.
+"""The run folder: its files, read and written in one place.
 
     recipe.yaml            the resolved recipe
     metrics.csv            a row an epoch
-    best.keras             the model with the best validation accuracy (of the averaged weights where there is an EMA)
-    last/state.safetensors the full training state behind the last finished epoch
+    best.keras             the model with the best validation accuracy; its averaged weights if the run averages them
+    last/state.safetensors the full training state after the last finished epoch
     summary.json           the outcome, once the run has ended
     plots/  tensorboard/   pictures and event files
 
-Every file is written beside its place and then moved there, so that a kill at any moment leaves the old or the new one.
+Every file is written atomically: a kill at any moment leaves the old file or the new one.
 """
 
-import contextlib
 import csv
 import io
 import json
 import os
 import shutil
-import tempfile
-import typing
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
-import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-if typing.TYPE_CHECKING:  # both import this module
-    from keras_vit.model.vit import ViT
-    from keras_vit.recipes.schema import Recipe
+from keras_vit.files import PARTIAL, atomic_path, remove, write_text
+from keras_vit.model.vit import ViT
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.recipes.schema import Recipe
 
-# Columns of metrics.csv, in order. Seconds count training time, those of earlier parts of a resumed run included.
+# Columns of metrics.csv, in order. `seconds` is training time since the first epoch, also of a run that was resumed.
 METRICS = (
     "epoch",
     "seconds",
@@ -44,13 +42,6 @@ METRICS = (
 )
 
 
-
-
-
-
-
-
-
 class RunFolder:
     """A run folder on disk.
 
@@ -58,38 +49,40 @@ class RunFolder:
         path: The folder. It must hold a `recipe.yaml`; `RunFolder.create` makes a new one.
 
     Raises:
-        ValueError: If the folder is not there or is no run folder.
+        ValueError: If `path` is no folder, or has no recipe.yaml.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ValueError(f"run: no folder {str(self.path)!r}")
+            raise ValueError(f"run: received {str(self.path)!r}, which is no folder; allowed: a run folder")
         if not (self.path / "recipe.yaml").is_file():
-            raise ValueError(f"run: {str(self.path)!r} is not a run folder: recipe.yaml is missing")
+            raise ValueError(f"run: received {str(self.path)!r}, which has no recipe.yaml; allowed: a run folder")
 
     @classmethod
-    def create(cls, path: str | os.PathLike, recipe: "Recipe", overwrite: bool = False) -> "RunFolder":
+    def create(cls, path: str | os.PathLike, recipe: Recipe, overwrite: bool = False) -> "RunFolder":
         """Makes a run folder with its recipe.
 
         Args:
-            path: A folder that is not there, or is empty; an existing run folder only with `overwrite`.
+            path: A new or empty folder; with `overwrite` also a run folder.
             recipe: The `Recipe`.
-            overwrite: Whether the files of an existing run there are deleted first.
+            overwrite: Whether to delete the files of a run that is already there.
 
         Raises:
-            ValueError: If there is something at `path` that may not be overwritten.
+            ValueError: If `path` holds something that may not be overwritten.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
-            raise ValueError(f"run: {str(path)!r} is a file, not a folder")
+            raise ValueError(f"run: received {str(path)!r}, which is a file; allowed: a new or empty folder")
         if path.is_dir() and any(not file.name.startswith(PARTIAL) for file in path.iterdir()):
             if not (path / "recipe.yaml").is_file():
-                raise ValueError(f"run: {str(path)!r} is not empty and not a run folder; choose another folder")
+                raise ValueError(
+                    f"run: received {str(path)!r}, which is not empty and not a run folder; allowed: a new or empty folder"
+                )
             if not overwrite:
-                raise ValueError(f"run: {str(path)!r} exists; go on with --resume, or start again with --overwrite")
+                raise ValueError(f"run: received {str(path)!r}, which exists; go on with --resume, or start again with --overwrite")
             run = cls(path)
-            # The recipe goes last: until then the folder can still be told for what it is.
+            # The new recipe replaces the old one last: until then the folder remains a run folder.
             for file in (run.state_path, run.model_path, path / "metrics.csv", path / "summary.json"):
                 file.unlink(missing_ok=True)
             for folder in (run.state_path.parent, run.plots, run.tensorboard, path / "export"):
@@ -118,9 +111,7 @@ class RunFolder:
         return self.path / "last" / "state.safetensors"
 
     @property
-    def recipe(self) -> "Recipe":
-        from keras_vit.recipes.parse import load_recipe
-
+    def recipe(self) -> Recipe:
         return load_recipe(self.path / "recipe.yaml")
 
     @property
@@ -151,7 +142,7 @@ class RunFolder:
         """
         path = self.path / "summary.json"
         if not path.is_file():
-            raise ValueError(f"run: {str(self.path)!r} has no summary.json: it has not ended; go on with --resume")
+            raise ValueError(f"run: received {str(self.path)!r}, which has no summary.json; allowed: a run that has ended")
         return json.loads(path.read_text(encoding="utf-8"))
 
     @property
@@ -162,16 +153,14 @@ class RunFolder:
     def write_summary(self, summary: dict) -> None:
         write_text(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
-    def model(self) -> "ViT":
+    def model(self) -> ViT:
         """The trained model, from best.keras.
 
         Raises:
-            ValueError: If no epoch has ended yet.
+            ValueError: If no epoch has been validated yet.
         """
-        import keras_vit.model  # noqa: F401  registers the classes that the file names
-
         if not self.model_path.is_file():
-            raise ValueError(f"run: {str(self.path)!r} has no best.keras: no epoch has been validated yet")
+            raise ValueError(f"run: received {str(self.path)!r}, which has no best.keras; allowed: a run with a validated epoch")
         return keras.models.load_model(self.model_path, compile=False)
 
     def write_model(self, model: keras.Model) -> None:
@@ -180,8 +169,6 @@ class RunFolder:
 
     def read_state(self) -> tuple[dict, dict] | None:
         """The training state: a dictionary of arrays and one of plain values; None if no epoch has ended."""
-        from safetensors import SafetensorError, safe_open
-
         if not self.state_path.is_file():
             return None
         try:
@@ -192,16 +179,12 @@ class RunFolder:
             raise ValueError(f"run: {str(self.state_path)!r} is damaged ({error}); start again with --overwrite") from None
 
     def write_state(self, arrays: dict, values: dict) -> None:
-        from safetensors.numpy import save
-
         with atomic_path(self.state_path) as temporary:
             arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-            # Not save_file: what it raises on a full disk is no OSError.
+            # Not safetensors' save_file: on a full disk it does not raise an OSError.
             temporary.write_bytes(save(arrays, metadata={"state": json.dumps(values)}))
 
     def remove_partial_files(self) -> None:
         """Deletes what a kill left half written."""
-        for file in self.path.rglob(f"{PARTIAL}*"):
-            file.unlink()
-
-
+        for path in list(self.path.rglob(f"{PARTIAL}*")):
+            remove(path)

@@ -1,6 +1,6 @@
-"""Pictures of batches, runs and evaluations, as PNG files.
+"""Pictures of batches, runs and evaluations, as PNG files: arrays and rows in, a file out.
 
-Every picture is drawn on a figure of its own, without pyplot: no window, no global state, from any thread.
+Each picture has a figure of its own, without pyplot: no window and no global state, so that any thread can draw.
 """
 
 import functools
@@ -15,16 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from keras_vit.runs.scores import Calibration
-from keras_vit.runs.folder import RunFolder
 from keras_vit.files import atomic_path
+from keras_vit.runs.scores import Calibration
 
 DPI = 150
-MAPS = 32  # in a row or column of a picture of position maps, at most
-# Okabe and Ito's colours without yellow and black: distinguishable with every kind of colour blindness.
+MAPS = 32  # most position maps in a row or column of a picture
+# Okabe and Ito's colours without yellow and black: people with any kind of colour blindness can tell them apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 ACCURATE, GAP, GREY = "#9CC9E8", "#D55E00", "#777777"
-# Behind DejaVu Sans, which has no Chinese, Japanese or Korean: whichever of these the machine has.
+# Fallbacks for Chinese, Japanese and Korean, which DejaVu Sans lacks; those that the machine has are used.
 WIDE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -39,20 +38,20 @@ WIDE_FONTS = (
 def batch_picture(
     images: np.ndarray, targets: np.ndarray, class_names: list[str], path: str | os.PathLike, *, limit: int = 64
 ) -> None:
-    """Draws the images of a batch with their labels; the weight of a label where it is not 1.
+    """Draws the images of a batch with their labels, and the weight of a label that is not 1.
 
     Args:
         images: uint8 (B, H, W, C).
-        targets: Soft labels (B, K). A label is shown if its weight is above the one that every class has
-            (label smoothing gives all classes some), two at most.
+        targets: Soft labels (B, K). The one or two largest are shown if they exceed the weight that label smoothing gives
+            to every class.
         class_names: The K names.
-        path: Where the PNG goes.
-        limit: Number of images that are drawn at most.
+        path: The PNG file to write.
+        limit: Most images to draw.
     """
     images, targets = np.asarray(images), np.asarray(targets, np.float64)
     total, height, width, _ = images.shape
     images, targets = images[:limit], targets[:limit]
-    # All lengths in inches: the axes are the whole figure and count in them.
+    # Lengths are in inches; the axes cover the whole figure and have inches as their unit.
     columns = min(8, len(images))
     rows = math.ceil(len(images) / columns)
     scale = 1.4 / max(height, width)
@@ -81,12 +80,12 @@ def batch_picture(
 
 
 def displayable(images):
-    """uint8 (B, H, W, C) as what Matplotlib draws: RGB (B, H, W, 3), or the first channel as grey (B, H, W)."""
+    """uint8 (B, H, W, C) as Matplotlib draws it: RGB (B, H, W, 3), or the first channel as grey (B, H, W)."""
     return images[..., :3] if images.shape[-1] >= 3 else images[..., 0]
 
 
 def label_lines(target, class_names, characters):
-    """One or two lines: the classes that weigh more than every class does, each with its weight unless that is 1."""
+    """One or two lines: the classes whose weight exceeds the smallest one, each with its weight unless that is 1."""
     two = np.argsort(-target, kind="stable")[:2]
     floor = target.min() if len(target) > 2 else 0.0
     chosen = [index for index in two if target[index] > floor + 0.005] or two[:1]
@@ -96,17 +95,13 @@ def label_lines(target, class_names, characters):
     ]
 
 
-def curves(runs: list[RunFolder], path: str | os.PathLike) -> None:
+def curves(runs: dict[str, list[dict]], path: str | os.PathLike) -> None:
     """Draws loss and accuracy over epochs and over seconds, and the time of every epoch.
 
     Args:
-        runs: `RunFolder`s; those without a finished epoch have no line.
-        path: Where the PNG goes.
-
-    Raises:
-        ValueError: If the same folder is given twice.
+        runs: The rows of each run's metrics, as `RunFolder.metrics`, by the run's name. A run without rows has no line.
+        path: The PNG file to write.
     """
-    runs = dict(zip(run_names(runs), (run.metrics for run in runs), strict=True))
     figure = Figure(figsize=(14, 7.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     grid = figure.subplots(2, 3)
@@ -144,26 +139,24 @@ def curves(runs: list[RunFolder], path: str | os.PathLike) -> None:
     save(figure, path)
 
 
-
-
 def series(metrics, x, y, factor=1):
-    """The values of two columns, of the epochs that have both: not every epoch is validated."""
+    """The values of two columns, from the epochs with both: not every epoch is validated."""
     points = [(row[x], factor * row[y]) for row in metrics if x in row and y in row]
     return tuple(zip(*points, strict=True)) or ((), ())
 
 
 def run_colors(count):
-    """A colour for each run: named ones while they last, then a scale."""
+    """A colour for each run: `COLORS`, or shades of one scale for more runs than that."""
     return COLORS[:count] if count <= len(COLORS) else colormaps["viridis"](np.linspace(0, 0.92, count))
 
 
 def confusion(matrix: np.ndarray, class_names: list[str], path: str | os.PathLike, *, title: str = "Confusion matrix") -> None:
-    """Draws a confusion matrix; the colour is the share of the true class, its scale a square root to show rare errors.
+    """Draws a confusion matrix, coloured by the share of the true class on a square-root scale, which shows rare errors.
 
     Args:
-        matrix: Counts (K, K); row = true class, column = predicted class. A class without images stays grey.
+        matrix: Counts (K, K); row = true class, column = predicted class. The row of a class without images is grey.
         class_names: The K names.
-        path: Where the PNG goes.
+        path: The PNG file to write.
         title: Above the picture.
     """
     matrix = np.asarray(matrix)
@@ -174,7 +167,7 @@ def confusion(matrix: np.ndarray, class_names: list[str], path: str | os.PathLik
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.add_subplot()
     axes.set_facecolor("#cccccc")
-    # Few cells are larger than a pixel of the picture beyond some hundred classes; averaging would fade single errors.
+    # With hundreds of classes a cell is smaller than a pixel, and averaging would fade single errors.
     picture = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     axes.set(xlabel="predicted class", ylabel="true class")
     add_title(axes, title)
@@ -198,11 +191,11 @@ def confusion(matrix: np.ndarray, class_names: list[str], path: str | os.PathLik
 
 
 def reliability(calibration: Calibration, path: str | os.PathLike, *, title: str = "Reliability") -> None:
-    """Draws a reliability diagram: accuracy against confidence, and how many images have which confidence.
+    """Draws a reliability diagram: accuracy against confidence, and the share of images in each bin of confidence.
 
     Args:
-        calibration: A `Calibration` of `keras_vit.evaluate`.
-        path: Where the PNG goes.
+        calibration: A `Calibration`, as `Evaluation.calibration`.
+        path: The PNG file to write.
         title: Above the picture.
 
     Source: figure 1 of 'On calibration of modern neural networks' (arXiv 1706.04599).
@@ -242,14 +235,14 @@ def reliability(calibration: Calibration, path: str | os.PathLike, *, title: str
 
 
 def position_maps(similarity: np.ndarray, path: str | os.PathLike, *, title: str = "Position embedding similarity") -> None:
-    """Draws a map for each position: the similarity of its embedding to that of every position.
+    """Draws a map for each position: the similarity of its embedding to every position's.
 
-    The colours reach from the smallest similarity, rounded down to a tenth, to 1. Of grids beyond 32 rows or columns,
-    every second, third... position has a map; each map is complete.
+    The colours run from the smallest similarity, rounded down to a tenth, to 1. A grid beyond 32 rows or columns shows the
+    maps of every second, third... position; each map is complete.
 
     Args:
-        similarity: (rows, columns, rows, columns), as of `keras_vit.explain.position_similarity`.
-        path: Where the PNG goes.
+        similarity: (rows, columns, rows, columns), as from `keras_vit.explain.positions.position_similarity`.
+        path: The PNG file to write.
         title: Above the picture.
 
     Source: figure 7 (centre) of 'An image is worth 16x16 words' (arXiv 2010.11929).
@@ -259,10 +252,10 @@ def position_maps(similarity: np.ndarray, path: str | os.PathLike, *, title: str
     step = math.ceil(max(similarity.shape) / MAPS)
     similarity = similarity[::step, ::step]
     number_of_rows, number_of_columns, rows, columns = similarity.shape
-    # One image with gaps between the maps: hundreds of axes would take minutes.
-    factor = max(1, round(48 / max(rows, columns)))  # pixels of the image per value, so that a gap can be less than one value
+    # One image with gaps between the maps, as hundreds of axes would take minutes.
+    factor = max(1, round(48 / max(rows, columns)))  # pixels a value, so that a gap can be narrower than a value
     gap = max(1, round(factor * max(rows, columns) / 10))
-    high, wide = rows * factor + gap, columns * factor + gap  # of a map with its gap
+    high, wide = rows * factor + gap, columns * factor + gap  # a map and its gap
     canvas = np.full((number_of_rows, high, number_of_columns, wide), np.nan, np.float32)
     maps = similarity.repeat(factor, axis=2).repeat(factor, axis=3)
     canvas[:, : high - gap, :, : wide - gap] = maps.transpose(0, 2, 1, 3)
@@ -284,13 +277,16 @@ def position_maps(similarity: np.ndarray, path: str | os.PathLike, *, title: str
 
 
 def class_label(class_names, index, width):
-    """A class's name cut to a width, or its number where the fonts lack one of the name's characters."""
+    """A class's name cut to a width, or its number if the fonts lack one of the name's characters."""
     name = legible(class_names[index], missing="\0")
     return f"#{index}" if "\0" in name else shorten(name, width)
 
 
 def legible(text, missing="?"):
-    """The text on one line, composed (file systems may split letters and accents), of characters that can be drawn."""
+    """The text on one line, with `missing` for characters that the fonts lack.
+
+    Letters and accents are composed first, since some file systems split them.
+    """
     text = " ".join(unicodedata.normalize("NFC", str(text)).split())
     return "".join(c if ord(c) in drawable() else missing for c in text if c.isprintable())
 
@@ -311,25 +307,25 @@ def shorten(text, width):
 
 
 def text_width(text):
-    """Width of a text in Latin characters; a Chinese, Japanese or Korean one counts as two."""
+    """Width of a text in Latin characters; a Chinese, Japanese or Korean character counts as two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
 @functools.cache
 def fonts():
-    """Font families to look for a character in, in this order."""
+    """Font families in which to look for a character, in order."""
     known = set(font_manager.get_font_names())
     return ("DejaVu Sans", *(name for name in WIDE_FONTS if name in known))
 
 
 @functools.cache
 def drawable():
-    """The code points that these fonts have."""
+    """The code points in `fonts()`."""
     return frozenset().union(*(font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in fonts()))
 
 
 def add_text(axes, x, y, text, **options):
-    """A text that is taken as it is: a class name may hold dollar signs or Chinese characters."""
+    """Adds a text without parsing dollar signs, in fonts that have Chinese, Japanese and Korean."""
     axes.text(x, y, text, family=list(fonts()), parse_math=False, **options)
 
 

@@ -156,7 +156,7 @@ def train(
         if last_epoch == recipe.train.epochs:
             session.finish()
             if pictures:
-                curves([run], run.plots / "curves.png")
+                curves({run.path.resolve().name: run.metrics}, run.plots / "curves.png")
     return run
 
 

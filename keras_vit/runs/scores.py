@@ -1,0 +1,152 @@
+"""How good predictions are, in numbers.
+
+Shapes: N images, K classes, M bins.
+"""
+
+import dataclasses
+
+import numpy as np
+
+BINS = 15  # of a reliability diagram
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Accuracy and mean confidence of images, in bins of their confidence (the largest softmax probability).
+
+    Bin m of M holds the images with a confidence above (m - 1) / M and up to m / M.
+
+    Attributes:
+        edges: Limits of the bins (M + 1,), from 0 to 1.
+        count: Images in each bin (M,).
+        confidence: Their mean confidence (M,); NaN for an empty bin.
+        accuracy: Their share of correct predictions (M,); NaN for an empty bin.
+        error: Expected calibration error: the mean of |accuracy - confidence| over the bins, weighted by their counts.
+
+    Source: 'On calibration of modern neural networks' (arXiv 1706.04599), equations 2, 3 and 5.
+    """
+
+    edges: np.ndarray
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The quality of predictions.
+
+    Attributes:
+        accuracy: Share of images whose largest logit is the true class's.
+        top_k: 5, or the number of classes if that is smaller.
+        top_k_accuracy: Share of images whose true class is among the `top_k` largest logits.
+        loss: Mean cross-entropy in nats.
+        calibration: A `Calibration` with the expected calibration error.
+        confusion: Counts (K, K); row = true class, column = predicted class.
+        precision: By class (K,); NaN if the class was never predicted.
+        recall: By class (K,); NaN if the class has no images.
+        f1: By class (K,); NaN if the class was never predicted and has no images.
+        class_names: K names.
+    """
+
+    accuracy: float
+    top_k: int
+    top_k_accuracy: float
+    loss: float
+    calibration: Calibration
+    confusion: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    class_names: list[str]
+
+    @property
+    def count(self) -> np.ndarray:
+        """Images of each class (K,)."""
+        return self.confusion.sum(axis=1)
+
+    def to_dict(self) -> dict:
+        """Plain Python values for JSON: NaN becomes None."""
+        bins = self.calibration
+        return {
+            "images": int(self.confusion.sum()),
+            "accuracy": self.accuracy,
+            "top_k": self.top_k,
+            "top_k_accuracy": self.top_k_accuracy,
+            "loss": self.loss,
+            "expected_calibration_error": bins.error,
+            "calibration_bins": rows_of(
+                above=bins.edges[:-1],
+                up_to=bins.edges[1:],
+                count=bins.count,
+                confidence=bins.confidence,
+                accuracy=bins.accuracy,
+            ),
+            "classes": rows_of(name=self.class_names, precision=self.precision, recall=self.recall, f1=self.f1, count=self.count),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def rows_of(**columns):
+    """Columns of equal length as a list of dictionaries, NaN as None."""
+    values = {name: [None if v != v else v for v in np.asarray(column).tolist()] for name, column in columns.items()}
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def score(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Evaluation:
+    """Scores logits against the true classes.
+
+    Args:
+        logits: (N, K). Of equal logits the first ranks higher.
+        labels: Integers (N,), from 0 to K - 1.
+        class_names: K names.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: If there are no images, the shapes do not fit, or logits are NaN or infinite.
+    """
+    from scipy.special import log_softmax
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # slow to import, and training needs none of it
+
+    logits, labels, class_names = np.asarray(logits, np.float64), np.asarray(labels), [str(name) for name in class_names]
+    images, classes = len(labels), len(class_names)
+    if logits.shape != (images, classes) or not images:
+        raise ValueError(f"logits: received shape {logits.shape}; allowed: ({images or 'at least 1'}, {classes})")
+    broken = np.count_nonzero(~np.isfinite(logits).all(axis=1))
+    if broken:
+        raise ValueError(f"logits: received NaN or infinity for {broken:,} of {images:,} images; allowed: finite numbers")
+    everything = np.arange(classes)
+    log_probabilities = log_softmax(logits, axis=1)
+    ranked = np.argsort(-logits, axis=1, kind="stable")  # (N, K), the largest first
+    predicted, top_k = ranked[:, 0], min(5, classes)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, predicted, labels=everything, average=None, zero_division=np.nan
+    )
+    return Evaluation(
+        accuracy=float(np.mean(predicted == labels)),
+        top_k=top_k,
+        top_k_accuracy=float(np.mean((ranked[:, :top_k] == labels[:, None]).any(axis=1))),
+        loss=float(-np.mean(np.take_along_axis(log_probabilities, labels[:, None], axis=1))),
+        calibration=calibrate(np.exp(log_probabilities.max(axis=1)), predicted == labels),
+        confusion=confusion_matrix(labels, predicted, labels=everything),
+        precision=precision,
+        recall=recall,
+        f1=f1,
+        class_names=class_names,
+    )
+
+
+def calibrate(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Calibration:
+    """A `Calibration` of equal-width bins, from each prediction's confidence (N,) and whether it is correct (N,)."""
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    edges = np.linspace(0, 1, bins + 1)
+    index = np.digitize(confidence, edges[1:-1], right=True)  # (N,)
+    count = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean_confidence = np.bincount(index, confidence, bins) / count
+        accuracy = np.bincount(index, correct, bins) / count
+    error = np.nansum(count * np.abs(accuracy - mean_confidence)) / len(confidence)
+    return Calibration(edges, count, mean_confidence, accuracy, float(error))
