@@ -15,6 +15,7 @@ from keras_vit.export.export import FORMATS, calibration_images, choose_writer, 
 from keras_vit.export.quantize import quantize_litert, quantize_onnx
 from keras_vit.export.runtimes import Runtime
 from keras_vit.parity import randomise
+from keras_vit.private.keras import flatten_layers
 from keras_vit.processes import run_python
 
 # Keras says so of every layer that has no weights to quantise, the input first.
@@ -72,11 +73,11 @@ def test_keras_is_saved_and_loaded(tmp_path, name):
 
 
 def quantised(model):
-    return {layer.path for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None) == "int8"}
+    return {layer.path for layer in flatten_layers(model) if getattr(layer, "quantization_mode", None) == "int8"}
 
 
 def dense_layers(model):
-    return {layer.path for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)}
+    return {layer.path for layer in flatten_layers(model) if isinstance(layer, keras.layers.Dense)}
 
 
 def test_keras_keeps_what_is_not_quantised(tmp_path):
@@ -88,7 +89,7 @@ def test_keras_keeps_what_is_not_quantised(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert quantised(loaded) == {"block_0/mlp/fc1", "block_0/attention/qkv"}
     for either in (model, loaded):
-        policies = {layer.path: layer.dtype_policy.name for layer in either._flatten_layers() if layer.path}
+        policies = {layer.path: layer.dtype_policy.name for layer in flatten_layers(either) if layer.path}
         assert policies["head"] == "float32"
         assert policies["block_0/mlp/fc1"] == "int8_from_mixed_bfloat16"
         assert policies["block_0/mlp/fc2"] == "mixed_bfloat16"

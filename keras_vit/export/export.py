@@ -32,6 +32,7 @@ from keras_vit.images import normalize
 from keras_vit.kernels.ops import portable
 from keras_vit.machine import full_float32, machine
 from keras_vit.model.vit import ViT, build_vit, merging_model
+from keras_vit.private.keras import flatten_layers
 from keras_vit.processes import ON_PROCESSOR, run_python
 from keras_vit.runs.folder import RunFolder
 
@@ -163,7 +164,7 @@ def export_model(
     model = run.model() if run else model_or_run
     if not isinstance(model, ViT):
         raise ValueError(f"model_or_run: received a {type(model).__name__}; allowed: a ViT or a RunFolder")
-    if any(getattr(layer, "quantization_mode", None) for layer in model._flatten_layers()):
+    if any(getattr(layer, "quantization_mode", None) for layer in flatten_layers(model)):
         raise ValueError("model_or_run: received a quantised ViT; allowed: the one it was made from, and a precision of the format")
     if merge_tokens is not None:
         model = merging_model(model, merge_tokens)

@@ -9,6 +9,7 @@ from keras_vit.model.config import ViTConfig
 from keras_vit.model.embed import ConvStem, PatchDropout, PatchEncoder, Patches
 from keras_vit.model.layers import LayerNormalization, register
 from keras_vit.model.pool import AttentionPooling, Pooling
+from keras_vit.private.keras import flatten_layers
 
 
 @register
@@ -96,11 +97,11 @@ class ViT(keras.Model):
         self.dtype_policy = dtype
         if policies is not dtype:  # a map of the layers that are quantised; Keras cannot save a layer that is given the map itself
             special = dict(policies.items())
-            for layer in [layer for layer in self._flatten_layers() if layer.path in special]:
+            for layer in [layer for layer in flatten_layers(self) if layer.path in special]:
                 layer.dtype_policy = special[layer.path]
 
     def get_config(self):
-        quantized = [layer for layer in self._flatten_layers() if getattr(layer, "quantization_mode", None)]
+        quantized = [layer for layer in flatten_layers(self) if getattr(layer, "quantization_mode", None)]
         policy = self.dtype_policy
         if quantized:
             policy = keras.dtype_policies.DTypePolicyMap(policy, {layer.path: layer.dtype_policy for layer in quantized})

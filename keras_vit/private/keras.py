@@ -1,0 +1,105 @@
+"""Keras's private names, all that this library uses of them, under names of our own.
+
+Each is looked for at import; where one is gone, the public way is taken after one warning. `pytest -m private` tries both ways:
+run it with a newer version of Keras.
+"""
+
+import functools
+import warnings
+
+import keras
+from keras import tree
+
+# What an update of Keras's optimizers consists of. The public way leaves the update to Keras.
+OPTIMIZER_NAMES = (
+    "_apply_weight_decay",
+    "_backend_update_step",
+    "_clip_gradients",
+    "_get_current_learning_rate",
+    "_get_variable_index",
+    "_momentums",
+    "_use_weight_decay",
+    "_velocities",
+)
+LAYER_NAMES = ("_flatten_layers",)
+
+
+def missing_names(cls: type, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that are neither attributes of a class nor made by its `build`."""
+    made = getattr(cls.build, "__code__", missing_names.__code__).co_names
+    return [f"{cls.__name__}.{name}" for name in names if not hasattr(cls, name) and name not in made]
+
+
+MISSING = {
+    "optimizer": missing_names(keras.optimizers.Adam, OPTIMIZER_NAMES),
+    "layer": missing_names(keras.Layer, LAYER_NAMES),
+}
+
+
+@functools.cache
+def available(kind: str) -> bool:
+    """Whether this Keras has all private names of a kind, a key of `MISSING`; warns once where it has not."""
+    if MISSING[kind]:
+        names = ", ".join(MISSING[kind])
+        warnings.warn(f"Keras {keras.__version__} lacks {names}; the slower public way is taken", stacklevel=2)
+    return not MISSING[kind]
+
+
+def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """A layer and all layers inside it, each once."""
+    if available("layer"):
+        return layer._flatten_layers()
+    found, waiting = {}, [layer]
+    while waiting:
+        layer = waiting.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            waiting += [part for part in tree.flatten(list(vars(layer).values())) if isinstance(part, keras.Layer)]
+    return list(found.values())
+
+
+class OptimizerHooks:
+    """Stands before one of Keras's optimizers in the list of bases: the parts of an update, to be called and overridden.
+
+    Only where `available("optimizer")`.
+    """
+
+    def clip(self, gradients: list) -> list:
+        """The gradients with bounded norms."""
+        return super()._clip_gradients(gradients)
+
+    def decay(self, variables: list[keras.Variable]) -> None:
+        """Decays the weights, before the update."""
+        super()._apply_weight_decay(variables)
+
+    def update(self, gradients: list, variables: list[keras.Variable], learning_rate) -> None:
+        """Updates weights and moments."""
+        super()._backend_update_step(gradients, variables, learning_rate)
+
+    def rate(self):
+        """The learning rate of this step."""
+        return super()._get_current_learning_rate()
+
+    def is_decayed(self, variable: keras.Variable) -> bool:
+        """Whether `exclude_from_weight_decay` has left a variable in."""
+        return self._use_weight_decay(variable)
+
+    def place(self, variable: keras.Variable) -> int:
+        """The place of a variable among those that the optimizer was built for."""
+        return self._get_variable_index(variable)
+
+    def adam_moments(self, variable: keras.Variable) -> tuple[keras.Variable, keras.Variable]:
+        """First and second moment of a variable, of Keras's Adam."""
+        return self._momentums[self.place(variable)], self._velocities[self.place(variable)]
+
+    def _clip_gradients(self, grads):
+        return self.clip(grads)
+
+    def _apply_weight_decay(self, variables):
+        self.decay(variables)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        self.update(grads, trainable_variables, learning_rate)
+
+    def _get_current_learning_rate(self):
+        return self.rate()
