@@ -1,28 +1,28 @@
-"""Vision Transformers of this and other projects, each in a process of its own: what `throughput.py` lets take turns.
+"""Vision Transformers of this and other projects, each in a process of its own. `throughput.py` lets them take turns.
 
     python benchmarks/contenders.py timm '{"image_size": 32, ...}'      # then {"do": "train", "steps": 3} and so on, a line each
 
-Each is built, trained (AdamW, learning rate 1e-3, weight decay 0.05, cross-entropy) and asked as its own documentation has it.
-Batches come from NumPy arrays in memory every step, as from any input pipeline.
+Each is built, trained (AdamW, learning rate 1e-3, weight decay 0.05, cross-entropy) and asked as its own documentation shows.
+Every step takes its batch from NumPy arrays in memory, as from any input pipeline.
 """
 
 import contextlib
 import importlib.util
 import json
 import resource
+import runpy
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from keras_vit.export.runtimes import serve  # noqa: E402
+from keras_vit.export.runtimes import serve
 
+ROOT = Path(__file__).resolve().parents[1]
 LEARNING_RATE, WEIGHT_DECAY, CLASSES = 1e-3, 0.05, 10
 BACKENDS = ("torch", "tensorflow", "jax")
-PRODUCT = 2048  # rows and columns of the matrix product that stands for the machine's peak
+PRODUCT = 2048  # rows and columns of the matrix product whose rate counts as the machine's peak
 WARM_STEPS = 2
 MERGED = {32: 4, 224: 12}  # tokens that each block merges, of 64 and 196 patches, by image size
 
@@ -48,11 +48,11 @@ class Contender:
         self.build()
 
     def train(self, steps):
-        """Seconds of so many steps, and the peak memory of the process."""
+        """Seconds that the steps took, and the peak memory of the process."""
         return {"seconds": self.train_steps(steps), **memory()}
 
     def infer(self, batches, batch_size):
-        """Seconds of so many batches."""
+        """Seconds that the batches took, and the peak memory of the process."""
         images = np.resize(self.images, (batch_size, *self.images.shape[1:]))
         self.predict(images)
         before = time.perf_counter()
@@ -71,7 +71,7 @@ class Contender:
         self.train_steps(1)
 
     def wait(self):
-        """Until what was started is done."""
+        """Waits until the steps that were started are done."""
 
 
 class Torch(Contender):
@@ -220,7 +220,7 @@ class Keras(Contender):
 
 def make_clock(keras):
     class Clock(keras.callbacks.Callback):
-        """Times the steps of an epoch behind the first few: the start of `fit` belongs to no step."""
+        """Times the steps of an epoch after the first few, so that the start of `fit` does not count."""
 
         async_safe = True  # looks at two steps only, so that Keras need not wait for the others
 
@@ -392,7 +392,7 @@ CONTENDERS = {
     },
     # Gradient checkpointing: less memory, more time.
     **{f"keras_vit remat, {backend}": (KerasVitRemat, (backend,), {"KERAS_BACKEND": backend}) for backend in BACKENDS},
-    # Not trained; int8 and merged tokens give slightly other outputs (README.md of the project has what that costs).
+    # These only predict. int8 and merged tokens change the outputs a little; benchmarks/README.md has what that costs.
     **{f"keras_vit merging, {backend}": (KerasVitMerging, (backend,), {"KERAS_BACKEND": backend}) for backend in BACKENDS},
     **{
         ", ".join(("export", *words)): (
@@ -425,12 +425,18 @@ def memory():
     return {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
 
 
+def mend_torchvision():
+    """Lets timm import a torchvision that was built for another PyTorch: the tests declare the operators that it lacks."""
+    peers = ROOT / "tests" / "peers.py"
+    if peers.is_file() and importlib.util.find_spec("pytest"):
+        sys.modules["peers"] = runpy.run_path(str(peers))  # kept: what it declares ends with it
+
+
 def start(name, task):
-    """The contender after its first step, and how long that took from when its libraries were imported."""
+    """The contender after its first step, and the seconds from the import of its libraries to the end of that step."""
     kind, packages, environment = CONTENDERS[name]
     if issubclass(kind, Torch):
-        with contextlib.suppress(Exception):
-            import peers  # noqa: F401  declares the operators of a torchvision that was built for another PyTorch
+        mend_torchvision()
     for package in (*packages, *(["keras"] if environment else [])):
         __import__(package)
     if issubclass(kind, Exported):

@@ -1,13 +1,12 @@
-"""Does the input pipeline keep up? Its images/s alone, for several augmentations, beside the training rate of a recipe's model.
+"""Does the input pipeline keep up? Its images/s for several augmentations, beside the training rate of a recipe's model.
 
-    python benchmarks/pipeline.py [--recipe standard] [--seconds 5] [--output pipeline.json]
+    python benchmarks/pipeline.py [--recipe standard] [--seconds 5] [--json pipeline.json]
 
-The pipeline and the training are measured turn by turn in one process and the median of the turns is printed, as the rate of
-a machine that does other things too halves when they run. Training is measured on one fixed batch: it does not wait for data.
+The pipeline and the training take turns in one process, so that other work on the machine hits both alike; the median of the turns
+is printed. Training is measured on one fixed batch: it does not wait for data.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
@@ -24,12 +23,10 @@ WARM_UP, TURNS, CLASSES = 3, 3, 10  # steps, repetitions, classes
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--recipe", default="standard", help="name or file of the recipe (default: standard)")
-    parser.add_argument(
-        "--seconds", type=float, default=5, help="seconds a rate is measured for, in each of three turns (default: 5)"
-    )
+    parser.add_argument("--seconds", type=float, default=5, help="length of a turn, of three (default: 5)")
     parser.add_argument("--pipeline", choices=("tf.data", "PyDataset"), help="default: what the backend uses")
     parser.add_argument("--images", type=int, default=50_000, help="random images that are read (default: 50000)")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write: every turn")
     options = parser.parse_args()
     import keras
 
@@ -59,16 +56,11 @@ def main():
     print(f"\n{backend}, {os.cpu_count()} cores, batches of {batch_size}, images/s (median of {TURNS} turns)")
     for name, value in rates.items():
         print(f"  {name:30s}{value:10,.0f}{value / rates['training']:10.1f} x training")
-    if options.output:
-        result = {
-            "backend": backend,
-            "cores": os.cpu_count(),
-            "batch_size": batch_size,
-            "images_per_second": rates,
-            "turns": turns,
-        }
-        result |= {"recipe": options.recipe, "augment": dataclasses.asdict(recipe.augment), "date": time.strftime("%Y-%m-%d")}
-        options.output.write_text(json.dumps(result, indent=2))
+    if options.json:
+        from record import write_record
+
+        settings = {"recipe": options.recipe, "augment": dataclasses.asdict(recipe.augment), "batch_size": batch_size}
+        write_record(options.json, **settings, images_per_second=rates, turns=turns)
 
 
 def random_split(model, count):
@@ -103,7 +95,7 @@ def training_step(recipe, split):
 
 
 def rate(start, seconds):
-    """Steps a second of the step that `start` returns: started here, as a pipeline that waits in the background would take part."""
+    """Steps a second of the step that `start` returns. It starts here: a pipeline that waits in the background works on."""
     step = start()
     for _ in range(WARM_UP):
         step()

@@ -1,15 +1,13 @@
 """How much faster than random search do the oracles find a good Vision Transformer? On a made objective with a known answer.
 
-    python benchmarks/search.py [--trials 60] [--seeds 10] [--output search.json]
+    python benchmarks/search.py [--trials 60] [--seeds 10] [--json search.json]
 
 No model is trained: accuracy is a formula of the hyperparameters, with noise as large as a seed's and a learning curve over
 the share of the training that has been done. Cost is counted in whole trainings. For each seed random search spends
 `--trials` of them; the others are asked after what cost the configuration that they hold best is as good as random search's.
 """
 
-import json
 import math
-import os
 import pathlib
 import tempfile
 
@@ -86,7 +84,7 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--trials", type=int, default=60, help="whole trainings of each search (default: 60)")
     parser.add_argument("--seeds", type=int, default=10, help="searches of each kind (default: 10)")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write: every search")
     options = parser.parse_args()
     if options.trials < 2 or options.seeds < 1:
         raise ValueError("trials, seeds: allowed: at least 2 and 1")
@@ -130,9 +128,10 @@ def main():
         )
     ratios = np.array(volumes["bayesian"]) / np.array(volumes["random"])
     print(f"hypervolume of accuracy and latency, ParEGO over random search: {np.median(ratios):.3f} ({min(ratios):.3f})")
-    if options.output:
-        result = {"trials": options.trials, "needed": needed, "final": final, "hypervolume": volumes}
-        options.output.write_text(json.dumps(result, indent=2, default=float) + os.linesep)
+    if options.json:
+        from record import write_record
+
+        write_record(options.json, trials=options.trials, needed=needed, final=final, hypervolume=volumes)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python benchmarks/throughput.py                                          # training and inference at 32 and 224 pixels
     python benchmarks/throughput.py --tasks 32 --modes train --contenders keras_vit timm
-    python benchmarks/throughput.py --depth 24 --output results.json
+    python benchmarks/throughput.py --depth 24 --json results.json
 
-Processes run in heats of a few, as many as memory takes, and timm is in every heat: a ratio is the median over the turns of a heat
-of a contender's rate over timm's in the same turn, so that a noisy machine hits both alike. Peers that are not installed are left
-out (README.md beside this file says how). Float32 on a CPU, bfloat16 on a GPU.
+Processes run in heats of a few, as many as fit into memory. timm is in every heat. In each turn a contender's rate is divided by
+timm's rate of that turn, so that a noisy machine hits both alike; a ratio is the median over the turns. README.md beside this file
+says how to install the peers; those that are not installed are left out. Float32 on a CPU, bfloat16 on a GPU.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from keras_vit.cli.command import Parser
@@ -35,18 +34,19 @@ def parse_options():
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["32", "224"], help="default: 32 224")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
     parser.add_argument("--contenders", nargs="+", help="names, or what they begin with; default: all that are installed")
-    parser.add_argument("--turns", type=int, default=5, help="of each contender (default: 5)")
-    parser.add_argument("--seconds", type=float, default=8, help="about so long a turn takes (default: 8)")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each contender (default: 5)")
+    parser.add_argument("--seconds", type=float, default=8, help="length of a turn (default: 8)")
     parser.add_argument("--heat", type=int, default=5, help="processes that live at the same time (default: 5)")
     parser.add_argument("--depth", type=int, help="blocks; default: the task's")
     parser.add_argument("--batch-size", type=int, help="default: the task's; 1 gives the latency")
-    parser.add_argument("--output", type=Path, help="JSON file to write; what it has of other tasks is kept")
+    parser.add_argument("--json", type=Path, help="file to write: every turn of every contender")
     return parser.parse_args()
 
 
 def main():
     options = parse_options()
     from contenders import CONTENDERS, missing
+    from record import write_record
     from rich.console import Console
 
     from keras_vit.machine import machine
@@ -63,7 +63,7 @@ def main():
             console.print(f"{name}: left out, as {', '.join(missing(name))} is not installed", markup=False)
     names = [name for name in names if not missing(name)]
     if missing(BASELINE):
-        raise ValueError(f"{BASELINE}: is what the others are compared with; pip install -r requirements-dev.txt")
+        raise ValueError(f"{BASELINE}: the others are compared with it; pip install -r requirements-dev.txt")
     where = machine()
     precision = "float32" if "cores" in where["device"] else "bfloat16"
     results = []
@@ -82,11 +82,10 @@ def main():
             for row in rows:
                 flops = config.training_flops if mode == "train" else config.flops
                 row["utilisation"] = row["rate"] * flops / row.pop("peak_flops")
-            result = {"task": task_name, "mode": mode, **task, "rows": rows, "date": time.strftime("%Y-%m-%d"), **where}
-            results.append(result)
-            console.print(table(result))
-            if options.output:
-                write(options.output, results)
+            results.append({"mode": mode, **task, "rows": rows})
+            console.print(table(results[-1], where["device"]))
+            if options.json:
+                write_record(options.json, results=results)
 
 
 def race(names, mode, task, options, report):
@@ -157,11 +156,11 @@ def ask(process, mode, count, batch_size):
     return process.ask(do="infer", batches=count, batch_size=batch_size)
 
 
-def table(result):
+def table(result, device):
     from rich.table import Table
 
     task = "{image_size} px, patch {patch_size}, width {width}, depth {depth}, batch {batch_size}, {precision}".format(**result)
-    columns = Table("", title=f"{result['mode']}: {task}; {result['device']}")
+    columns = Table("", title=f"{result['mode']}: {task}; {device}")
     for name in ("images/s", f"of {BASELINE}", "of the peak", "first step", "peak memory"):
         columns.add_column(name, justify="right")
     for row in result["rows"]:
@@ -174,15 +173,6 @@ def table(result):
             f"{row['memory_mb'] / 1000:.1f} GB",
         )
     return columns
-
-
-def write(path, results):
-    def key(result):
-        return result["task"], result["mode"], result["depth"], result["batch_size"]
-
-    kept = {key(result): result for result in json.loads(path.read_text())} if path.is_file() else {}
-    kept.update({key(result): result for result in results})
-    path.write_text(json.dumps(list(kept.values()), indent=1) + "\n")
 
 
 if __name__ == "__main__":

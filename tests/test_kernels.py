@@ -299,12 +299,12 @@ def test_throughput_measures_beside_timm(tmp_path):
         "32",
         "--contenders",
         f"keras_vit, {BACKEND}",
-        "--output",
+        "--json",
         output,
     ]
     command += ["--depth", "1", "--batch-size", "2", "--turns", "1", "--seconds", "0.1"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    for result in json.loads(output.read_text()):
+    for result in json.loads(output.read_text())["results"]:
         assert [row["name"] for row in result["rows"]] == ["timm", f"keras_vit, {BACKEND}"]
         assert result["rows"][0]["ratio"] == 1
         assert all(row["rate"] > 0 and 0 < row["utilisation"] < 1.2 for row in result["rows"])
