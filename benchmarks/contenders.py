@@ -259,7 +259,7 @@ class KerasVit(Keras):
         compile_model(self.model, make_optimizer(settings, 10**6), settings.jit)
 
     def dataset(self):
-        from keras_vit.data.dataset import stream
+        from keras_vit.data.stream import stream
 
         batch = np.asarray(self.images), np.asarray(self.targets)
         return stream(lambda step: batch, 0, None, batch[0].shape, batch[1].shape)

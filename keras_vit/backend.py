@@ -1,4 +1,6 @@
-"""The choice of a Keras backend, made before Keras is imported, and a quiet start of TensorFlow. Imports no framework."""
+"""The choice of a Keras backend, made before Keras is imported, and a quiet start of TensorFlow.
+
+Importing this file imports no framework."""
 
 import contextlib
 import importlib.util
@@ -72,3 +74,15 @@ def quiet_tensorflow() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def import_tensorflow():
+    """TensorFlow, imported without its start-up lines; kept off accelerators where it is not Keras's backend."""
+    import keras
+
+    with quiet_tensorflow():
+        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow":
+        with contextlib.suppress(RuntimeError):  # already in use by whoever imported it first
+            tf.config.set_visible_devices([], "GPU")  # it would take the memory that JAX or PyTorch trains in
+    return tf

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -15,11 +16,17 @@ def unknown(where: str, name: str, known: Iterable[str], further: str = "") -> s
 
 
 def check_fields(cls, settings: dict, where: str = "") -> None:
-    """Raises a ValueError that names the first unknown key of `settings` and the nearest field of `cls`."""
+    """Raises a ValueError that names the first key of `settings` that is no field of `cls`.
+
+    Args:
+        cls: A data class.
+        settings: Values by name.
+        where: Of the settings, such as the section of a recipe; by default the class's name.
+    """
     names = [field.name for field in dataclasses.fields(cls)]
     for name in settings:
         if name not in names:
-            raise ValueError(unknown(f"{where}{name}", name, names))
+            raise ValueError(unknown(where or cls.__name__, name, names))
 
 
 def as_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -35,6 +42,12 @@ def check_int(name, value, at_least):
         raise ValueError(f"{name}: received {value!r}; allowed: an integer of at least {at_least}")
 
 
+def check_seed(seed) -> None:
+    """Raises a ValueError unless `seed` is an integer, of Python or NumPy, that every backend takes."""
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed: received {seed!r}; allowed: an integer from 0 to 2^32 - 1")
+
+
 def check_number(name, value, *, at_least=-math.inf, above=-math.inf, at_most=math.inf, below=math.inf):
     """Raises a ValueError unless `value` is a finite number within the bounds."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -42,6 +55,36 @@ def check_number(name, value, *, at_least=-math.inf, above=-math.inf, at_most=ma
         bounds = {"of at least": at_least, "above": above, "of at most": at_most, "below": below}
         allowed = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
         raise ValueError(f"{name}: received {value!r}; allowed: a number {allowed}")
+
+
+def as_moments(mean, std, channels: int, where: str = "") -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of pixels scaled to 0..1, each as a list of one number, or of one for each channel.
+
+    Args:
+        mean: A number, or a list, tuple or array of 1 or C numbers.
+        std: Likewise, above 0.
+        channels: C.
+        where: Begins the message, such as the name of a file.
+
+    Raises:
+        ValueError: For another number of values, and values that are not finite or, of `std`, not above 0.
+    """
+    return as_channels(f"{where}mean", mean, channels), as_channels(f"{where}std", std, channels, above=0)
+
+
+def as_channels(name, value, channels, above=-math.inf):
+    values = value.tolist() if hasattr(value, "tolist") else value  # NumPy's arrays and numbers
+    values = list(values) if isinstance(values, (list, tuple)) else [values]
+    one = "a number" if above == -math.inf else f"a number above {above}"
+    try:
+        if len(values) not in (1, channels):
+            raise ValueError
+        for number in values:
+            check_number(name, number, above=above)
+    except ValueError:
+        several = f", or one for each of {channels} channels" if channels > 1 else ""
+        raise ValueError(f"{name}: received {value!r}; allowed: {one}{several}") from None
+    return [float(number) for number in values]
 
 
 def check_choice(name, value, allowed):

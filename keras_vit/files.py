@@ -1,19 +1,46 @@
-"""Files: written atomically, so that a kill at any moment leaves the old or the new one; YAML and JSON read strictly."""
+"""Files and folders, written atomically: a kill at any moment leaves the old or the new one. YAML and JSON as plain values."""
 
 import contextlib
+import itertools
+import json
 import os
+import platform
+import shutil
 import tempfile
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import yaml
 
 UMASK = os.umask(0o077)  # can only be read by setting it
 os.umask(UMASK)
 
+PARTIAL = ".partial-"  # begins the name of what is being written
+OURS = f"{PARTIAL}{platform.node()}-"  # ... by this machine; process and some letters follow
 
-PARTIAL = ".partial-"  # begins the name of a file that is being written
+
+def partial_prefix(pid: int | None = None) -> str:
+    """How the names begin of what a process of this machine, by default this one, is writing."""
+    return f"{OURS}{pid or os.getpid()}-"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Deletes from a folder what processes of this machine were writing when they were killed."""
+    for path in folder.glob(f"{OURS}*"):
+        pid = path.name.removeprefix(OURS).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            with contextlib.suppress(OSError):
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with what it holds."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -21,11 +48,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a path to write to; on success the file written there replaces `path` in one step, else it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=PARTIAL, suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        error.filename = str(path)
-        raise
+    with naming(path):
+        handle, temporary = tempfile.mkstemp(prefix=partial_prefix(), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -35,6 +59,56 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Gives a folder to fill, on the same disk as `path`; on success it becomes `path` in one step, else it is removed.
+
+    The parent of the folder is free for other files of the same work; it is removed in the end. Folders that were made to hold
+    `path` are removed on an error.
+
+    Args:
+        path: Of the folder. There must be nothing, or an empty folder.
+        overwrite: Whether there may be a folder, which is then replaced.
+
+    Raises:
+        OSError: If the folder cannot be written, or another one is at `path`.
+    """
+    path = Path(path)
+    missing = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent)
+        work = Path(tempfile.mkdtemp(prefix=partial_prefix(), dir=path.parent))
+    new, old = work / "new", work / "old"
+    try:
+        new.mkdir()
+        yield new
+        with naming(path):
+            if overwrite and path.exists():
+                os.replace(path, old)
+            try:
+                os.replace(new, path)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # not empty
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError names `path`, which the user knows, and not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -48,3 +122,30 @@ def read_yaml(path: str | os.PathLike) -> typing.Any:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML or JSON in UTF-8: {' '.join(str(error).split())}") from None
+
+
+def read_json(path: str | os.PathLike, field: str) -> dict:
+    """A JSON object from a file; a ValueError that begins with `field` if the file is missing or holds something else."""
+    try:
+        return parse_json(Path(path).read_text(encoding="utf-8"), str(path), field)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{field}: {str(path)!r} cannot be read as JSON ({error})") from None
+
+
+def parse_json(text: str, name: str, field: str) -> dict:
+    """A JSON object from a text that is called `name` in errors, which are those of `read_json`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{field}: {name!r} cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{field}: {name!r} holds a {type(value).__name__}; allowed: a JSON object")
+    return value
+
+
+def read_json_or_none(path: str | os.PathLike) -> typing.Any:
+    """A JSON file as plain values, or None where there is no file or it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

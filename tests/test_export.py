@@ -21,10 +21,14 @@ from sklearn.datasets import load_sample_images
 
 from keras_vit import RunFolder, ViTConfig, build_vit, export_model, load_recipe
 from keras_vit.backend import installed_backends
-from keras_vit.data.sources import read_image
-from keras_vit.export import export
-from keras_vit.export.export import BATCHES, EVERY, FORMATS, THRESHOLDS, choose_writer, export_table
+from keras_vit.data.decode import read_image
+from keras_vit.export import export, formats, verify
+from keras_vit.export.formats import BATCHES, EVERY, FORMATS, THRESHOLDS, choose_writer
+from keras_vit.export.images import to_model, verification_images
+from keras_vit.export.report import export_table
 from keras_vit.export.runtimes import FILES, Runtime
+from keras_vit.export.verify import logits_of
+from keras_vit.files import partial_prefix
 from keras_vit.images import normalize
 from keras_vit.parity import export_everywhere, randomise
 
@@ -85,9 +89,10 @@ def faked(monkeypatch):
     answers = {"change": lambda logits: logits}
 
     def run_python(arguments, backend, **settings):
-        report = json.loads(Path(arguments[-1], "artifact", "export.json").read_text())
-        Path(arguments[-1], "artifact", FILES[report["format"]]).write_bytes(b"empty")
-        answers["model"] = keras.saving.load_model(Path(arguments[-1], "model.keras"), compile=False)
+        folder = Path(arguments[-1])
+        report = json.loads((folder / "export.json").read_text())
+        (folder / FILES[report["format"]]).write_bytes(b"empty")
+        answers["model"] = keras.saving.load_model(folder.parent / "model.keras", compile=False)
 
     class FakeRuntime:
         def __init__(self, format, folder):
@@ -101,12 +106,12 @@ def faked(monkeypatch):
             pass
 
         def predict(self, images, folder):
-            return answers["change"](export.logits_of(answers["model"], images))
+            return answers["change"](logits_of(answers["model"], images))
 
     monkeypatch.setattr(export, "run_python", run_python)
-    monkeypatch.setattr(export, "Runtime", FakeRuntime)
-    monkeypatch.setattr(export, "find_spec", lambda package: True)
-    monkeypatch.setattr(export, "installed_backends", lambda: list(export.BACKENDS))
+    monkeypatch.setattr(verify, "Runtime", FakeRuntime)
+    monkeypatch.setattr(formats, "find_spec", lambda package: True)
+    monkeypatch.setattr(formats, "installed_backends", lambda: list(formats.BACKENDS))
     return answers
 
 
@@ -124,7 +129,7 @@ def test_export_against_numpy(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", [*OWN_HERE, *(pytest.param(n, marks=pytest.mark.slow) for n in WRITTEN_HERE if n not in OWN_HERE)])
 def test_export_with_merged_tokens(tmp_path, name):
     model = make_model()
-    report = export.export_model(model, tmp_path / "export", name, mean=MEAN, std=STD, merge_tokens=2)
+    report = export_model(model, tmp_path / "export", name, mean=MEAN, std=STD, merge_tokens=2)
     assert report["merge_tokens"] == 2
     assert report["difference"] < TOLERANCE
     assert model.config.merge_tokens == 0
@@ -168,7 +173,7 @@ def assert_exported(model, folder, report):
             assert expected.std() > 1000 * TOLERANCE
             given = images[:size]
             if report["input"] == "float32":
-                given = export.to_model(images[:size], report)
+                given = to_model(images[:size], report)
             np.testing.assert_allclose(runtime.predict(given, folder.parent), expected, atol=TOLERANCE)
     (folder.parent / "images.npy").unlink()
     (folder.parent / "logits.npy").unlink()
@@ -367,21 +372,24 @@ def test_int8_of_keras_loads_again(tmp_path):
     ("settings", "message"),
     [
         ({"format": "pdf"}, "format: received 'pdf'; allowed: tf_saved_model, onnx, litert, openvino, torch, keras"),
-        ({"precision": "float8"}, "precision: received 'float8'; onnx has float32, float16, int8"),
-        ({"precision": "bfloat16"}, "precision: received 'bfloat16'; onnx has float32, float16, int8"),
-        ({"format": "torch", "precision": "int8"}, "precision: received 'int8'; torch has float32, float16, bfloat16 .*torchao"),
+        ({"precision": "float8"}, "precision: received 'float8'; allowed for onnx: float32, float16, int8"),
+        ({"precision": "bfloat16"}, "precision: received 'bfloat16'; allowed for onnx: float32, float16, int8"),
+        (
+            {"format": "torch", "precision": "int8"},
+            "precision: received 'int8'; allowed for torch: float32, float16, bfloat16 .*torchao",
+        ),
         ({"input": "bytes"}, "input: received 'bytes'; allowed: auto, uint8, float32"),
         ({"input": "uint8"}, "input: received 'uint8'; allowed without mean and std: float32"),
         ({"batch_size": 0}, "batch_size: received 0"),
-        ({"format": "tf_saved_model", "batch_size": 4}, "batch_size: received 4; tf_saved_model takes batches of any size"),
+        ({"format": "tf_saved_model", "batch_size": 4}, "batch_size: received 4; allowed for tf_saved_model: None"),
         ({"class_names": ["ant", "bee"]}, "class_names: received 2; allowed: 7, the classes of the model"),
         ({"mean": (0.1, 0.2), "std": 1}, r"mean: received \(0.1, 0.2\); allowed: a number, or one for each of 3 channels"),
-        ({"mean": 0.5, "std": 0}, "std: received 0; allowed: numbers above 0"),
+        ({"mean": 0.5, "std": 0}, "std: received 0; allowed: a number above 0"),
         ({"mean": float("nan"), "std": 1}, "mean: received nan; allowed: a number"),
         ({"images": np.zeros((2, 12, 18, 3))}, r"images: received float64 of shape \(2, 12, 18, 3\); allowed: uint8 of shape"),
         ({"images": np.zeros((2, 9, 9, 3), "uint8")}, r"images: received uint8 .* allowed: uint8 of shape \(N, 12, 18, 3\)"),
-        ({"precision": "int8"}, "images: none; int8 is calibrated on real images"),
-        ({"format": "litert", "precision": "int8_static"}, "images: none; int8_static is calibrated on real images"),
+        ({"precision": "int8"}, "images: received none; .* int8 is calibrated on real images"),
+        ({"format": "litert", "precision": "int8_static"}, "images: received none; .* int8_static is calibrated on real images"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path, faked, settings, message):
@@ -396,7 +404,7 @@ def test_only_a_model_or_a_run(tmp_path, faked):
     with pytest.raises(ValueError, match="model_or_run: received a Functional; allowed: a ViT or a RunFolder"):
         export_model(other, tmp_path / "out", "onnx")
     run = RunFolder.create(tmp_path / "run", load_recipe("digits"))
-    with pytest.raises(ValueError, match=r"has no best.keras: no epoch has been validated yet"):
+    with pytest.raises(ValueError, match=r"has no best.keras; allowed: a run with a validated epoch"):
         export_model(run, tmp_path / "run" / "export" / "onnx", "onnx")
     assert sorted(path.name for path in run.path.iterdir()) == ["recipe.yaml"]
 
@@ -431,7 +439,7 @@ def test_targets_that_exist(tmp_path, faked):
     model, path = make_model(), tmp_path / "out"
     path.mkdir()
     export_model(model, path, "onnx")  # an empty folder is none
-    with pytest.raises(ValueError, match=r"path: .*out' exists; allowed: another path, or to overwrite it"):
+    with pytest.raises(ValueError, match=r"path: received .*out', which exists; allowed: a new path, or overwrite=True"):
         export_model(model, path, "onnx")
     export_model(model, path, "litert", overwrite=True)
     assert sorted(file.name for file in path.iterdir()) == ["export.json", "model.tflite"]
@@ -439,11 +447,13 @@ def test_targets_that_exist(tmp_path, faked):
     theirs.mkdir()
     (theirs / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"path: .*theirs' exists and is no export"):
+        with pytest.raises(ValueError, match=r"path: .*theirs', which exists and is no export"):
             export_model(model, theirs, "onnx", overwrite=overwrite)
-        with pytest.raises(ValueError, match=r"path: .*thesis.tex' exists and is no export"):
+        with pytest.raises(ValueError, match=r"path: .*thesis.tex', which exists and is no export"):
             export_model(model, theirs / "thesis.tex", "onnx", overwrite=overwrite)
-        with pytest.raises(ValueError, match=r"path: .* cannot be written: .*thesis.tex' is no folder"):
+        with pytest.raises(
+            ValueError, match=r"path: received .*out'; allowed: a path in a writable folder, which .*thesis.tex' is not"
+        ):
             export_model(model, theirs / "thesis.tex" / "out", "onnx", overwrite=overwrite)
     assert (theirs / "thesis.tex").read_text() == "years of work"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "theirs"]
@@ -451,7 +461,7 @@ def test_targets_that_exist(tmp_path, faked):
 
 def test_a_folder_that_may_not_be_written_to(tmp_path, faked, monkeypatch):
     monkeypatch.setattr(export.os, "access", lambda path, mode: False)  # to root everything may be written
-    with pytest.raises(ValueError, match=r"path: .* cannot be written: .* is no folder that may be written to"):
+    with pytest.raises(ValueError, match=r"path: received .*; allowed: a path in a writable folder, which .* is not"):
         export_model(make_model(), tmp_path / "out", "onnx")
 
 
@@ -461,7 +471,7 @@ def test_replacing_keeps_the_old_export_until_the_new_one_is_there(tmp_path, fak
     replace = os.replace
 
     def full(source, target):
-        if Path(source).name == "artifact":
+        if Path(source).name == "new":
             raise OSError(28, "No space left on device")
         replace(source, target)
 
@@ -476,9 +486,9 @@ def test_what_a_kill_left_is_deleted_by_the_next_export(tmp_path, faked):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for pid in (dead.pid, os.getppid()):
-        (tmp_path / f"{export.WORKING}{pid}-x" / "artifact").mkdir(parents=True)
+        (tmp_path / f"{partial_prefix(pid)}x" / "new").mkdir(parents=True)
     export_model(make_model(), tmp_path / "out", "onnx")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{export.WORKING}{os.getppid()}-x", "out"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{partial_prefix(os.getppid())}x", "out"]
 
 
 @pytest.mark.parametrize(
@@ -487,7 +497,7 @@ def test_what_a_kill_left_is_deleted_by_the_next_export(tmp_path, faked):
         (lambda logits: logits + 1e-2, r"logits differ .* allowed in float32: 1.0e-04"),
         (lambda logits: logits * np.nan, "logits differ .* by inf"),
         (lambda logits: logits[:, ::-1], "logits differ"),
-        (lambda logits: logits[:, 1:], r"gives shape \(1, 6\); expected \(1, 7\)"),
+        (lambda logits: logits[:, 1:], r"received logits of shape \(1, 6\); allowed: \(1, 7\)"),
     ],
 )
 def test_an_artifact_that_differs_leaves_nothing(tmp_path, faked, change, message):
@@ -513,9 +523,9 @@ def test_the_threshold_is_of_the_spread_in_lower_precision(tmp_path, faked):
 
 def expected_deviation(model):
     """The standard deviation of the logits of the images that exports are compared on."""
-    cases = export.verification_images(model, None, None, None)
+    cases = verification_images(model, None, None, None)
     report = {"mean": None, "data_format": "channels_last"}
-    return np.mean([export.logits_of(model, export.to_model(images, report)).std() for _, images in cases])
+    return np.mean([logits_of(model, to_model(images, report)).std() for _, images in cases])
 
 
 def test_agreement_counts_images(tmp_path, faked):
@@ -562,9 +572,9 @@ def test_agreement_counts_images(tmp_path, faked):
     ],
 )
 def test_who_writes_and_what_is_missing(monkeypatch, name, backend, missing, written_by):
-    monkeypatch.setattr(export, "find_spec", lambda package: None if package in missing else True)
-    monkeypatch.setattr(export, "installed_backends", lambda: [name for name in export.BACKENDS if name not in missing])
-    monkeypatch.setattr(export.keras.backend, "backend", lambda: backend)
+    monkeypatch.setattr(formats, "find_spec", lambda package: None if package in missing else True)
+    monkeypatch.setattr(formats, "installed_backends", lambda: [name for name in formats.BACKENDS if name not in missing])
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     if not written_by.endswith("$"):
         assert choose_writer(name) == written_by
     else:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from keras_vit.data.sources import MAX_PIXELS, read_image
+from keras_vit.data.decode import MAX_PIXELS, read_image
 
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("what is tested here is TensorFlow's", allow_module_level=True)

@@ -1,20 +1,20 @@
-"""Pictures as training reads them, in TensorFlow's operations: what the signatures of a SavedModel do before the model.
+"""Pictures read as in training, by TensorFlow's operations, for the signatures of a SavedModel.
 
-The same as `keras_vit.sources.read_image` to within a few grey levels, the differences of two decoders and two resamplers.
+Equals `keras_vit.data.decode.read_image` to within a few grey levels, since decoders and resamplers differ.
 
 Shapes: B batch, h x w a picture, H x W the model's image, C channels.
 """
 
 import tensorflow as tf
 
-from keras_vit.data.sources import MAX_PIXELS
+from keras_vit.data.decode import MAX_PIXELS
 
 ORIENTATION = 0x0112  # the tag of EXIF
-HEAD = 1 << 16  # bytes at the beginning of a file among which EXIF has to stand: its own limit
+HEAD = 1 << 16  # bytes; EXIF lies within the first ones of a file, by its own limit
 
 
 def cover(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Resizes pictures (B, h, w, C) to cover H x W, bicubic and antialiased, and cuts the middle out.
+    """Resizes pictures (B, h, w, C) to cover H x W, bicubic and antialiased, and crops the centre.
 
     Returns:
         float32 (B, H, W, C), whole numbers from 0 to 255.
@@ -33,10 +33,10 @@ def cover(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 
 
 def decode(encoded: tf.Tensor, channels: int) -> tf.Tensor:
-    """A JPEG or PNG file, a string, as a picture (h, w, C) of C = 1 or 3, values from 0 to 255.
+    """Decodes a JPEG or PNG file, a string, to a picture (h, w, C) with C = 1 or 3, values from 0 to 255.
 
-    A JPEG is turned upright by its EXIF orientation; transparency is laid on white. The size is read off the header, and one above
-    `MAX_PIXELS` is refused before any pixel is decoded.
+    A JPEG is turned upright by its EXIF orientation; transparency becomes white. The header tells the size, so that a file with
+    more than `MAX_PIXELS` is refused before any pixel is decoded.
     """
     is_jpeg = tf.io.is_jpeg(encoded)
     is_png = tf.equal(tf.strings.substr(encoded, 0, 8), b"\x89PNG\r\n\x1a\n") & (tf.strings.length(encoded) >= 24)
@@ -55,7 +55,7 @@ def jpeg_pixels(encoded):
 
 
 def png_pixels(encoded):
-    width, height = (tf.minimum(number(octets(encoded, start, 4), False), 2**31 - 1) for start in (16, 20))  # as PNG has it
+    width, height = (tf.minimum(number(octets(encoded, start, 4), False), 2**31 - 1) for start in (16, 20))  # the limit of PNG
     return width * height
 
 
@@ -71,7 +71,7 @@ def from_png(encoded):
 
 
 def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """A picture (h, w, C) turned and mirrored as its EXIF orientation, 1 to 8, says."""
+    """Turns and mirrors a picture (h, w, C) by its EXIF orientation, 1 to 8."""
 
     def among(*values):
         return tf.reduce_any(tf.equal(orientation, values))
@@ -83,9 +83,10 @@ def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """The EXIF orientation of a JPEG file; 1, upright, where there is none or it is damaged.
+    """The EXIF orientation of a JPEG file; 1, upright, if it has none or a damaged one.
 
-    EXIF is a TIFF file behind a mark: byte order, then where the table of tags begins: their count, then 12 bytes each.
+    EXIF is a TIFF file after a mark: the byte order, then the offset of the table of tags, which is their count and 12 bytes for
+    each.
     """
     parts = tf.strings.split(tf.strings.substr(encoded, 0, HEAD), b"Exif\0\0", maxsplit=1)
 
@@ -103,12 +104,12 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def octets(encoded, start, count):
-    """Bytes of a string as int64; zeros behind its end."""
+    """Bytes of a string as int64; zeros after its end."""
     values = tf.cast(tf.concat([tf.io.decode_raw(encoded, tf.uint8), [0]], axis=0), tf.int64)
     return tf.gather(values, tf.minimum(start + tf.range(count), tf.size(values) - 1))
 
 
 def number(values, little):
-    """Bytes (..., n) as numbers (...), the most significant first unless `little`."""
+    """Bytes (..., n) as numbers (...); the most significant byte comes first unless `little`."""
     values = tf.where(little, tf.reverse(values, [-1]), values)
     return tf.reduce_sum(values * [1 << 8 * power for power in reversed(range(values.shape[-1]))], axis=-1)

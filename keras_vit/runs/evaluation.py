@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from keras_vit.checks import check_choice, check_int
-from keras_vit.data.dataset import evaluation_batches
+from keras_vit.data.batches import evaluation_batches
 from keras_vit.files import write_text
 from keras_vit.model.vit import merging_model
-from keras_vit.recipes.schema import load_recipe_data
 from keras_vit.runs import plots
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.scores import Evaluation, score
@@ -65,7 +64,7 @@ def evaluate(
         data_dir=data_dir or recipe.data_dir,
         validation=recipe.validation if own or split != "test" else None,  # a number of images that others may not have
     )
-    loaded = load_recipe_data(recipe)
+    loaded = recipe.load_data()
     if loaded.fallback:
         raise ValueError(f"data: received {recipe.data!r}; allowed: data at hand, which CIFAR-10 is not ({loaded.fallback})")
     if len(loaded.class_names) != config.num_classes:

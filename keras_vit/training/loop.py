@@ -1,6 +1,5 @@
 """A recipe goes in, a run folder comes out: the only place that calls `fit`."""
 
-import dataclasses
 import os
 import sys
 import warnings
@@ -10,17 +9,18 @@ from pathlib import Path
 import keras
 
 from keras_vit.checks import check_number
-from keras_vit.data.dataset import DataSet, training_batch, training_batches
+from keras_vit.data.batches import training_batch, training_batches
+from keras_vit.data.dataset import DataSet
 from keras_vit.machine import tune
 from keras_vit.recipes.parse import flatten
-from keras_vit.recipes.schema import Recipe, load_recipe_data
+from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
 from keras_vit.training.finetune import describe_trained
 from keras_vit.training.models import compiled_model
 from keras_vit.training.optimizer import set_length
 from keras_vit.training.session import Session
-from keras_vit.training.speed import stream_settings, training_rate
+from keras_vit.training.speed import resolve_precision, stream_settings, with_length, with_precision
 
 
 def train(
@@ -38,18 +38,20 @@ def train(
 ) -> RunFolder:
     """Trains the model of a recipe and leaves a run folder; goes on with an interrupted run.
 
+    With `train.precision: auto` some steps are measured first, and the run folder's recipe says which precision was the faster.
+
     Args:
         recipe: The `Recipe`. To resume, the one that the run was started with.
         run_dir: The run folder: new or empty, unless `resume` or `overwrite`.
-        data: The recipe's `DataSet` where it has been loaded already.
-        resume: Goes on behind the last finished epoch of the run in `run_dir`, to the same final numbers as if it had
+        data: The recipe's `DataSet` if it has been loaded already.
+        resume: Goes on after the last finished epoch of the run in `run_dir`, to the same final numbers as if it had
             never stopped (same backend and machine).
         overwrite: Deletes the run in `run_dir` first.
-        until: Stops behind this epoch, in the middle of the recipe's schedule, for `resume` to go on; no test images are
+        until: Stops after this epoch, in the middle of the recipe's schedule, for `resume` to go on; no test images are
             read then. None = to the end.
-        seconds: Training takes about this long on this machine, compilation and validation not included: how fast it is
-            is measured first, and the recipe's epochs become parts of that length (`steps_per_epoch`). The recipe in the
-            run folder then says how many steps these are. Without effect on a run that is resumed.
+        seconds: About how long to train on this machine, without compilation and validation: some steps are measured first,
+            and the recipe's epochs get as many steps as fit (`steps_per_epoch` in the run folder's recipe). Ignored by a run
+            that is resumed.
         pictures: Whether to draw one training batch and the curves.
         callbacks: More callbacks for `fit`.
         verbose: 0 silent, 1 progress bars, 2 a line an epoch, "auto" 1 on a terminal and else 2.
@@ -59,62 +61,37 @@ def train(
 
     Raises:
         ValueError: For settings, data or a checkpoint that cannot be used, and a folder that holds something else.
-        Diverged: If the loss became NaN or infinite; what was written until then is kept.
+        Diverged: If the loss became NaN or infinite. The run folder keeps the last good epoch.
     """
     from keras_vit.runs.plots import batch_picture, curves
 
     tune()
-    if data is None:
-        data = load_recipe_data(recipe)
-        if data.fallback:
-            warnings.warn(f"training on {data.name}, not on CIFAR-10: {data.fallback}", stacklevel=2)
-    classes = len(data.class_names)
-    # What `auto` stood for is written down, so that a resumed run cannot come to another answer.
-    recipe = dataclasses.replace(recipe, data=data.name, model=dataclasses.replace(recipe.model, num_classes=classes))
-    if len(data.train) < recipe.train.batch_size:
-        raise ValueError(f"batch_size: received {recipe.train.batch_size}; {data.name} has {len(data.train)} images")
-    model, notes = None, []
-    if recipe.finetune.checkpoint and not resume:
-        check_apart(run_dir, recipe.finetune.checkpoint)
-        with Interrupts():  # before there is a folder: the checkpoint may not fit
-            model, notes = compiled_model(recipe.stages()[0][2], total_steps=1, class_names=data.class_names)
-    if seconds is not None and not resume:
-        check_number("seconds", seconds, above=0)
-        needed = 0.0  # for an image, on the average over the epochs
-        with Interrupts():
-            for first, last, stage in recipe.stages():
-                kept = model is not None and model.config == stage.model
-                measured = model if kept else compiled_model(stage, total_steps=1)[0]
-                needed += (last - first) / recipe.train.epochs / training_rate(measured, data, stage)
-                model = model or measured
-        steps = max(1, round(seconds / needed / recipe.train.batch_size / recipe.train.epochs))
-        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
-    steps_per_epoch = recipe.train.steps_per_epoch or len(data.train) // recipe.train.batch_size
-    total_steps = steps_per_epoch * recipe.train.epochs
-    if total_steps < recipe.train.accumulate:
-        raise ValueError(f"accumulate: received {recipe.train.accumulate}; the whole training has {total_steps} steps")
-    last_epoch = recipe.train.epochs if until is None else min(until, recipe.train.epochs)
-    settings = stream_settings(recipe, total_steps)
-    pictured = {name: value for name, value in settings.items() if name not in ("mean", "std")}
-    # Before there is a folder: settings may not fit.
-    begins = [(first * steps_per_epoch, stage.augment) for first, _, stage in recipe.stages()]
-    batches = [training_batch(data.train, augment, step, **pictured) for step, augment in begins]
-    run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
-    if resume:
-        check_same_recipe(run, recipe)
-        run.remove_partial_files()
+    data = load(recipe) if data is None else data
+    recipe = recipe.for_data(data)
+    size, images = recipe.train.batch_size, len(data.train)
+    if size > images:
+        raise ValueError(f"batch_size: received {size}; allowed: 1 to {images}, the training images of {data.name}")
+    if verbose == "auto":
+        verbose = 1 if sys.stdout.isatty() else 2
+    with Interrupts() as interrupts:
+        # Settings or checkpoint may not fit: everything is tried before there is a folder.
+        if resume:
+            recipe, prepared = resumed(recipe, run_dir), None
+        else:
+            recipe, prepared = prepare(recipe, data, run_dir, seconds, verbose)
+        steps_per_epoch = recipe.train.steps_per_epoch or images // size
+        total_steps = steps_per_epoch * recipe.train.epochs
+        if recipe.train.accumulate > total_steps:
+            raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 to {total_steps}, the steps in all")
+        first_batches = [first_batch(data, stage, first * steps_per_epoch, total_steps) for first, _, stage in recipe.stages()]
+        run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
         if run.is_finished:
             return run
 
-    with Interrupts() as interrupts:
         state = run.read_state() if resume else None
-        if model is None:
-            needed = recipe.finetune.checkpoint and state is None
-            epoch = max(state[1]["epoch"] - 1, 0) if state else 0  # the last one that was trained
-            stage = next(stage for first, last, stage in recipe.stages() if first <= epoch < last)
-            model, notes = compiled_model(stage, total_steps, data.class_names if needed else None)
+        model, notes = prepared or model_of(state, recipe, data, total_steps)
         set_length(model.optimizer, recipe.train, total_steps)
-
+        last_epoch = recipe.train.epochs if until is None else min(until, recipe.train.epochs)
         session = Session(run, recipe, data, model, steps_per_epoch, last_epoch, notes)
         first_epoch = session.restore(state) if resume else 0
         if recipe.finetune.checkpoint:
@@ -123,36 +100,10 @@ def train(
             if verbose:
                 print(*session.notes, describe_trained(model), sep="\n", flush=True)
         if pictures and not first_epoch:
-            batch_picture(*batches[0], data.class_names, run.plots / "batch.png")
+            batch_picture(*first_batches[0], data.class_names, run.plots / "batch.png")
+
         if first_epoch < last_epoch:
-            verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
-            progress = [Progress(recipe.train, steps_per_epoch)] if verbose else []
-            session.start()
-            try:
-                for stage_first, stage_last, stage in recipe.stages():
-                    first, last = max(first_epoch, stage_first), min(last_epoch, stage_last)
-                    if first >= last:
-                        continue
-                    session.go_on_with(stage, total_steps)
-                    session.training_model.fit(
-                        training_batches(
-                            data.train,
-                            stage.augment,
-                            start_step=first * steps_per_epoch,
-                            image_size=stage.model.image_size,
-                            **settings,
-                        ),
-                        epochs=last,
-                        initial_epoch=first,
-                        steps_per_epoch=steps_per_epoch,
-                        callbacks=[interrupts, session, StopOnNaN(), *progress, *callbacks],
-                        shuffle=False,
-                        verbose=verbose,
-                    )
-                    if session.training_model.stop_training:  # a callback's wish
-                        break
-            finally:
-                session.close()
+            fit_stages(session, first_epoch, [interrupts, *callbacks], verbose)
         if last_epoch == recipe.train.epochs:
             session.finish()
             if pictures:
@@ -160,8 +111,85 @@ def train(
     return run
 
 
+def load(recipe):
+    """The data of a recipe, with a warning if it is not the CIFAR-10 that was asked for."""
+    data = recipe.load_data()
+    if data.fallback:
+        warnings.warn(f"training on {data.name}, not on CIFAR-10: {data.fallback}", stacklevel=3)
+    return data
+
+
+def prepare(recipe, data, run_dir, seconds, verbose):
+    """The recipe with the precision and length that suit this machine, and the first stage's model where it was needed for that."""
+    if seconds is not None:
+        check_number("seconds", seconds, above=0)
+    if recipe.finetune.checkpoint:
+        check_apart(run_dir, recipe.finetune.checkpoint)
+    resolved = resolve_precision(recipe, data)
+    recipe, prepared = resolved.recipe, resolved.prepared
+    if resolved.reason and verbose:
+        print(resolved.reason, flush=True)
+    if recipe.finetune.checkpoint and prepared is None:
+        prepared = compiled_model(recipe.stages()[0][2], total_steps=1, class_names=data.class_names)
+    return with_length(recipe, data, seconds, prepared) if seconds is not None else (recipe, prepared)
+
+
+def resumed(recipe, run_dir):
+    """The recipe with the precision of the run that goes on, which must be the recipe's run."""
+    run = RunFolder(run_dir)
+    if recipe.train.precision == "auto":
+        recipe = with_precision(recipe, run.recipe.train.precision)
+    check_same_recipe(run, recipe)
+    run.remove_partial_files()
+    return recipe
+
+
+def first_batch(data, stage, step, total_steps):
+    """The images and targets of a stage's first step, not normalised."""
+    settings = stream_settings(stage, total_steps)
+    del settings["mean"], settings["std"]
+    return training_batch(data.train, stage.augment, step, **settings)
+
+
+def model_of(state, recipe, data, total_steps):
+    """The model of the stage to which the last trained epoch of a state belongs; of the first stage without a state."""
+    epoch = max(state[1]["epoch"] - 1, 0) if state else 0
+    stage = next(stage for first, last, stage in recipe.stages() if first <= epoch < last)
+    return compiled_model(stage, total_steps, None if state else data.class_names)
+
+
+def fit_stages(session, first_epoch, callbacks, verbose):
+    """Trains from an epoch to the session's last one, stage by stage."""
+    recipe, data, steps = session.recipe, session.data, session.steps_per_epoch
+    progress = [Progress(recipe.train, steps, verbose)] if verbose else []
+    session.start()
+    try:
+        for stage_first, stage_last, stage in recipe.stages():
+            first, last = max(first_epoch, stage_first), min(session.last_epoch, stage_last)
+            if first >= last:
+                continue
+            session.go_on_with(stage)
+            settings = stream_settings(stage, session.total_steps)
+            batches = training_batches(
+                data.train, stage.augment, start_step=first * steps, image_size=stage.model.image_size, **settings
+            )
+            session.training_model.fit(
+                batches,
+                epochs=last,
+                initial_epoch=first,
+                steps_per_epoch=steps,
+                callbacks=[session, StopOnNaN(), *progress, *callbacks],
+                shuffle=False,
+                verbose=0,
+            )
+            if session.training_model.stop_training:  # a callback's wish
+                break
+    finally:
+        session.close()
+
+
 def check_apart(run_dir, checkpoint):
-    """Raises a ValueError if the run would be written over the checkpoint that it starts from."""
+    """Raises a ValueError if the run would overwrite the checkpoint that it starts from."""
     run, checkpoint = Path(run_dir).resolve(), Path(checkpoint).resolve()
     if run == checkpoint or run in checkpoint.parents:
         raise ValueError(f"run: {str(run_dir)!r} holds the checkpoint that the run would start from; choose another folder")

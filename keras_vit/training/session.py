@@ -1,4 +1,4 @@
-"""What happens after each epoch, and at the end of a training."""
+"""What happens after each epoch and at the end of a training: validation, and the files of the run folder."""
 
 import datetime
 import math
@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from keras import ops
 
-from keras_vit.data.dataset import evaluation_batches
+from keras_vit.data.batches import evaluation_batches
 from keras_vit.machine import machine, peak_memory_mb
 from keras_vit.model.adapters import merged_weights
 from keras_vit.model.resample import resample_weight
@@ -22,14 +22,24 @@ from keras_vit.model.vit import build_vit
 from keras_vit.runs.folder import METRICS
 from keras_vit.training.callbacks import Diverged
 from keras_vit.training.finetune import trained_parameters
-from keras_vit.training.models import carry_over, compile_model, compiled_model
+from keras_vit.training.models import averaged, carry_over, compile_model, compiled_model
+from keras_vit.training.optimizer import own_optimizer
 
 
 class Session(keras.callbacks.Callback):
-    """Behind every epoch: averages the weights, validates, and writes metrics, best model and training state.
+    """After each epoch: averages the weights, validates, and writes metrics, best model and training state.
 
-    Validated and saved is a second model that holds the averaged weights, in float32 whatever the training's precision.
-    It is not compiled, so that the saved file says nothing of this backend; `scorer` is its compiled face.
+    A second, float32 model is validated and saved; it has the averaged weights. It is not compiled, so that the saved file
+    says nothing of this backend; `scorer` is the same model, compiled.
+
+    Args:
+        run: The `RunFolder`.
+        recipe: The `Recipe`.
+        data: Its `DataSet`.
+        model: The compiled model of the first stage that is still to be trained.
+        steps_per_epoch: Steps of an epoch.
+        last_epoch: The epoch after which training ends, by the recipe or earlier.
+        notes: Lines on the checkpoint for the summary.
     """
 
     def __init__(self, run, recipe, data, model, steps_per_epoch, last_epoch, notes=()):
@@ -43,9 +53,9 @@ class Session(keras.callbacks.Callback):
         self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
         compile_model(self.scorer, "sgd", recipe.train.jit)
         self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
-        # Made once: TensorFlow keeps what a pipeline is made of for good.
+        # Made once: TensorFlow never frees what a pipeline is made of.
         self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
-        self.latest = None  # training state behind the last epoch, where it is needed again
+        self.latest = None  # training state after the last epoch, where it is needed again
         self.rows = []
         self.best = -math.inf
         self.earlier_seconds = 0.0
@@ -53,17 +63,21 @@ class Session(keras.callbacks.Callback):
         self.writer = None
 
     @property
+    def total_steps(self):
+        """Steps of the whole training."""
+        return self.steps_per_epoch * self.recipe.train.epochs
+
+    @property
     def optimizer(self):
-        """The optimizer itself where Keras has wrapped it for loss scaling."""
-        return getattr(self.training_model.optimizer, "inner_optimizer", self.training_model.optimizer)
+        return own_optimizer(self.training_model.optimizer)
 
     @property
     def process_seconds(self):
-        """Seconds since the start of this process, and of those that trained before it."""
+        """Seconds since the start of this process, with those of earlier processes of a resumed run."""
         return self.earlier_process_seconds + time.time() - psutil.Process().create_time()
 
     def arrays(self):
-        """Every variable that training depends on, by a name that is the same in every process."""
+        """All variables that training depends on, by a name that is the same in every process."""
         variables = {"model": self.training_model.variables, "optimizer": self.training_model.optimizer.variables}
         return {
             f"{kind}/{index:04d}/{variable.name}": variable
@@ -72,7 +86,7 @@ class Session(keras.callbacks.Callback):
         }
 
     def restore(self, state):
-        """Goes on from what `RunFolder.read_state` gave; returns the number of finished epochs."""
+        """Goes on from a state of `RunFolder.read_state`, or starts again without one; returns the number of finished epochs."""
         where = f"run: {str(self.run.path)!r}"
         rows = self.run.metrics
         if state is None:
@@ -106,10 +120,10 @@ class Session(keras.callbacks.Callback):
         return values["epoch"]
 
     def start(self):
-        # Not tensorboardX's SummaryWriter: that writes from a thread, which a full disk ends unseen, and then waits for it.
+        # Not tensorboardX's SummaryWriter: a full disk ends its thread unseen, and it then waits for that thread.
         from tensorboardX.record_writer import RecordWriter
 
-        # Written anew when a run goes on: a kill may have lost the last events.
+        # Written again when a run is resumed: a kill may have lost the last events.
         shutil.rmtree(self.run.tensorboard, ignore_errors=True)
         self.run.tensorboard.mkdir()
         self.writer = RecordWriter(str(self.run.tensorboard / f"events.out.tfevents.{int(time.time())}.{platform.node()}"))
@@ -118,14 +132,14 @@ class Session(keras.callbacks.Callback):
             self.write_events(row)
         self.started = time.perf_counter()
 
-    def go_on_with(self, stage, total_steps):
-        """Trains by the recipe of a stage from here on; a model that differs gets the weights and the optimizer's state so far."""
-        if self.latest:  # at its end `fit` puts the averaged weights in the place of the trained ones
+    def go_on_with(self, stage):
+        """Goes over to the model of a stage's recipe, which gets weights and optimizer state of the last one."""
+        if self.latest:  # `fit` ends with the averaged weights in the place of the trained ones
             for name, variable in self.arrays().items():
                 variable.assign(self.latest[name])
             self.latest = None
         if stage.model != self.training_model.config:
-            model, _ = compiled_model(stage, total_steps)
+            model, _ = compiled_model(stage, self.total_steps)
             carry_over(self.training_model, model)
             self.training_model = model
 
@@ -135,8 +149,8 @@ class Session(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if keras.backend.backend() == "torch":
-            # Keras's dropout draws from PyTorch's own stream there, which is no variable of the model, and from which
-            # PyTorch's data loader draws too: dropout becomes a function of seed and step, as the batches are.
+            # There Keras's dropout draws from PyTorch's global generator, which is not saved with the model and which data
+            # loaders use too. Seeded here, dropout is a function of seed and step, as the batches are.
             import torch
 
             torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, self.epoch, batch)).generate_state(1)[0]))
@@ -146,7 +160,7 @@ class Session(keras.callbacks.Callback):
         arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
         keep = self.optimizer.use_ema and config.stages
         self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
-        # The loss of the last step was taken before its update, so that only the weights tell.
+        # The loss is older than the last update: only the weights show what that did.
         if math.isnan(logs["loss"]) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise Diverged(
                 f"loss: {logs['loss']} in epoch {epoch + 1}, weights no longer finite; {str(self.run.path)!r} keeps what "
@@ -157,7 +171,7 @@ class Session(keras.callbacks.Callback):
         self.copy_weights()
         last = epoch + 1 == self.last_epoch
         if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
-            logs.update({f"val_{name}": value for name, value in evaluate(self.scorer, self.validation).items()})
+            logs.update({f"val_{name}": value for name, value in loss_and_accuracy(self.scorer, self.validation).items()})
         row = {
             **logs,
             "epoch": epoch + 1,
@@ -168,18 +182,18 @@ class Session(keras.callbacks.Callback):
         }
         row = {name: row[name] for name in METRICS if name in row}
         self.rows.append(row)
-        # Without validation images there is nothing to choose by: the last epoch is the best one.
+        # Without validation images nothing can be chosen by: the last epoch counts as the best one.
         score = row.get("val_accuracy", -math.inf) if self.validation is not None else epoch
         if score > self.best:
             self.best = score
             self.run.write_model(self.evaluated)
         self.run.write_metrics(self.rows)
-        # The state goes last: whatever a kill before this line leaves is made again when the epoch is repeated.
+        # The state goes last: after a kill before this line the epoch is repeated, and all above is written again.
         self.write_state(epoch + 1, arrays)
         self.write_events(row)
 
     def write_state(self, epoch, arrays=None):
-        """Writes the training state behind an epoch; `arrays` are those of `self.arrays()` where they have been read already."""
+        """Writes the training state after an epoch; `arrays` are the values of `self.arrays()` if they have been read already."""
         values = {
             "epoch": epoch,
             "best": self.best,
@@ -208,22 +222,18 @@ class Session(keras.callbacks.Callback):
             self.writer.close()
 
     def copy_weights(self):
-        """Gives the evaluated model the averaged weights, or the current ones where there is no average; adapters are merged."""
-        averages = {}
-        if self.optimizer.use_ema:
-            variables = self.training_model.trainable_variables
-            values = self.optimizer._model_variables_moving_average  # no public access in Keras 3.15
-            averages = {variable.path: value for variable, value in zip(variables, values, strict=True)}
-        weights = merged_weights(self.training_model, averages)
+        """Gives the evaluated model the averaged weights, or the current ones without an average; adapters are merged."""
         theirs, ours = self.training_model.config, self.evaluated.config
-        for target in self.evaluated.weights:
-            target.assign(resample_weight(target.path, weights[target.path], theirs, ours))
+        with averaged(self.training_model):
+            weights = merged_weights(self.training_model)
+            for target in self.evaluated.weights:
+                target.assign(resample_weight(target.path, weights[target.path], theirs, ours))
 
     def finish(self):
         """Reads the test images once, with the best model, and writes the summary."""
         recipe, data, rows = self.recipe, self.data, self.rows
         self.evaluated.load_weights(self.run.model_path)
-        test = evaluate(self.scorer, batches_of(data.test, recipe)) if data.test is not None else {}
+        test = loss_and_accuracy(self.scorer, batches_of(data.test, recipe)) if data.test is not None else {}
         best = max((row for row in rows if "val_accuracy" in row), key=lambda row: row["val_accuracy"], default=rows[-1])
         origin = {"checkpoint": recipe.finetune.checkpoint, "checkpoint_notes": self.notes} if recipe.finetune.checkpoint else {}
         self.run.write_summary(
@@ -254,7 +264,7 @@ class Session(keras.callbacks.Callback):
 
 
 def batches_of(split, recipe):
-    """The images of a split in order, for `model.evaluate`; can be gone through again and again."""
+    """The images of a split in order, for `model.evaluate`, any number of times."""
     return evaluation_batches(
         split,
         num_classes=recipe.model.num_classes,
@@ -264,12 +274,14 @@ def batches_of(split, recipe):
     )
 
 
-def evaluate(model, batches):
+def loss_and_accuracy(model, batches):
     """Loss and accuracy of a compiled model, as floats."""
     return {name: float(value) for name, value in model.evaluate(batches, verbose=0, return_dict=True).items()}
 
 
 def even_batch_size(count, largest):
-    """A batch size of at most `largest` that divides `count`, if there is one above a fifth of that: a smaller last batch
-    would be compiled again."""
+    """A batch size of at most `largest` that divides `count`, if one above a fifth of `largest` does.
+
+    A smaller last batch would be compiled again.
+    """
     return next((size for size in range(largest, largest // 5, -1) if count % size == 0), min(largest, count))

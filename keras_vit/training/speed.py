@@ -1,25 +1,121 @@
-"""How fast a recipe trains on this machine, measured."""
+"""How fast a recipe trains on this machine, measured before the run: its precision and its length follow from it."""
 
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+import numpy as np
 from keras import ops
 
-from keras_vit.data.dataset import training_batches
+from keras_vit.data.batches import training_batches
+from keras_vit.data.dataset import DataSet
+from keras_vit.machine import accelerator, has_bfloat16
+from keras_vit.recipes.schema import Recipe
 from keras_vit.training.callbacks import Clock
+from keras_vit.training.models import Prepared, compiled_model
+
+CANDIDATES = ("float32", "bfloat16")  # of `train.precision: auto`
+MARGIN = 1.02  # float32 where bfloat16 is faster by less: its numbers are better
+CLEAR = 1.25  # no further turns where one is faster by more
+TURNS, TURN_SECONDS = 3, 0.4
+TIMED_SECONDS = 1.5  # of a measurement of one model
+WHY = {"bfloat16": "computes in it", "float32": "has no bfloat16"}
 
 
-def training_rate(model, data, recipe):
-    """Images a second that a compiled model trains with; leaves the model as it was, but compiled for `fit`."""
-    variables = [*model.variables, *model.optimizer.variables]
-    before = [ops.convert_to_numpy(variable) for variable in variables]
+@dataclasses.dataclass
+class Resolved:
+    """What `resolve_precision` has found.
+
+    Attributes:
+        recipe: The recipe with its precision.
+        reason: A line for the user; empty if the recipe stated its precision.
+        prepared: The model of the recipe's first stage, if it was measured.
+    """
+
+    recipe: Recipe
+    reason: str = ""
+    prepared: Prepared | None = None
+
+
+def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
+    """Replaces `train.precision: auto` by the faster of float32 and bfloat16 on this machine.
+
+    On a CPU with bfloat16 instructions, both are trained for some steps in turns: their speed depends on the CPU, the backend
+    and the model. The longest stage decides. An accelerator takes bfloat16 if it computes in it, without a measurement.
+
+    Args:
+        recipe: A `Recipe` with the data's number of classes.
+        data: Its `DataSet`.
+    """
+    if recipe.train.precision != "auto":
+        return Resolved(recipe)
+    if accelerator() or not has_bfloat16():
+        precision = "bfloat16" if has_bfloat16() else "float32"
+        where = accelerator() or "this CPU"
+        return Resolved(with_precision(recipe, precision), f"precision: {precision}; {where} {WHY[precision]}")
+    recipes = [with_precision(recipe, precision) for precision in CANDIDATES]
+    stages = [max(each.stages(), key=lambda stage: stage[1] - stage[0])[2] for each in recipes]
+    prepared = [compiled_model(stage, 1, data.class_names) for stage in stages]
+    rates = training_rates([model for model, _ in prepared], data, stages[0], turns=TURNS, seconds=TURN_SECONDS)
+    chosen = int(rates[1] > MARGIN * rates[0])
+    speeds = " and ".join(f"{rate:,.0f} in {precision}" for precision, rate in zip(CANDIDATES, rates, strict=True))
+    reason = f"precision: {CANDIDATES[chosen]}; measured images/s of training: {speeds}"
+    first = recipes[chosen].stages()[0][2]
+    return Resolved(recipes[chosen], reason, prepared[chosen] if first == stages[chosen] else None)
+
+
+def with_precision(recipe: Recipe, precision: str) -> Recipe:
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
+
+
+def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepared | None) -> tuple[Recipe, Prepared]:
+    """The recipe with the `steps_per_epoch` that make its training take about `seconds`, and the model of its first stage.
+
+    Args:
+        recipe: A `Recipe` with a precision.
+        data: Its `DataSet`.
+        seconds: Compilation and validation not included.
+        prepared: The model of the first stage if it is there already.
+    """
+    needed = 0.0  # seconds for an image, on the average over the epochs
+    for first, last, stage in recipe.stages():
+        measured = prepared if prepared and prepared[0].config == stage.model else compiled_model(stage, total_steps=1)
+        needed += (last - first) / recipe.train.epochs / training_rates([measured[0]], data, stage)[0]
+        prepared = prepared or measured
+    steps = max(1, round(seconds / needed / recipe.train.batch_size / recipe.train.epochs))
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps)), prepared
+
+
+def training_rates(
+    models: Sequence[keras.Model], data: DataSet, recipe: Recipe, turns: int = 1, seconds: float = TIMED_SECONDS
+) -> list[float]:
+    """Images a second that each of some compiled models trains with, its best turn; leaves them as they were, compiled for `fit`.
+
+    Args:
+        models: Models of one image size.
+        data: What they train on.
+        recipe: Batch size and augmentation.
+        turns: Turns of each model, alternating, so that a passing load on the machine slows all of them; fewer if one is clearly
+            faster or steps are slow.
+        seconds: A turn's length, beyond its first steps.
+    """
+    variables = [variable for model in models for variable in (*model.variables, *model.optimizer.variables)]
+    before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
     settings = stream_settings(recipe, total_steps=10**6)
-    batches = training_batches(data.train, recipe.augment, image_size=model.config.image_size, **settings)
-    clock = Clock()
-    model.fit(batches, steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[clock])
+    batches = training_batches(data.train, recipe.augment, image_size=models[0].config.image_size, **settings)
+    best, spent = [0.0] * len(models), 0.0
+    while spent < turns * seconds * len(models) and max(best) <= CLEAR * min(best):
+        for index, model in enumerate(models):
+            clock = Clock(seconds)
+            model.fit(batches, steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[clock])
+            best[index] = max(best[index], clock.steps * recipe.train.batch_size / clock.seconds)
+            spent += clock.seconds
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
-    return clock.steps * recipe.train.batch_size / clock.seconds
+    return best
 
 
-def stream_settings(recipe, total_steps):
+def stream_settings(recipe: Recipe, total_steps: int) -> dict:
     """What the training batches of a recipe depend on, besides its data and augmentation."""
     return {
         "num_classes": recipe.model.num_classes,

@@ -1,0 +1,79 @@
+"""A .npz file of arrays as a data set."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from keras_vit.data.decode import one_line, to_shape
+from keras_vit.data.store import memory_limit
+
+SUFFIXES = {"train": "train", "validation": "val", "test": "test"}  # arrays x_train, y_train and so on
+
+
+def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]]:
+    """Images and labels by part, and the class names; see `dataset.read_source`.
+
+    Args:
+        path: A .npz file with x_train, y_train and, if it has them, x_val, y_val, x_test, y_test: images (N, H, W) or
+            (N, H, W, 1 or 3), uint8 or float from 0 to 1, and whole numbers (N,) from 0 on.
+        shape: (H, W, C) wanted.
+
+    Raises:
+        ValueError: If there is no such file, or its arrays are others.
+    """
+    arrays, parts = load(path), {}
+    for part, suffix in SUFFIXES.items():
+        x, y = f"x_{suffix}", f"y_{suffix}"
+        if part != "train" and x not in arrays and y not in arrays:
+            continue
+        for key in (x, y):
+            if key not in arrays:
+                raise ValueError(f"{key}: received none in {path!r}, which has {', '.join(sorted(arrays))}; allowed: an array")
+        images, labels = pixels(arrays[x], x), whole_numbers(arrays[y], y)
+        if len(images) != len(labels):
+            raise ValueError(f"{y}: received {len(labels):,} labels; allowed: {len(images):,}, the images of {x}")
+        parts[part] = (to_shape(images, shape), labels)
+    return parts, [str(label) for label in range(parts["train"][1].max() + 1)]
+
+
+def load(path):
+    file, received = Path(path).expanduser(), f"data: received {f'arrays:{path}'!r}"
+    if not file.is_file():
+        raise ValueError(f"{received}: there is no such file; allowed: arrays:FILE.npz")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size, limit = sum(info.file_size for info in archive.infolist()), memory_limit()
+        if size <= limit:
+            with np.load(file, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{received}, which cannot be read ({one_line(error)}); allowed: a .npz file of numbers"
+        ) from error
+    raise ValueError(f"{received} of {size:,} bytes; allowed: a third of the free memory, {limit:,}")
+
+
+def pixels(images, key):
+    """(N, H, W) or (N, H, W, C), uint8 or float 0..1 -> uint8 (N, H, W, C)."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(f"{key}: received shape {images.shape}; allowed: (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
+    if images.dtype == np.uint8:
+        return images
+    received, allowed = f"{key}: received {images.dtype}", "allowed: uint8, or float from 0 to 1"
+    if images.dtype.kind != "f":
+        raise ValueError(f"{received}; {allowed}")
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"{received} from {images.min()} to {images.max()}; {allowed}")
+    return np.round(images * 255).astype(np.uint8)
+
+
+def whole_numbers(labels, key):
+    """Labels (N,) or (N, 1) -> int64 (N,)."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= 2**20:
+        raise ValueError(f"{key}: received {labels.dtype} of shape {labels.shape}; allowed: whole numbers (N,) from 0 on")
+    return labels.astype(np.int64)

@@ -1,0 +1,126 @@
+"""Splits -> normalized batches for `model.fit`, on every backend.
+
+A training batch is a pure function of (seed, step), `training_batch`; a stream only calls it. So the numbers are the same on
+every backend, and resuming at a step skips nothing.
+
+Shapes: N images of a split, B of a batch, H height, W width, C channels (1 or 3), K classes.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from keras_vit.checks import as_moments, check_int, check_seed
+from keras_vit.data.augment import AugmentConfig
+from keras_vit.data.augment import augment as augment_batch
+from keras_vit.data.dataset import Split
+from keras_vit.data.seeds import BATCH, ORDER, generator
+from keras_vit.data.stream import stream
+from keras_vit.images import normalize, resize
+
+
+def training_batch(
+    split: Split, augment: AugmentConfig, step: int, *, num_classes: int, batch_size: int, seed: int, total_steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The augmented batch of one training step: a pure function of its arguments.
+
+    Epoch e is steps e·(N // B) to (e + 1)·(N // B) - 1 and visits the examples in an order that (seed, e) decides. Each epoch
+    leaves out N % B examples, others each time.
+
+    Args:
+        split: The training `Split`.
+        augment: The `AugmentConfig`.
+        step: Training step from 0, over all epochs.
+        num_classes: K.
+        batch_size: B.
+        seed: Integer from 0 to 2^32 - 1.
+        total_steps: Steps of the whole training, for `augment.mix_until`.
+
+    Returns:
+        uint8 images (B, H, W, C) and float32 targets (B, K).
+    """
+    epoch, position = divmod(int(step), len(split) // batch_size)
+    indices = order(len(split), seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    return augment_batch(
+        split.images(indices),
+        split.labels[indices],
+        augment,
+        num_classes=num_classes,
+        rng=generator(BATCH, seed, int(step)),
+        progress=step / total_steps,
+    )
+
+
+@functools.lru_cache(maxsize=4)  # drawn once an epoch, not once a batch; two epochs overlap where batches are made ahead
+def order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return generator(ORDER, seed, epoch).permutation(count)
+
+
+def training_batches(
+    split: Split,
+    augment: AugmentConfig,
+    *,
+    num_classes: int,
+    batch_size: int,
+    seed: int,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    start_step: int = 0,
+    total_steps: int,
+    image_size: tuple[int, int] | None = None,
+    pipeline: str | None = None,
+) -> Iterable:
+    """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
+
+    Args:
+        split, augment, num_classes, batch_size, seed, total_steps: As in `training_batch`.
+        mean, std: Of pixels scaled to 0..1, one number or one a channel.
+        start_step: Step of the first batch: the number of steps already trained.
+        image_size: Height and width that images are resized to after the augmentation; None = as they are.
+        pipeline: See `stream`.
+
+    Returns:
+        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, *image_size, C) and float32 targets (B, K).
+
+    Raises:
+        ValueError: If batch_size exceeds the split, or seed, mean or std is out of range.
+    """
+    check_int("batch_size", batch_size, at_least=1)
+    if batch_size > len(split):
+        raise ValueError(f"batch_size: received {batch_size}; allowed: at most {len(split):,}, the training images")
+    check_seed(seed)
+    mean, std = as_moments(mean, std, split.shape[-1])
+    size = split.shape[:2] if image_size is None else tuple(image_size)
+
+    def batch(step):
+        images, targets = training_batch(
+            split, augment, step, num_classes=num_classes, batch_size=batch_size, seed=seed, total_steps=total_steps
+        )
+        return resize(normalize(images, mean, std), size), targets
+
+    return stream(batch, start_step, None, (batch_size, *size, split.shape[-1]), (batch_size, num_classes), pipeline)
+
+
+def evaluation_batches(
+    split: Split,
+    *,
+    num_classes: int,
+    batch_size: int,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    pipeline: str | None = None,
+) -> Iterable:
+    """Every example once, in order, not augmented; the last batch may be smaller.
+
+    Arguments, result and errors are those of `training_batches`; targets are one-hot.
+    """
+    check_int("batch_size", batch_size, at_least=1)
+    mean, std = as_moments(mean, std, split.shape[-1])
+
+    def batch(step):
+        indices = np.arange(step * batch_size, min((step + 1) * batch_size, len(split)))
+        return normalize(split.images(indices), mean, std), np.eye(num_classes, dtype=np.float32)[split.labels[indices]]
+
+    return stream(batch, 0, math.ceil(len(split) / batch_size), (None, *split.shape), (None, num_classes), pipeline)
