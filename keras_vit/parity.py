@@ -321,7 +321,7 @@ def exports_table(rows: list[dict]) -> Table:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code, 1 if a threshold is passed over or an export fails."""
-    from keras_vit.export.export import FORMATS
+    from keras_vit.export.formats import FORMATS
 
     parser = jsonargparse.ArgumentParser(
         prog="python -m keras_vit.parity",

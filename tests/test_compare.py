@@ -13,7 +13,6 @@ from keras_vit.export.compare import LATENCY, ROUNDS, THROUGHPUT, compare_export
 from keras_vit.export.runtimes import FILES
 from keras_vit.images import normalize
 from keras_vit.parity import randomise
-from keras_vit.recipes.schema import load_recipe_data
 from keras_vit.runs.folder import RunFolder
 
 TOLERANCE = 1e-4  # absolute, of logits near 1: the same model in another process
@@ -50,7 +49,7 @@ def test_processes(run):
     rows = compare_exports(run, home, images=100, seconds=0.1, report=said.append)
     assert any("one: written for batches of 1; left out" in line for line in said)
     assert [(row["name"], row["precision"]) for row in rows] == [("Keras", "float32"), ("half", "bfloat16"), ("whole", "float32")]
-    test, recipe = load_recipe_data(run.recipe).test, run.recipe
+    test, recipe = run.recipe.load_data().test, run.recipe
     logits = model.predict(normalize(test.images(np.arange(100)), recipe.mean, recipe.std), verbose=0)
     original, half, whole = rows
     assert original["accuracy"] == whole["accuracy"] == np.mean(logits.argmax(-1) == test.labels[:100])
@@ -65,7 +64,7 @@ def test_processes(run):
 
 def test_numbers(run, tmp_path, monkeypatch):
     """Runtimes whose logits and times are known, in folders that are named."""
-    test = load_recipe_data(run.recipe).test
+    test = run.recipe.load_data().test
     right = np.eye(10)[test.labels]
     turns = []
 
@@ -125,24 +124,24 @@ def test_numbers(run, tmp_path, monkeypatch):
 
 def test_mistakes(run, tmp_path):
     home = run.path / "export"
-    with pytest.raises(ValueError, match=r"^--compare: there are no exports in"):
+    with pytest.raises(ValueError, match=r"^--compare: received no exports in"):
         compare_exports(run, home)
     for options, message in (({"images": 0}, "images: received 0"), ({"seconds": 0.0}, "seconds: received 0.0")):
         with pytest.raises(ValueError, match=f"^{message}"):
             compare_exports(run, home, **options)
-    with pytest.raises(ValueError, match=r"^--compare: takes a run folder"):
+    with pytest.raises(ValueError, match=r"^--compare: received a model; allowed: a run folder"):
         compare_exports(run.model(), home)
     export = write_export(run, home / "onnx", format="onnx")
-    with pytest.raises(ValueError, match=r"^--compare: .* has no model.onnx"):
+    with pytest.raises(ValueError, match=r"^--compare: .*which has no model.onnx"):
         compare_exports(run, home)
     for content in (None, "{", '{"batch_size": null}'):
         folder = tmp_path / f"{content}"
         folder.mkdir()
         if content:
             (folder / "export.json").write_text(content)
-        with pytest.raises(ValueError, match=r"^--compare: .* is no export: it has no export.json, or a damaged one$"):
+        with pytest.raises(ValueError, match=r"^--compare: .*; allowed: a folder with an intact export.json$"):
             compare_exports(run, home, [folder])
     shutil.rmtree(export)
     write_export(run, home / "other", parameters=7)
-    with pytest.raises(ValueError, match=r"^--compare: .*other' is of another model than the run's$"):
+    with pytest.raises(ValueError, match=r"^--compare: .*other', of another model; allowed: exports of the run's model$"):
         compare_exports(run, home, images=1, report=lambda line: None)

@@ -11,7 +11,8 @@ from reference import Reference, random_images, weights_of
 from keras_vit import RunFolder, ViTConfig, build_vit, export_model, load_recipe
 from keras_vit.backend import installed_backends
 from keras_vit.data.dataset import load_data
-from keras_vit.export.export import FORMATS, calibration_images, choose_writer, run_images
+from keras_vit.export.formats import FORMATS, choose_writer
+from keras_vit.export.images import calibration_images, run_images
 from keras_vit.export.quantize import quantize_litert, quantize_onnx
 from keras_vit.export.runtimes import Runtime
 from keras_vit.parity import randomise
@@ -115,7 +116,7 @@ def test_keras_loads_under_every_backend(tmp_path):
 def test_a_quantised_model_is_not_exported(tmp_path):
     model = make_model()
     model.quantize("int8")
-    with pytest.raises(ValueError, match=r"^model_or_run: received a quantised ViT; allowed: the one it was made from"):
+    with pytest.raises(ValueError, match=r"^model_or_run: received a quantised ViT; allowed: the original one"):
         export_model(model, tmp_path / "out", "keras")
     assert not (tmp_path / "out").exists()
 
@@ -261,7 +262,7 @@ def test_calibration_needs_images(tmp_path, name):
         choose_writer(name)
     except ValueError:
         pytest.skip(f"nothing here writes {name}")
-    message = f"^images: none; {precision} is calibrated on real images; allowed: uint8 images \\(N, H, W, C\\), or a run$"
+    message = f"^images: received none; allowed: uint8 images .*, or a run, as {precision} is calibrated on real images$"
     with pytest.raises(ValueError, match=message):
         export_model(model, tmp_path / "out", name, precision=precision)
     wrong = np.zeros((2, 12, 18, 3))
@@ -273,10 +274,10 @@ def test_calibration_needs_images(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "precision", "reason"),
     [
-        ("torch", "int8", r"torch has float32, float16, bfloat16 \(its quantiser .* torchao\)"),
-        ("tf_saved_model", "int8", r"tf_saved_model has .* \(TensorFlow's int8 is LiteRT\)"),
-        ("keras", "int8_static", "keras has float32, float16, bfloat16, int8$"),
-        ("onnx", "int8_static", "onnx has float32, float16, int8$"),
+        ("torch", "int8", r"allowed for torch: float32, float16, bfloat16 \(.* torchao\)"),
+        ("tf_saved_model", "int8", r"allowed for tf_saved_model: .* \(TensorFlow's int8 format is litert\)"),
+        ("keras", "int8_static", "allowed for keras: float32, float16, bfloat16, int8$"),
+        ("onnx", "int8_static", "allowed for onnx: float32, float16, int8$"),
     ],
 )
 def test_what_there_is_no_int8_of(tmp_path, name, precision, reason):

@@ -58,7 +58,9 @@ def main(arguments):
     options = parse_options(arguments)
     from rich.console import Console
 
-    from keras_vit.export.export import FORMATS, export_model, export_table
+    from keras_vit.export.export import export_model
+    from keras_vit.export.formats import FORMATS
+    from keras_vit.export.report import export_table
 
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, WIDTH))
     source, home = load_source(options.run)

@@ -1,0 +1,1 @@
+"""Exports to SavedModel, ONNX, LiteRT, OpenVINO and torch, each verified in its own runtime."""

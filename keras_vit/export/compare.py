@@ -1,4 +1,4 @@
-"""Exported models beside the model that they come from: size, latency, throughput and accuracy, measured turn by turn."""
+"""Compares exports with the Keras model: size, latency, throughput and accuracy, measured turn by turn."""
 
 import contextlib
 import json
@@ -7,17 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
-from keras_vit.export.export import EVERY, bytes_of, describe, float32_model, to_model
+from keras_vit.checks import check_int, check_number
+from keras_vit.export.images import to_model
+from keras_vit.export.report import bytes_of, describe, read_report
 from keras_vit.export.runtimes import FILES, Runtime
+from keras_vit.export.verify import float32_model
 from keras_vit.files import write_text
 from keras_vit.machine import machine
 from keras_vit.runs.folder import RunFolder
 
 LATENCY, THROUGHPUT = 1, 64  # batch sizes
-ROUNDS = 5  # turns of each artifact, so that a noisy machine hits all alike
+ROUNDS = 5  # turns of each artifact: noise of the machine hits all of them alike
 ACCURACY_BATCH = 250
-PART = 20 * ACCURACY_BATCH  # images in memory
+PART = 20 * ACCURACY_BATCH  # images in memory at a time
 
 
 def compare_exports(
@@ -28,53 +32,50 @@ def compare_exports(
     seconds: float = 2.0,
     report: Callable[[str], None] = print,
 ) -> list[dict]:
-    """Measures every export in a folder, and the Keras model itself, and writes `compare.json` there.
+    """Measures the exports of a run and its Keras model, and writes `compare.json`.
 
-    Each is a live process that has its runtime and no Keras; they take turns, and while one runs the others wait. Accuracy is that
-    on the run's test images.
+    Each artifact has a process with its runtime. The processes take turns: while one runs, the others wait. Accuracy is measured on
+    the run's test images.
 
     Args:
         source: The `RunFolder`.
-        home: The folder of its exports.
-        folders: Exports to compare instead of all in `home`.
-        images: Test images, the first ones; None for all.
-        seconds: Of timing, for each artifact and batch size.
-        report: Told what is being done.
+        home: The folder of its exports, and of `compare.json`.
+        folders: The exports to compare; none = all in `home`.
+        images: Number of test images, from the first; None = all.
+        seconds: Seconds of timing for each artifact and batch size.
+        report: Is called with each line of progress.
 
     Returns:
-        A row for each, the Keras model first: `name`, `format`, `precision`, `bytes`, `size` (share of the float32 export of the
-        same format, where there is one, else of the Keras model), `latency` (seconds at batch 1), `throughput` (images/s at batch
-        64), `latency_ratio` and `throughput_ratio` (to the Keras model, the median of the turns; above 1 is faster), `accuracy`,
-        `accuracy_change` and `difference` (the largest of the logits).
+        A row for each artifact, the Keras model first: `name`, `format`, `precision`, `bytes`, `size` (share of the same format's
+        float32 export, or without one of the Keras model's), `latency` (seconds at batch 1), `throughput` (images/s at batch 64),
+        `latency_ratio` and `throughput_ratio` (median over the turns of the speed in the Keras model's; above 1 is faster),
+        `accuracy`, `accuracy_change` and `difference` (largest of the logits).
 
     Raises:
-        ValueError: If there are no exports, one is no export or has gone, or does not fit the run.
+        ValueError: If there are no exports, a folder is no export, or an export is another model's.
     """
-    from keras_vit.recipes.schema import load_recipe_data
-
     if not isinstance(source, RunFolder):
-        raise ValueError("--compare: takes a run folder, whose test images it needs")
-    if images is not None and images < 1:
-        raise ValueError(f"images: received {images}; allowed: at least 1")
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"seconds: received {seconds}; allowed: a number above 0")
+        raise ValueError("--compare: received a model; allowed: a run folder, for its test images")
+    if images is not None:
+        check_int("images", images, at_least=1)
+    check_number("seconds", seconds, above=0)
     folders = list(folders) or sorted(path.parent for path in home.glob("*/export.json"))
     if not folders:
-        raise ValueError(f"--compare: there are no exports in {str(home)!r}; write some with --format")
+        raise ValueError(f"--compare: received no exports in {str(home)!r}; allowed: some, written with --format")
     names = [folder.name if folder.parent == home else str(folder) for folder in folders]
-    exports = dict(zip(names, [(folder, read_settings(folder)) for folder in folders], strict=True))
-    data = load_recipe_data(source.recipe)
+    exports = dict(zip(names, [(folder, read_report(folder)) for folder in folders], strict=True))
+    data = source.recipe.load_data()
     if data.test is None:
-        raise ValueError(f"--compare: {data.name} has no test images")
+        raise ValueError(f"--compare: received {data.name}, which has no test images; allowed: a run on data with test images")
     test = data.test.take(np.arange(len(data.test) if images is None else min(images, len(data.test))))
 
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(tempfile.TemporaryDirectory())
         original = keras_artifact(source, Path(files, "keras"))
-        whole = read_settings(original)
+        whole = read_report(original)
         for folder, settings in exports.values():
             if any(settings.get(key) != whole[key] for key in ("parameters", "class_names", "mean", "std")):
-                raise ValueError(f"--compare: {str(folder)!r} is of another model than the run's")
+                raise ValueError(f"--compare: received {str(folder)!r}, of another model; allowed: exports of the run's model")
         runtimes, rows, expected = {}, [], None
         for name, (folder, settings) in {"Keras": (original, whole), **exports}.items():
             if settings["batch_size"]:
@@ -115,7 +116,7 @@ def compare_exports(
 
 
 def keras_artifact(run, folder):
-    """The run's model in a folder as an export has it."""
+    """Writes the run's model as an export would be, without verification."""
     model, recipe = float32_model(run.model()), run.recipe
     folder.mkdir()
     class_names = run.summary.get("class_names") if run.is_finished else None
@@ -125,23 +126,8 @@ def keras_artifact(run, folder):
     return folder
 
 
-def read_settings(folder):
-    """The report of an export.
-
-    Raises:
-        ValueError: If the folder is no export.
-    """
-    try:
-        settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        if settings["format"] not in EVERY or not (folder / FILES[settings["format"]]).exists():
-            raise ValueError(f"--compare: {str(folder)!r} has no {FILES.get(settings['format'], 'export')}")
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
-        raise ValueError(f"--compare: {str(folder)!r} is no export: it has no export.json, or a damaged one") from None
-    return settings
-
-
 def logits_of_test(runtime, test, settings, files):
-    """Logits (N, K) of a split, some thousand images at a time."""
+    """Logits (N, K) of a split, a few thousand images at a time."""
     parts = []
     for start in range(0, len(test), PART):
         images = test.images(np.arange(start, min(start + PART, len(test))))
@@ -150,10 +136,8 @@ def logits_of_test(runtime, test, settings, files):
     return np.concatenate(parts)
 
 
-def comparison_table(rows: list[dict]):
-    """A rich table of `compare_exports`."""
-    from rich.table import Table
-
+def comparison_table(rows: list[dict]) -> Table:
+    """A rich table of the rows of `compare_exports`."""
     table = Table("export")
     for name in ("MB", "of float32", "ms, batch 1", "ratio", "img/s, batch 64", "ratio", "accuracy", "change", "logits differ by"):
         table.add_column(name, justify="right")

@@ -1,12 +1,12 @@
-"""Int8 of exported models: what of a ViT is quantised, and how, in each runtime.
+"""Int8 of exported models: which parts of a ViT are quantised, and how, in LiteRT and ONNX.
 
-The dense layers and convolutions hold nearly all weights and work, and lose next to nothing. The norms, the softmax and the two
-products of attention would gain little, lose more, and leave the fast kernels: they stay in float32. Kernels have a scale for
-each channel; where ranges of activations are fixed beforehand, they are the extremes over the calibration images.
+Dense layers and convolutions are quantised: they hold nearly all weights and work, and lose next to no accuracy. Norms, softmax and
+the two products of attention stay in float32: quantised they would gain little, lose more accuracy, and miss the fast kernels. A
+kernel has one scale for each output channel. Fixed ranges of activations are their extremes over the calibration images.
 
-Trials of 2026-11-25 with a trained `quick` model, of which this file keeps the settings named on the right; on its 5,000 validation
-images (float32: 77.34%) and one core of a Xeon with AVX512-VNNI, turn by turn: share of the float32 file, accuracy, share of images
-with float32's class, speed against float32 at batch 1 and 50.
+Measured on 2026-11-25 with a trained `quick` model, on its 5,000 validation images (float32: 77.34%) and one core of a Xeon with
+AVX512-VNNI, turn by turn. Columns: size in float32's, accuracy, share of images with float32's class, speed in float32's at batch 1
+and at batch 50. The names on the right are the settings kept here.
 
     LiteRT  activations quantised a token at a time, as they come   29.2%   77.30%   99.4%   x3.0   x1.9   int8
             ranges fixed, dense layers and convolutions only        31.2%   77.22%   97.9%   x3.2   x2.0
@@ -18,8 +18,8 @@ with float32's class, speed against float32 at batch 1 and 50.
             ... and every operation that can be                     30.2%   76.88%   97.7%   x1.2   x1.2
             activations quantised as they come                      27.7%   77.26%   98.6%   x0.9   x0.8
 
-Accuracies within 0.3 points do not differ in earnest, so that the class, the size and the speed decided. In ONNX percentiles in the
-place of extremes gave 77.32% and 98.3%, entropy and signed activations the same as extremes; one scale a kernel 76.86%.
+Accuracies less than 0.3 points apart are equal within the noise, so that agreement, size and speed decided. In ONNX, percentiles
+instead of extremes gave 77.32% and 98.3%; entropy and signed activations the same as extremes; one scale for a whole kernel 76.86%.
 """
 
 import tempfile
@@ -28,19 +28,19 @@ from pathlib import Path
 import numpy as np
 
 ONNX = ("Gemm", "MatMul", "Conv")
-BATCH = 16  # images at a time in calibration
+BATCH = 16  # images in a batch of calibration
 
 
 def quantize_litert(converter, images: np.ndarray | None = None, batch_size: int | None = None) -> bytes:
     """A LiteRT model with int8 kernels.
 
-    Without images, activations are quantised when the model runs, each token with a range of its own. With images, everything that
-    has an int8 kernel computes in int8, with ranges fixed beforehand, as accelerators need it.
+    Without images, activations are quantised while the model runs, each token with its own range. With images, every operation that
+    has an int8 kernel computes in int8, with ranges fixed beforehand, as accelerators need them.
 
     Args:
         converter: A `tf.lite.TFLiteConverter`.
-        images: A representative set (N, H, W, C), as the model takes them.
-        batch_size: The only one that the model takes; None for any.
+        images: Representative images (N, H, W, C), as the model takes them.
+        batch_size: The only batch size of the model; None = any.
     """
     import tensorflow as tf
 
@@ -51,13 +51,16 @@ def quantize_litert(converter, images: np.ndarray | None = None, batch_size: int
 
 
 def quantize_onnx(model, images: np.ndarray):
-    """An ONNX model with int8 kernels and uint8 inputs of the operations of `ONNX` that have weights, in QDQ form.
+    """An ONNX model in QDQ form; the operations of `ONNX` that have weights get int8 kernels and uint8 inputs.
 
-    What dense layers give stays in float32: the tokens keep their precision from block to block, and queries and keys theirs.
+    Outputs of dense layers stay in float32: tokens keep their precision from block to block, and so do queries and keys.
 
     Args:
         model: An ONNX `ModelProto` with one input.
         images: Real images (N, H, W, C), as the model takes them.
+
+    Returns:
+        The quantised `ModelProto`.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -91,10 +94,10 @@ def quantize_onnx(model, images: np.ndarray):
             nodes_to_quantize=[node.name for node in graph.node if node.op_type in ONNX and node.input[1] in weights],
         )
         quantized = onnx.load(result)
-    del quantized.graph.value_info[:]  # the shapes inferred for this; a runtime infers its own
+    del quantized.graph.value_info[:]  # shapes inferred for the quantisation; runtimes infer their own
     return quantized
 
 
 def batches_of(images, size):
-    """All images in batches (M, size, H, W, C); the last one is filled up with the first images."""
+    """All images in batches (M, size, H, W, C); the first images fill up the last batch."""
     return np.resize(images, (-(-len(images) // size), size, *images.shape[1:]))

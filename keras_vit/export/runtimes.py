@@ -1,8 +1,8 @@
-"""Exported models in their own runtimes, without Keras: run as a script by `Runtime`, which asks it by lines of JSON.
+"""Exported models in their own runtimes, without Keras: a script that `Runtime` starts and asks by lines of JSON.
 
-    python keras_vit/runtimes.py onnx FOLDER        # {"do": "predict", "images": "in.npy", "logits": "out.npy"} and so on
+    python -P keras_vit/export/runtimes.py onnx FOLDER      # then {"do": "predict", "images": "in.npy", "logits": "out.npy"} ...
 
-This file imports NumPy and a runtime, nothing of this library, so that what it shows holds where neither it nor Keras is.
+As a script this file imports NumPy and a runtime, nothing of this library or Keras: the artifact works without them.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ class Companion:
     Args:
         name: What errors begin with.
         command: Its command line.
-        environment: Variables on top of this process's own.
+        environment: Variables to add to this process's own.
 
     Raises:
-        ValueError: If it ends or answers with an error.
+        ValueError: If the process ends or answers with an error.
     """
 
     def __init__(self, name, command, environment):
@@ -63,8 +63,8 @@ class Companion:
         return answer
 
     def ask(self, **command):
-        """Sends a command and gives its answer."""
-        with contextlib.suppress(BrokenPipeError):  # it has ended; `answer` says so
+        """Sends a command and returns its answer."""
+        with contextlib.suppress(BrokenPipeError):  # the process has ended, as `answer` reports
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
         return self.answer()
@@ -84,9 +84,13 @@ class Companion:
 
 
 def serve(start):
-    """What a `Companion` runs: `start()` gives an object and its description; then each line names a method and its arguments."""
+    """Answers a `Companion`: each line of standard input names a method of the worker, and its arguments.
+
+    Args:
+        start: Returns the worker and its description, which is the first answer.
+    """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # libraries print to standard error, so that standard output has answers only
 
     def send(answer):
         answers.write(json.dumps(answer) + "\n")
@@ -98,29 +102,30 @@ def serve(start):
         for line in sys.stdin:
             command = json.loads(line)
             send(getattr(worker, command.pop("do"))(**command))
-    except Exception as error:  # whatever a library raises is its answer
+    except Exception as error:  # of any library; it becomes the answer
         send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
         sys.exit(1)
 
 
 class Runtime(Companion):
-    """A process that has an exported model in its runtime; commands are the methods of `Worker`.
+    """A process with an exported model in its runtime; its commands are the methods of `Worker`.
 
     Args:
         format: A key of `FILES`.
-        folder: Of the export.
-        threads: Threads of the runtime; None leaves it the choice.
+        folder: Folder of the export.
+        threads: Threads of the runtime; None = the runtime's choice.
 
     Raises:
-        ValueError: If the runtime cannot load it, or later run it.
+        ValueError: If the runtime cannot load the model, or later run it.
     """
 
     def __init__(self, format, folder, threads=None):
-        command = [sys.executable, os.path.abspath(__file__), format, os.fspath(folder), str(threads or 0)]
+        # -P: Python would put the script's folder first on its path, and modules of this library would hide others of their names.
+        command = [sys.executable, "-P", os.path.abspath(__file__), format, os.fspath(folder), str(threads or 0)]
         super().__init__(format, command, {"CUDA_VISIBLE_DEVICES": "-1"})
 
     def predict(self, images, folder, batch_size=None):
-        """Logits (B, K) of images (B, H, W, C), passed through files in a folder."""
+        """Logits (B, K) of images (B, H, W, C); both travel as files in a folder."""
         source, target = Path(folder, "images.npy"), Path(folder, "logits.npy")
         np.save(source, images)
         self.ask(do="predict", images=str(source), logits=str(target), batch_size=batch_size)
@@ -128,12 +133,12 @@ class Runtime(Companion):
 
 
 class Worker:
-    """What the process does.
+    """An exported model in its runtime, in the process that `Runtime` starts.
 
     Args:
         format: A key of `FILES`.
-        folder: Of the export, with its export.json.
-        threads: Threads of the runtime; 0 leaves it the choice.
+        folder: Folder of the export, with its export.json.
+        threads: Threads of the runtime; 0 = the runtime's choice.
     """
 
     def __init__(self, format, folder, threads):
@@ -148,7 +153,7 @@ class Worker:
         return {}
 
     def time(self, batch_size, seconds):
-        """Median seconds of a batch, over so many seconds and at least three batches."""
+        """Median seconds of a batch, measured for this many seconds and at least three batches."""
         shape = (batch_size, *self.report["image_shape"])
         images = np.random.default_rng(0).integers(256, size=shape)
         images = images.astype("uint8") if self.report["input"] == "uint8" else (images / 127.5 - 1).astype("float32")
@@ -161,7 +166,7 @@ class Worker:
         return {"seconds": float(np.median(spans))}
 
     def classify(self, images=None, files=None):
-        """Label and probability of the likeliest class by the signatures of a SavedModel: of images, or of encoded files."""
+        """Label and probability of the likeliest class, by a SavedModel's signatures for images or for encoded files."""
         if files is None:
             answer = self.run.model.signatures["serving_default"](images=self.run.constant(np.load(images)))
         else:
@@ -181,7 +186,7 @@ def load_saved_model(folder, report, threads):
     name = next(iter(serve.structured_outputs))
 
     def run(images):
-        if images.dtype == np.uint8:  # the images of the other formats; this one normalises elsewhere, in `serving_default`
+        if images.dtype == np.uint8:  # `serve` takes normalised images; `serving_default` normalises, but gives no logits
             mean, std = (np.asarray(report[key], "float64") for key in ("mean", "std"))
             scale, shift = (1 / (255 * std)).astype("float32"), (-mean / std).astype("float32")
             images = images.astype("float32") * scale + shift
@@ -210,7 +215,7 @@ def load_litert(folder, report, threads):
     except ImportError:
         import tensorflow as tf
 
-        Interpreter = tf.lite.Interpreter  # not importable by name
+        Interpreter = tf.lite.Interpreter  # a lazy attribute, which an import statement does not find
 
     interpreter = Interpreter(str(folder / FILES["litert"]), num_threads=threads or os.cpu_count())
     interpreter.allocate_tensors()
@@ -233,7 +238,7 @@ def load_litert(folder, report, threads):
 def load_openvino(folder, report, threads):
     import openvino
 
-    # Float32 stays float32: on some processors the default is bfloat16.
+    # On processors with bfloat16 instructions OpenVINO's default is bfloat16.
     settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     compiled = openvino.Core().compile_model(folder / FILES["openvino"], "CPU", settings)
     return lambda images: np.array(compiled(images)[0])
@@ -254,8 +259,8 @@ def load_torch(folder, report, threads):
 
 
 def load_keras(folder, report, threads):
-    """The one that needs Keras, and this library for its layers."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    """The only loader that needs Keras and this library."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     import keras
 
     import keras_vit
@@ -287,7 +292,7 @@ LOADERS = {
 
 def main(format, folder, threads):
     if format != "keras":
-        sys.modules["keras"] = None  # TensorFlow would import it, and what is shown here has to hold without
+        sys.modules["keras"] = None  # cannot be imported: TensorFlow would, and the artifact has to work without it
 
     def start():
         worker = Worker(format, folder, int(threads))
@@ -297,6 +302,4 @@ def main(format, folder, threads):
 
 
 if __name__ == "__main__":
-    here = Path(__file__).resolve().parent  # Python puts it first, and this library's modules would pass for others
-    sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     main(*sys.argv[1:])

@@ -1,0 +1,94 @@
+"""The report of an export, `export.json`: its settings, checked, and later what was written and measured."""
+
+import datetime
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from keras_vit.checks import as_channels
+from keras_vit.export.formats import EVERY
+from keras_vit.export.runtimes import FILES
+from keras_vit.machine import machine
+
+
+def describe(model, format, precision, input, mean, std, class_names, batch_size) -> dict:
+    """The settings of an export, with which its report begins.
+
+    Raises:
+        ValueError: For settings that do not fit the model or each other.
+    """
+    config = model.config
+    known = mean is not None and std is not None
+    if input == "uint8" and not known:
+        raise ValueError("input: received 'uint8'; allowed without mean and std: float32")
+    if input == "auto":
+        input = "uint8" if known else "float32"
+    return {
+        "format": format,
+        "precision": precision,
+        "input": input,
+        "image_shape": list((*config.image_size, config.channels) if input == "uint8" else config.image_shape),
+        "data_format": config.data_format,
+        "batch_size": batch_size,
+        "merge_tokens": config.merge_tokens,
+        "mean": of_every_channel("mean", mean, config.channels),
+        "std": of_every_channel("std", std, config.channels, above=0),
+        "class_names": names_of_classes(class_names, config.num_classes),
+        "parameters": model.count_params(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "exported_with": machine()["versions"],
+    }
+
+
+def of_every_channel(name, value, channels, **bounds):
+    return None if value is None else np.broadcast_to(as_channels(name, value, channels, **bounds), channels).tolist()
+
+
+def names_of_classes(names, count):
+    """The names as text, or the class numbers; none for a model without a head."""
+    names = [str(name) for name in range(count)] if names is None else [str(name) for name in names]
+    if len(names) != count:
+        allowed = f"{count}, the classes of the model" if count else "none, as the model gives features"
+        raise ValueError(f"class_names: received {len(names)}; allowed: {allowed}")
+    return names
+
+
+def read_report(folder: Path) -> dict:
+    """The report of an export.
+
+    Raises:
+        ValueError: If the folder is no export.
+    """
+    try:
+        report = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        if report["format"] not in EVERY or not (folder / FILES[report["format"]]).exists():
+            raise ValueError(f"--compare: received {str(folder)!r}, which has no {FILES.get(report['format'], 'known artifact')}")
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
+        raise ValueError(f"--compare: received {str(folder)!r}; allowed: a folder with an intact export.json") from None
+    return report
+
+
+def bytes_of(folder: Path) -> int:
+    """Size of an export without its report."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "export.json")
+
+
+def export_table(reports: list[dict]) -> Table:
+    """A rich table of reports of `export_model`."""
+    table = Table("format", "precision", "input", "written by")
+    for name in ("MB", "largest difference", "same class", "seconds"):
+        table.add_column(name, justify="right")
+    for report in reports:
+        table.add_row(
+            report["format"],
+            report["precision"],
+            report["input"],
+            report["written_by"],
+            f"{report['bytes'] / 1e6:.2f}",
+            f"{report['difference']:.1e}",
+            f"{report['agreement']:.1%}",
+            f"{report['seconds']:.0f}",
+        )
+    return table

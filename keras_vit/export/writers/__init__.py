@@ -1,0 +1,41 @@
+"""What writes artifacts, a file a format; each is imported only in the process that writes, which has its packages.
+
+Every writer is a function `write(model, folder, report, calibration)`:
+
+    model        the Keras model, in the precision to write
+    folder       the folder of the artifact
+    report       the settings, as `export.json`
+    calibration  images as the artifact takes them, or None if the precision needs none
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_vit.export.formats import EVERY
+from keras_vit.export.images import to_model
+from keras_vit.kernels.ops import portable
+from keras_vit.model.vit import build_vit
+
+
+def write(folder: str) -> None:
+    """Writes the artifact into a folder that holds its export.json, from `model.keras` and `calibration.npy` beside the folder."""
+    folder = Path(folder)
+    report = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    format, precision = report["format"], report["precision"]
+    model = keras.saving.load_model(folder.parent / "model.keras", compile=False)
+    if precision in ("float16", "bfloat16") and format in ("tf_saved_model", "torch", "keras"):
+        lower = build_vit(model.config, dtype=precision)
+        lower.set_weights(model.get_weights())
+        model = lower
+    calibration = None
+    if precision in EVERY[format].calibrated:
+        calibration = np.load(folder.parent / "calibration.npy")
+        if report["input"] == "float32":
+            calibration = to_model(calibration, report)
+    writer = importlib.import_module(f"keras_vit.export.writers.{format}")
+    with portable():
+        writer.write(model, folder, report, calibration)

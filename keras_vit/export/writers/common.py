@@ -1,0 +1,28 @@
+"""What artifacts of several formats share: the model with its normalisation, the output's name, and the metadata."""
+
+import json
+
+import keras
+import numpy as np
+
+
+def serving_model(model, report: dict) -> keras.Model:
+    """The model as artifacts hold it: with normalisation inside if its images are uint8."""
+    if report["input"] == "float32":
+        return model
+    mean, std = (np.asarray(report[name]) for name in ("mean", "std"))
+    images = keras.Input(report["image_shape"], dtype="uint8", name="images")
+    x = keras.layers.Rescaling((1 / (255 * std)).tolist(), (-mean / std).tolist(), dtype="float32", name="normalisation")(images)
+    if model.config.data_format == "channels_first":
+        x = keras.layers.Permute((3, 1, 2), name="channels_first")(x)
+    return keras.Model(images, model(x), name="serving")
+
+
+def output_name(report: dict) -> str:
+    return "logits" if report["class_names"] else "features"
+
+
+def metadata(report: dict) -> dict[str, str]:
+    """The settings that an artifact carries, as text by name."""
+    names = ("class_names", "mean", "std", "input", "image_shape", "data_format", "precision")
+    return {name: report[name] if isinstance(report[name], str) else json.dumps(report[name], ensure_ascii=False) for name in names}
