@@ -1,4 +1,6 @@
-"""Arithmetic of pixels that data, weights and exports share: normalisation, and a bicubic resize as small matrices."""
+"""Arithmetic of pixels, shared by data, weights and exports: normalisation, and a bicubic resize as small matrices."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,8 +11,8 @@ def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
     Args:
         old: Samples before.
         new: Samples after.
-        antialias: Whether the kernel is stretched where the axis shrinks. As in PyTorch its parameter is -0.5 with this and
-            -0.75 without, and samples beyond the border are left out with this and repeat the border without.
+        antialias: Whether the kernel is stretched where the axis shrinks. As in PyTorch, with it the kernel's parameter is -0.5 and
+            samples beyond the border are left out; without it the parameter is -0.75 and the border is repeated.
     """
     scale = old / new
     stretch = max(scale, 1.0) if antialias else 1.0
@@ -34,12 +36,17 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def normalize(images: np.ndarray, mean: float | list[float], std: float | list[float]) -> np.ndarray:
-    """(images / 255 - mean) / std: uint8 (B, H, W, C) -> float32 (B, H, W, C); `mean` and `std` are numbers or have C."""
+def scale_and_shift(mean: float | Sequence[float], std: float | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Normalisation as pixels * scale + shift = (pixels / 255 - mean) / std: two float64 arrays, of one number or one a channel."""
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    return 1 / (255 * std), -mean / std
+
+
+def normalize(images: np.ndarray, mean: float | Sequence[float], std: float | Sequence[float]) -> np.ndarray:
+    """(images / 255 - mean) / std: uint8 (B, H, W, C) -> float32 (B, H, W, C); `mean` and `std` are one number or one a channel."""
     _, _, width, channels = images.shape
-    mean, std = (np.broadcast_to(np.asarray(value, np.float64), channels) for value in (mean, std))
-    # Rows of W·C values and not (…, C): NumPy's inner loop is the last axis, and three elements are too short for it.
-    scale, shift = (np.tile(value.astype(np.float32), width) for value in (1 / (255 * std), -mean / std))
+    # Rows of W·C values, not (…, C): NumPy loops over the last axis, and three elements are too short for it.
+    scale, shift = (np.tile(np.broadcast_to(v, channels).astype(np.float32), width) for v in scale_and_shift(mean, std))
     values = np.multiply(images.reshape(-1, width * channels), scale, dtype=np.float32)
     values += shift
     return values.reshape(images.shape)
@@ -51,7 +58,7 @@ def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return images
     batch, height, width, channels = images.shape
     rows, columns = (resize_matrix(old, new).astype(images.dtype) for old, new in zip((height, width), size, strict=True))
-    # Two products an image, over the rows, then over columns and channels at once. One of a whole batch would be larger, and for
-    # that BLAS starts threads, which stand in the way of the training's: at 32 pixels a step took more than twice as long.
+    # Two products an image: over the rows, then over columns and channels at once. For a product over the whole batch BLAS starts
+    # threads, which get in the way of the training's: at 32 pixels a step took more than twice as long.
     images = rows @ images.reshape(batch, height, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=images.dtype))
     return images.reshape(batch, *size, channels)
