@@ -116,6 +116,10 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: str | os.PathLike, value: typing.Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def read_yaml(path: str | os.PathLike) -> typing.Any:
     """A YAML or JSON file as plain values; a ValueError with the line if it cannot be read."""
     try:

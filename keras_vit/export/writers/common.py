@@ -3,16 +3,17 @@
 import json
 
 import keras
-import numpy as np
+
+from keras_vit.images import scale_and_shift
 
 
 def serving_model(model, report: dict) -> keras.Model:
     """The model as artifacts hold it: with normalisation inside if its images are uint8."""
     if report["input"] == "float32":
         return model
-    mean, std = (np.asarray(report[name]) for name in ("mean", "std"))
+    scale, shift = scale_and_shift(report["mean"], report["std"])
     images = keras.Input(report["image_shape"], dtype="uint8", name="images")
-    x = keras.layers.Rescaling((1 / (255 * std)).tolist(), (-mean / std).tolist(), dtype="float32", name="normalisation")(images)
+    x = keras.layers.Rescaling(scale.tolist(), shift.tolist(), dtype="float32", name="normalisation")(images)
     if model.config.data_format == "channels_first":
         x = keras.layers.Permute((3, 1, 2), name="channels_first")(x)
     return keras.Model(images, model(x), name="serving")

@@ -3,11 +3,11 @@
 Shapes: B batch, h x w a picture, H x W the model's image, C channels, K classes.
 """
 
-import numpy as np
 import tensorflow as tf
 
 from keras_vit.export.serving import cover, decode
 from keras_vit.export.writers.common import output_name
+from keras_vit.images import scale_and_shift
 
 
 def write(model, folder, report, calibration):
@@ -60,8 +60,8 @@ def serve_files(model, report):
 
 def classify(model, report, images):
     """Labels and probabilities (B, K) of images (B, H, W, C) from 0 to 255, the likeliest class first."""
-    mean, std = np.asarray(report["mean"]), np.asarray(report["std"])
-    images = images * tf.constant(1 / (255 * std), tf.float32) + tf.constant(-mean / std, tf.float32)
+    scale, shift = scale_and_shift(report["mean"], report["std"])
+    images = images * tf.constant(scale, tf.float32) + tf.constant(shift, tf.float32)
     if model.config.data_format == "channels_first":
         images = tf.transpose(images, (0, 3, 1, 2))
     probabilities = tf.nn.softmax(tf.cast(model(images, training=False), tf.float32))
