@@ -11,7 +11,7 @@ from reference import weights_of
 import keras_vit
 from keras_vit import ViTConfig, build_vit, load_model, load_weights, open_checkpoint, save_weights
 from keras_vit.parity import randomise
-from keras_vit.weights.checkpoint import check_tensors
+from keras_vit.weights.rows import check_tensors
 from keras_vit.weights.timm import parse_architecture, read_config, table
 
 timm = pytest.importorskip("timm")
@@ -110,7 +110,7 @@ def test_another_patch_size(tmp_path, caplog):
     there.load_state_dict(checkpoint_filter_fn(module.state_dict(), there, interpolation="bicubic", antialias=True), strict=True)
     images = images_of((24, 40))
     np.testing.assert_allclose(logits(model, images), module_output(there, images), atol=LOGITS)
-    assert "patches: 8x8 pixels there, 6x10 here" in caplog.text
+    assert "patches: 8x8 pixels in the checkpoint, 6x10 here" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_file_alone_says_what_it_is(tmp_path):
     checkpoint = open_checkpoint(tmp_path / "one.safetensors")
     assert (checkpoint.source, checkpoint.config, checkpoint.mean) == ("timm", model.config, [0.1, 0.2, 0.3])
     assert checkpoint.class_names == ["a", "b", "c", "d"]
-    assert ViTConfig.from_timm(tmp_path / "one.safetensors") == model.config
+    assert open_checkpoint(tmp_path / "one.safetensors").config == model.config
     module.load_state_dict(
         {name: torch.from_numpy(value) for name, value in read(tmp_path / "one.safetensors").items()}, strict=True
     )
@@ -194,7 +194,7 @@ def test_heads(tmp_path, caplog):
     module, args = made("deit_base_distilled_patch16_224")
     folder = saved(module, args, tmp_path / "theirs")
     model = load_model(folder, num_classes=7)
-    assert "head: 5 classes there, 7 classes here: a new head" in caplog.text
+    assert "head: 5 classes in the checkpoint, 7 classes here: a new head" in caplog.text
     assert model.config.num_classes == 7
     assert not np.any(weights_of(model)["head_dist/kernel"])
     images = images_of((32, 32))
@@ -294,14 +294,14 @@ def changed(folder, to, **settings):
         ({"architecture": "vit_base_patch16_rope_224"}, "rope is another architecture"),
         ({"architecture": 3}, "architecture: "),
         ({"architecture": "vit_giant_patch14_dinov2", "model_args__num_heads": 5}, "num_heads: 5 does not divide width 24"),
-        ({"model_args__embed_dim": 48}, "model_args.embed_dim: received 48; the tensors have 24"),
-        ({"model_args__depth": 3}, "model_args.depth: received 3; the tensors have 2"),
+        ({"model_args__embed_dim": 48}, "model_args.embed_dim: received 48; allowed: 24, as the tensors have"),
+        ({"model_args__depth": 3}, "model_args.depth: received 3; allowed: 2, as the tensors have"),
         ({"model_args__patch_size": 16}, "model_args.patch_size: received"),
-        ({"model_args__img_size": 64}, "model_args.img_size: received 64; the tensors have 17 positions"),
+        ({"model_args__img_size": 64}, "model_args.img_size: received 64; allowed: a size with 17 positions"),
         ({"model_args__global_pool": "map"}, "model_args.global_pool: received 'map'"),
         ({"model_args__act_layer": "relu"}, "model_args.act_layer: received 'relu'"),
         ({"model_args__scale_attn_norm": True}, "model_args.scale_attn_norm: received True"),
-        ({"num_classes": 1000}, "num_classes: received 1000; the tensors have 5"),
+        ({"num_classes": 1000}, "num_classes: received 1000; allowed: 5, as the tensors have"),
     ],
 )
 def test_a_config_that_contradicts_the_tensors(folder, settings, message, tmp_path):
@@ -331,7 +331,7 @@ def test_tensors_that_are_not_those(folder, tmp_path):
         load_model(bad)
     write(bad / "model.safetensors", numpy_state(timm.create_model("resnet18")))
     with pytest.raises(
-        ValueError, match=r"^checkpoint: patch_embed.proj.weight is missing or has another rank: this is no vit_base"
+        ValueError, match=r"^checkpoint: patch_embed.proj.weight: received no tensor; allowed: 4 axes, as in vit_base"
     ):
         load_model(bad)
 
@@ -341,7 +341,7 @@ def test_damaged_files(folder, tmp_path):
     whole = (bad / "model.safetensors").read_bytes()
     for text in (whole[:1000], whole[:-7], b"", b"\xff" * 64, b"PK\x03\x04"):
         (bad / "model.safetensors").write_bytes(text)
-        with pytest.raises(ValueError, match=r"^checkpoint: '.*model.safetensors' is damaged or no safetensors file"):
+        with pytest.raises(ValueError, match=r"^checkpoint: received '.*model.safetensors'; allowed: an intact safetensors file"):
             load_model(bad)
     for text in ("{", "[1]", "", "\x00", "[" * 100_000):
         (bad / "config.json").write_text(text)
@@ -352,11 +352,11 @@ def test_damaged_files(folder, tmp_path):
 def test_pickles_are_never_read(folder, tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "model.bin")
     for name in ("model.bin", "model.pth", "absent.pt"):
-        with pytest.raises(ValueError, match=r"^checkpoint: .*is a pickle.*never read; convert it: python -c "):
+        with pytest.raises(ValueError, match=r"^checkpoint: received .*, a pickle, .*; convert it: python -c "):
             load_model(tmp_path / name)
     only = changed(folder, tmp_path / "only")
     (only / "model.safetensors").rename(only / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin' is a pickle"):
+    with pytest.raises(ValueError, match=r"pytorch_model.bin', a pickle"):
         load_model(only)
 
 
@@ -379,7 +379,7 @@ def test_targets(folder, tmp_path):
     save_weights(model, tmp_path / "there", "timm")  # an empty folder
     (tmp_path / "file").write_text("x")
     for path in ("there", "file"):
-        with pytest.raises(ValueError, match=r"^path: .* exists; allowed"):
+        with pytest.raises(ValueError, match=r"^path: received .*, which exists; allowed"):
             save_weights(model, tmp_path / path, "timm")
         with pytest.raises(ValueError, match=r"^path: .*cannot be written"):
             save_weights(model, tmp_path / "file" / "below", "timm")
@@ -388,7 +388,7 @@ def test_targets(folder, tmp_path):
         save_weights(model, tmp_path / "x", "torch")
     with pytest.raises(ValueError, match=r"^class_names: received 2; allowed: 5"):
         save_weights(model, tmp_path / "x", "timm", class_names=["a", "b"])
-    with pytest.raises(ValueError, match=r"^mean: received 2 numbers"):
+    with pytest.raises(ValueError, match=r"^mean: received \[0.1, 0.2\]; allowed: a number, or one for each of 3 channels"):
         save_weights(model, tmp_path / "x", "timm", mean=[0.1, 0.2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there"]
 
@@ -405,21 +405,21 @@ def test_a_failed_load_leaves_the_model(folder, tmp_path):
     for path, value in weights_of(model).items():
         np.testing.assert_array_equal(value, before[path])
     other = build_vit(ViTConfig(**{**model.config.to_dict(), "norm_epsilon": 1e-5, "num_heads": 2}))
-    with pytest.raises(ValueError, match=r"has another num_heads than the model: 3 there, 2 here"):
+    with pytest.raises(ValueError, match=r"with num_heads 3; allowed: 2, as in the model"):
         load_weights(other, folder)
 
 
 def test_nothing_there(tmp_path, monkeypatch):
     import sys
 
-    with pytest.raises(ValueError, match=r"^checkpoint: there is no file or folder .*no name on the Hugging Face hub"):
+    with pytest.raises(ValueError, match=r"^checkpoint: received .*absent'; allowed: an existing file or folder, or a name on"):
         load_model(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"^checkpoint: '.*' holds neither recipe.yaml"):
+    with pytest.raises(ValueError, match=r"^checkpoint: received .*; allowed: a folder with recipe.yaml"):
         load_model(tmp_path)
     with pytest.raises(ValueError, match=r"^source: received 'pytorch'"):
         load_model(tmp_path, "pytorch")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"needs huggingface_hub: pip install huggingface_hub$"):
+    with pytest.raises(ValueError, match=r"needs: pip install huggingface_hub$"):
         load_model("google/vit-base-patch16-224")
 
 

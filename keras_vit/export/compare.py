@@ -1,7 +1,6 @@
 """Compares exports with the Keras model: size, latency, throughput and accuracy, measured turn by turn."""
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from keras_vit.export.images import to_model
 from keras_vit.export.report import bytes_of, describe, read_report
 from keras_vit.export.runtimes import FILES, Runtime
 from keras_vit.export.verify import float32_model
-from keras_vit.files import write_text
+from keras_vit.files import write_json
 from keras_vit.machine import machine
 from keras_vit.runs.folder import RunFolder
 
@@ -111,7 +110,7 @@ def compare_exports(
         row["throughput_ratio"] = float(np.median(np.divide(first[THROUGHPUT], spans[THROUGHPUT])))
         row["accuracy_change"] = row["accuracy"] - rows[0]["accuracy"]
     result = {"data": data.name, "images": len(test), **machine(), "rows": rows}
-    write_text(home / "compare.json", json.dumps(result, indent=2) + "\n")
+    write_json(home / "compare.json", result)
     return rows
 
 
@@ -121,7 +120,7 @@ def keras_artifact(run, folder):
     folder.mkdir()
     class_names = run.summary.get("class_names") if run.is_finished else None
     settings = describe(model, "keras", "float32", "auto", recipe.mean, recipe.std, class_names, None)
-    write_text(folder / "export.json", json.dumps(settings))
+    write_json(folder / "export.json", settings)
     model.save(folder / FILES["keras"])
     return folder
 

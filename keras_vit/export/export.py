@@ -8,7 +8,6 @@ error and leaves nothing on disk.
 Shapes: B batch, h x w a picture, H x W the model's image, C channels, K classes.
 """
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from keras_vit.export.formats import EVERY, INPUTS, check_precision, choose_writ
 from keras_vit.export.images import calibration_images, verification_images
 from keras_vit.export.report import bytes_of, describe
 from keras_vit.export.verify import float32_model, verify
-from keras_vit.files import atomic_folder, write_text
+from keras_vit.files import atomic_folder, write_json
 from keras_vit.model.vit import ViT, merging_model
 from keras_vit.private.keras import flatten_layers
 from keras_vit.processes import ON_PROCESSOR, run_python
@@ -115,12 +114,12 @@ def export_model(
             if calibrated:
                 np.save(folder.parent / "calibration.npy", calibration)
             report["written_by"] = writer
-            write_text(folder / "export.json", json.dumps(report))
+            write_json(folder / "export.json", report)
             convert(folder, format, writer)
             report |= verify(reference, report, folder, cases, threshold)
             report["bytes"] = bytes_of(folder)
             report["seconds"] = time.perf_counter() - start
-            write_text(folder / "export.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            write_json(folder / "export.json", report)
     except OSError as error:
         raise ValueError(f"path: {str(path)!r} cannot be written ({error.strerror or error})") from None
     return report

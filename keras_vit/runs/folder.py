@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from keras_vit.files import PARTIAL, atomic_path, remove, write_text
+from keras_vit.files import PARTIAL, atomic_path, remove, write_json, write_text
 from keras_vit.model.vit import ViT
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.recipes.schema import Recipe
@@ -151,7 +151,7 @@ class RunFolder:
         return (self.path / "summary.json").is_file()
 
     def write_summary(self, summary: dict) -> None:
-        write_text(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.path / "summary.json", summary)
 
     def model(self) -> ViT:
         """The trained model, from best.keras.

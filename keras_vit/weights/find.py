@@ -1,65 +1,61 @@
-"""Where a checkpoint is, and whose."""
+"""Finds a checkpoint on disk or on the Hugging Face hub, and tells whose it is."""
 
 import os
 import re
 from pathlib import Path
 
-from keras_vit.weights.checkpoint import PICKLES, read_json, refuse_pickle
+from keras_vit.files import read_json
+from keras_vit.weights.checkpoint import wrong
+from keras_vit.weights.tensors import PICKLES, pickled
 
 HUB_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+SUFFIXES = {".npz": "jax", ".keras": "keras", ".safetensors": "timm"}
 
 
-def find(path) -> Path:
-    """The local path of a checkpoint, downloaded where it is the name of a hub repository and nothing local."""
+def find(path: str | os.PathLike) -> Path:
+    """The local path of a checkpoint; a name with no local file is downloaded from the hub.
+
+    Raises:
+        ValueError: If there is none, or it is a pickle.
+    """
     text = os.fspath(path)
     local = Path(text).expanduser()
     if local.suffix in PICKLES and not local.is_dir():
-        refuse_pickle(local)
+        raise pickled(local)
     if local.exists():
         return local
     name = text.removeprefix("hf-hub:")
     if not re.fullmatch(r"[\w][\w.-]*/[\w.-]+", name):
-        raise ValueError(f"checkpoint: there is no file or folder {text!r}, and it is no name on the Hugging Face hub (org/name)")
+        raise wrong(text, "an existing file or folder, or a name on the Hugging Face hub (org/name)")
+    absent = f"checkpoint: received {text!r}, which is no local file or folder"
     try:
         import huggingface_hub
     except ImportError:
-        raise ValueError(
-            f"checkpoint: there is no file or folder {text!r}, and a download from the Hugging Face hub needs huggingface_hub: "
-            "pip install huggingface_hub"
-        ) from None
+        raise ValueError(f"{absent}; a download from the Hugging Face hub needs: pip install huggingface_hub") from None
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
-    except Exception as error:  # of several packages below it, none of which it wraps
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"checkpoint: there is no file or folder {text!r}, and it cannot be downloaded from the Hugging Face hub "
-            f"({type(error).__name__}: {reason[:200]})"
-        ) from None
+    except Exception as error:  # of any of the packages that it is built on
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{absent} and cannot be downloaded from the Hugging Face hub ({reason})") from None
 
 
 def detect(path: Path) -> str:
-    """Whose checkpoint a local path is."""
+    """The source of a local checkpoint: `keras`, `timm`, `huggingface` or `jax`.
+
+    Raises:
+        ValueError: If the files do not tell.
+    """
     if path.is_file():
-        kinds = {".npz": "jax", ".keras": "keras", ".safetensors": "timm"}
-        if path.suffix in kinds:
-            return kinds[path.suffix]
-        raise ValueError(f"checkpoint: {str(path)!r} has the suffix {path.suffix!r}; allowed: {', '.join(kinds)}, or a folder")
+        if path.suffix not in SUFFIXES:
+            raise wrong(path, f"{', '.join(SUFFIXES)}, or a folder")
+        return SUFFIXES[path.suffix]
     if (path / "recipe.yaml").is_file():
         return "keras"
-    if (path / "config.json").is_file():
-        settings = read_json(path / "config.json")
-        if "model_type" in settings:
-            return "huggingface"
-        if "architecture" in settings:
-            return "timm"
-        raise ValueError(
-            f"checkpoint: {str(path / 'config.json')!r} has neither architecture (timm) nor model_type (transformers); "
-            "give the source and the architecture"
-        )
-    raise ValueError(f"checkpoint: {str(path)!r} holds neither recipe.yaml (a run folder) nor config.json (timm, transformers)")
-
-
-def check_kind(path, source, right, allowed):
-    if not right:
-        raise ValueError(f"source: received {source!r}, but {str(path)!r} is no such thing; allowed: {allowed}")
-    return path
+    if not (path / "config.json").is_file():
+        raise wrong(path, "a folder with recipe.yaml (a run) or config.json (timm, transformers)")
+    settings = read_json(path / "config.json", "checkpoint")
+    if "model_type" in settings:
+        return "huggingface"
+    if "architecture" in settings:
+        return "timm"
+    raise wrong(path / "config.json", "one with architecture (timm) or model_type (transformers), or both source and architecture")

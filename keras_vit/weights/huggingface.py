@@ -1,30 +1,22 @@
 """Folders of transformers: ViT, DeiT, DINOv2 and DINOv2 with registers; config.json and safetensors, in one file or sharded.
 
-Tensors are named as in the files, which transformers 5 still writes as transformers 4 did.
+Tensors have their names in files, which are the same in transformers 4 and 5.
 """
 
 import re
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save
+
 from keras_vit.checks import as_pair
+from keras_vit.files import atomic_folder, read_json, write_json
 from keras_vit.model.config import ViTConfig
-from keras_vit.weights.checkpoint import (
-    Checkpoint,
-    Row,
-    check_tensors,
-    new_folder,
-    open_safetensors,
-    place_prefix,
-    read_json,
-    read_moments,
-    read_setting,
-    refuse_unless,
-    row_reader,
-    safetensors_files,
-    save_rows,
-    torch_row,
-    write_json,
-)
+from keras_vit.weights.checkpoint import Checkpoint
+from keras_vit.weights.prefix import place_prefix
+from keras_vit.weights.rows import Row, check_tensors, save_rows, torch_row, weight_reader
+from keras_vit.weights.settings import cannot_hold, check_found, check_rank, read_moments, read_setting, refuse_unless
+from keras_vit.weights.tensors import open_safetensors, safetensors_files
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -35,10 +27,10 @@ ACTIVATIONS = {
 }
 PREFIXES = {"vit": "vit", "deit": "deit", "dinov2": "dinov2", "dinov2_with_registers": "dinov2_with_registers"}
 CLASSES = {"vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
-# The image processors of released checkpoints where there is no preprocessor_config.json.
+# Of released checkpoints, for folders without a preprocessor_config.json.
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 NORMALISATION = {"vit": ([0.5] * 3, [0.5] * 3), "deit": IMAGENET, "dinov2": IMAGENET, "dinov2_with_registers": IMAGENET}
-UNUSED = r"(.*\.)?(embeddings\.mask_token|embeddings\.position_ids)"  # of pretraining
+UNUSED = r"(.*\.)?(embeddings\.mask_token|embeddings\.position_ids)"  # needed by pretraining only
 
 QKV = ("query", "key", "value")
 COMMON = {
@@ -57,12 +49,12 @@ VARIABLES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bia
 
 
 def table(config: ViTConfig, kind: str, prefix: str) -> list[Row]:
-    """The correspondence of weights, read both ways.
+    """The rows of all weights.
 
     Args:
         config: The `ViTConfig`.
         kind: A model type of `CLASSES`.
-        prefix: Stands before the names of all but the head: `vit.` in a classifier, nothing in a bare model.
+        prefix: Prefix of all names but the head's: `vit.` in a classifier, nothing in a bare model.
     """
     block = BLOCK | (VIT_BLOCK if kind in ("vit", "deit") else DINO_BLOCK | (GATED if config.mlp == "swiglu" else {}))
     heads = {"head": "classifier"}
@@ -106,8 +98,7 @@ def read_config(settings: dict, shapes: dict) -> tuple[ViTConfig, str, str]:
     dino = kind.startswith("dinov2")
     prefix = f"{PREFIXES[kind]}." if any(name.startswith(f"{PREFIXES[kind]}.") for name in shapes) else ""
     patches = f"{prefix}embeddings.patch_embeddings.projection.weight"
-    if len(shapes.get(patches, ())) != 4:
-        raise ValueError(f"checkpoint: {patches} is missing or has another rank: this is no {CLASSES[kind]}")
+    check_rank(shapes, patches, 4, CLASSES[kind])
     width, channels, *patch = shapes[patches]
     layers = {match[1] for match in (re.search(r"encoder\.layer\.(\d+)\.", name) for name in shapes) if match}
     for name, given, found in (
@@ -116,15 +107,14 @@ def read_config(settings: dict, shapes: dict) -> tuple[ViTConfig, str, str]:
         ("patch_size", as_pair("patch_size", settings.get("patch_size") or (14 if dino else 16)), tuple(patch)),
         ("num_hidden_layers", get("num_hidden_layers", int, 12), len(layers)),
     ):
-        if given != found:
-            raise ValueError(f"config.json: {name}: received {given}; the tensors have {found}")
+        check_found(name, given, found)
     distilled = "cls_classifier.weight" in shapes
     head = shapes.get("cls_classifier.weight" if distilled else "classifier.weight")
     classes = head[0] if head else 0
     labels = settings.get("id2label")
     listed = len(labels) if isinstance(labels, dict) else settings.get("num_labels")
-    if classes and listed is not None and listed != classes:
-        raise ValueError(f"config.json: id2label: received {listed} classes; the tensors have {classes}")
+    if classes and listed is not None:
+        check_found("id2label", f"{listed} classes", f"{classes} classes")
     activation = get("hidden_act", str, "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"config.json: hidden_act: received {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
@@ -164,13 +154,13 @@ def read_config(settings: dict, shapes: dict) -> tuple[ViTConfig, str, str]:
 
 def open_huggingface(path: Path) -> Checkpoint:
     """Opens a folder with config.json and safetensors."""
-    settings = read_json(path / "config.json")
+    settings = read_json(path / "config.json", "checkpoint")
     shapes, read = open_safetensors(safetensors_files(path))
     config, kind, prefix = read_config(settings, shapes)
     rows = table(config, kind, prefix)
-    check_tensors(f"checkpoint: {str(path)!r}", rows, shapes, UNUSED)
+    check_tensors(str(path), rows, shapes, UNUSED)
     processor, notes = path / "preprocessor_config.json", ()
-    values = read_json(processor) if processor.is_file() else {}
+    values = read_json(processor, "checkpoint") if processor.is_file() else {}
     moments = read_moments(values.get("image_mean"), values.get("image_std"), config.channels)
     if not moments:
         moments = NORMALISATION[kind]
@@ -181,18 +171,18 @@ def open_huggingface(path: Path) -> Checkpoint:
     names = None
     if config.num_classes and isinstance(labels, dict) and set(labels) == {str(index) for index in range(config.num_classes)}:
         names = [str(labels[str(index)]) for index in range(config.num_classes)]
-        if names == [f"LABEL_{index}" for index in range(config.num_classes)]:  # what transformers makes up
+        if names == [f"LABEL_{index}" for index in range(config.num_classes)]:  # the placeholders of transformers
             names = None
     # DINOv2 with registers interpolates as timm does, the others without antialiasing.
     antialias = kind == "dinov2_with_registers"
-    return Checkpoint("huggingface", path, config, *moments, names, row_reader(rows, read), antialias, notes)
+    return Checkpoint("huggingface", path, config, *moments, names, weight_reader(rows, read), antialias, notes)
 
 
 def describe(config: ViTConfig) -> tuple[str, str, dict]:
     """Model type, class of transformers and settings of a `ViTConfig`.
 
     Raises:
-        ValueError: For what transformers has not, naming the field.
+        ValueError: For a field that transformers cannot hold.
     """
     common = {"stem": "patch", "qk_norm": False, "pre_norm": False, "norm_after_pool": False, "use_bias": True}
     refuse_unless("transformers", config, pool=("cls", "cls_gap"), **common)
@@ -213,46 +203,40 @@ def describe(config: ViTConfig) -> tuple[str, str, dict]:
     }
     if dino:
         kind = "dinov2_with_registers" if config.registers else "dinov2"
-        refuse_unless(f"{CLASSES[kind]} of transformers", config, distillation=False, pre_logits_dim=0)
+        target = f"{CLASSES[kind]} of transformers"
+        refuse_unless(target, config, distillation=False, pre_logits_dim=0)
         if not config.layer_scale:
-            raise ValueError(f"layer_scale: received {config.layer_scale}; {CLASSES[kind]} of transformers has only positive ones")
+            raise cannot_hold(target, config, "layer_scale", "a number above 0")
         if (config.num_classes and config.pool == "cls") or (not config.num_classes and config.pool == "cls_gap"):
-            raise ValueError(
-                f"pool: received {config.pool!r}; {CLASSES[kind]} of transformers has only cls_gap with classes and cls without"
-            )
+            raise cannot_hold(target, config, "pool", "cls_gap with classes, cls without")
         gated = config.mlp == "swiglu"
         ratio = round(config.mlp_dim * (1.5 if gated else 1) / config.width)
         hidden = gated_dim(config.width, ratio) if gated else config.width * ratio
         if hidden != config.mlp_dim:
-            raise ValueError(f"mlp_dim: received {config.mlp_dim}; {CLASSES[kind]} of transformers has only such as {hidden}")
+            raise cannot_hold(target, config, "mlp_dim", f"sizes such as {hidden}")
         if config.image_size[0] != config.image_size[1] or config.grid_size[0] != config.grid_size[1]:
-            raise ValueError(
-                f"image_size: received {config.image_size}; {CLASSES[kind]} of transformers takes its positions for a square's"
-            )
+            raise cannot_hold(target, config, "image_size", "squares, with square patches")
         settings |= {"mlp_ratio": ratio, "use_swiglu_ffn": gated, "layerscale_value": config.layer_scale}
         settings |= {"use_mask_token": False} if kind == "dinov2" else {"num_register_tokens": config.registers}
         name = f"{CLASSES[kind]}{'ForImageClassification' if config.num_classes else 'Model'}"
         return kind, name, settings
     kind = "deit" if config.registers else "vit"
     if config.pre_logits_dim and config.num_classes:
-        raise ValueError(f"pre_logits_dim: received {config.pre_logits_dim}; transformers has it only with num_classes 0")
+        raise cannot_hold("transformers", config, "pre_logits_dim", "0, or any with num_classes 0")
     settings |= {"intermediate_size": config.mlp_dim}
     if config.pre_logits_dim:
         settings |= {"pooler_output_size": config.pre_logits_dim, "pooler_act": "tanh"}
     if config.distillation and not config.num_classes:
-        raise ValueError("num_classes: received 0; transformers averages class and distillation token only as logits")
+        raise cannot_hold("transformers", config, "num_classes", "at least 1 with distillation, which averages logits")
     suffix = "ForImageClassificationWithTeacher" if config.distillation else "ForImageClassification"
     return kind, f"{CLASSES[kind]}{suffix if config.num_classes else 'Model'}", settings
 
 
 def save_huggingface(config: ViTConfig, weights: dict, path: Path, mean: list, std: list, class_names: list | None) -> None:
     """Writes a folder for `from_pretrained`: config.json, preprocessor_config.json and model.safetensors."""
-    import numpy as np
-    from safetensors.numpy import save
-
     kind, name, settings = describe(config)
     if config.position == "none":
-        raise ValueError("position: received 'none'; transformers has only learned")
+        raise cannot_hold("transformers", config, "position", "learned")
     config, weights = place_prefix(config, weights, "all" if kind == "deit" else "class")
     settings = {"model_type": kind, "architectures": [name], **settings}
     if config.num_classes:
@@ -260,7 +244,7 @@ def save_huggingface(config: ViTConfig, weights: dict, path: Path, mean: list, s
         settings["id2label"] = {str(index): label for index, label in enumerate(names)}
         settings["label2id"] = {label: index for index, label in enumerate(names)}
     tensors = save_rows(table(config, kind, f"{PREFIXES[kind]}." if config.num_classes else ""), weights)
-    if kind == "dinov2_with_registers":  # it has one whether it is used or not
+    if kind == "dinov2_with_registers":  # part of the model even if unused
         tensors[f"{PREFIXES[kind]}.embeddings.mask_token" if config.num_classes else "embeddings.mask_token"] = np.zeros(
             (1, config.width), "float32"
         )
@@ -277,7 +261,7 @@ def save_huggingface(config: ViTConfig, weights: dict, path: Path, mean: list, s
         "image_std": std,
         "resample": 3,
     }
-    with new_folder(path) as folder:
+    with atomic_folder(path) as folder:
         (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         write_json(folder / "config.json", settings)
         write_json(folder / "preprocessor_config.json", processor)

@@ -1,7 +1,7 @@
-"""The .npz files of vision_transformer (AugReg, SAM) and big_vision (SigLIP's image tower too).
+"""The .npz files of vision_transformer (AugReg, SAM) and big_vision (also SigLIP's image tower).
 
-Both use the tanh approximation of GELU, epsilon 1e-6 and pixels from -1 to 1. They differ in names, and in that big_vision adds
-positions before the class token.
+Both use the tanh approximation of GELU, epsilon 1e-6 and pixels from -1 to 1. Their names differ, and big_vision adds the positions
+before it adds the class token.
 """
 
 import json
@@ -11,27 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vit.files import atomic_path
 from keras_vit.model.config import ViTConfig
-from keras_vit.weights.checkpoint import (
-    Checkpoint,
-    Row,
-    check_new,
-    check_tensors,
-    place_prefix,
-    read_moments,
-    refuse_unless,
-    row_reader,
-    save_rows,
-    square_side,
-)
+from keras_vit.weights.checkpoint import Checkpoint, wrong
+from keras_vit.weights.prefix import place_prefix
+from keras_vit.weights.rows import Row, check_tensors, save_rows, weight_reader
+from keras_vit.weights.settings import cannot_hold, check_rank, read_moments, refuse_unless, square_side
 
-MAX_BYTES = 64 * 2**30  # of all arrays of a file, as they say themselves; ViT-22B in bfloat16 has 44 GB
+MAX_BYTES = 64 * 2**30  # of all arrays of a file by their headers; ViT-22B in bfloat16 has 44 GB
 PREFIXES = ("", "params/", "opt/target/", "img/", "params/img/")
 UNUSED = r"(params/)?(t|b|bias_init|txt/.*)|opt/(?!target/).*"  # SigLIP's temperature, bias and text tower, an optimizer's state
 
 LEAVES = {"gamma": "scale", "beta": "bias", "kernel": "kernel", "bias": "bias"}
 QKV = ("query", "key", "value")
-# Numbers in the names of a block's parts, in the order in which flax met them.
+# The names of a block's parts; flax numbers them in the order of their use.
 ATTENTION = "MultiHeadDotProductAttention"
 BLOCKS = {
     "vision_transformer": {"norm1": "LayerNorm_0", "attention": f"{ATTENTION}_1", "norm2": "LayerNorm_2", "mlp": "MlpBlock_3"},
@@ -41,12 +34,12 @@ POSITION = {"vision_transformer": "Transformer/posembed_input/pos_embedding", "b
 
 
 def table(config: ViTConfig, flavour: str, prefix: str = "") -> list[Row]:
-    """The correspondence of weights, read both ways.
+    """The rows of all weights.
 
     Args:
         config: The `ViTConfig`.
         flavour: A key of `BLOCKS`.
-        prefix: Stands before all names.
+        prefix: Prefix of all names.
     """
     block, heads, head_dim, width = BLOCKS[flavour], config.num_heads, config.head_dim, config.width
     rows = []
@@ -95,7 +88,7 @@ def read_config(shapes: dict, settings: dict) -> tuple[ViTConfig, str]:
 
     Args:
         shapes: Names and shapes.
-        settings: What a file that was written here says of itself.
+        settings: The settings in the comment of a file that this library wrote.
     """
 
     def query(flavour):
@@ -105,8 +98,7 @@ def read_config(shapes: dict, settings: dict) -> tuple[ViTConfig, str]:
     first = query(flavour)
     hidden = f"Transformer/encoderblock_0/{BLOCKS[flavour]['mlp']}/Dense_0/kernel"
     for name, rank in (("embedding/kernel", 4), (first, 3), (hidden, 2)):
-        if len(shapes.get(name, ())) != rank:
-            raise ValueError(f"checkpoint: {name} is missing or has another rank: no ViT of vision_transformer or big_vision")
+        check_rank(shapes, name, rank, "a ViT of vision_transformer or big_vision")
     *patch, channels, width = shapes["embedding/kernel"]
     class_token = "cls" in shapes
     pool = "map" if "MAPHead_0/probe" in shapes else "cls" if class_token else "gap"
@@ -117,7 +109,7 @@ def read_config(shapes: dict, settings: dict) -> tuple[ViTConfig, str]:
         side = square_side(length - placed) if length else None
         if not side:
             raise ValueError(
-                f"checkpoint: {length or 'no'} positions are no square grid of patches, and the file does not say the image size"
+                f"checkpoint: received {length or 'no'} positions, no square grid; allowed: a file with the image size"
             )
         size = [side * p for p in patch]
     config = ViTConfig(
@@ -141,11 +133,10 @@ def read_config(shapes: dict, settings: dict) -> tuple[ViTConfig, str]:
 
 def open_jax(path: Path) -> Checkpoint:
     """Opens an .npz file."""
-    where = f"checkpoint: {str(path)!r}"
     stored, settings = npz_shapes(path)
     prefix = next((p for p in PREFIXES if f"{p}embedding/kernel" in stored), "")
     stored = {name: shape for name, shape in stored.items() if not re.fullmatch(UNUSED, name)}
-    # big_vision may scan over the blocks: one array holds a tensor of all of them.
+    # If big_vision scans over the blocks, one array holds a tensor of all blocks.
     shapes, places = {}, {}
     for name, shape in stored.items():
         match = re.fullmatch(rf"({re.escape(prefix)}Transformer/)encoderblock/(.*)", name)
@@ -154,7 +145,7 @@ def open_jax(path: Path) -> Checkpoint:
             shapes[full], places[full] = shape if block is None else shape[1:], (name, block)
     config, flavour = read_config({name.removeprefix(prefix): shape for name, shape in shapes.items()}, settings)
     rows = table(config, flavour, prefix)
-    check_tensors(where, rows, shapes)
+    check_tensors(str(path), rows, shapes)
 
     def read(name):
         name, block = places[name]
@@ -162,8 +153,8 @@ def open_jax(path: Path) -> Checkpoint:
             with np.load(path, allow_pickle=False) as file:
                 array = file[name]
         except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{where} is damaged ({error})") from None
-        if array.dtype == np.dtype("V2"):  # bfloat16, which NumPy does not know: the upper half of a float32
+            raise wrong(path, "an intact .npz file", error) from None
+        if array.dtype == np.dtype("V2"):  # bfloat16, unknown to NumPy: the upper half of a float32
             array = (array.view("uint16").astype("uint32") << 16).view("float32")
         return array if block is None else array[block]
 
@@ -171,11 +162,11 @@ def open_jax(path: Path) -> Checkpoint:
     names = names if isinstance(names, list) and len(names) == config.num_classes else None
     half = [0.5] * config.channels  # pixels from -1 to 1
     moments = read_moments(settings.get("mean", half), settings.get("std", half), config.channels) or (half, half)
-    return Checkpoint("jax", path, config, *moments, names, row_reader(rows, read))
+    return Checkpoint("jax", path, config, *moments, names, weight_reader(rows, read))
 
 
 def npz_shapes(path):
-    """Names and shapes of the arrays of an .npz file, read off their headers, and what its comment says."""
+    """Names and shapes of the arrays of an .npz file, from their headers, and the settings in its comment."""
     shapes, total = {}, 0
     try:
         with zipfile.ZipFile(path) as archive:
@@ -188,11 +179,11 @@ def npz_shapes(path):
                     raise ValueError(f"{entry.filename} holds Python objects, which are never read")
                 total += dtype.itemsize * int(np.prod(shape, dtype="float64"))
                 if total > MAX_BYTES:
-                    raise ValueError(f"its arrays say that they have over {MAX_BYTES >> 30} GiB")
+                    raise ValueError(f"by their headers its arrays have over {MAX_BYTES >> 30} GiB")
                 shapes[entry.filename.removesuffix(".npy")] = shape
             comment = archive.comment
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged or no .npz file ({error})") from None
+        raise wrong(path, "an intact .npz file of arrays", error) from None
     try:
         settings = json.loads(comment)["keras_vit"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -201,21 +192,18 @@ def npz_shapes(path):
 
 
 def save_jax(config: ViTConfig, weights: dict, path: Path, mean: list, std: list, class_names: list | None) -> None:
-    """Writes an .npz file, with the names of vision_transformer where a class token has a position, else of big_vision.
+    """Writes an .npz file, with the names of vision_transformer if the class token has a position, else of big_vision.
 
-    The image size, which the arrays of a non-square image do not say, mean, std and class names stand in the archive's comment.
+    The archive's comment holds the image size, which arrays of a non-square image do not tell, mean, std and class names.
     """
-    from keras_vit.files import atomic_path
-
+    target = "vision_transformer and big_vision"
     plain = {"stem": "patch", "registers": 0, "mlp": "gelu_tanh", "layer_scale": 0.0, "qk_norm": False, "norm_epsilon": 1e-6}
     plain |= {"pre_norm": False, "norm_after_pool": False, "qkv_bias": True, "use_bias": True, "pool": ("cls", "gap", "map")}
-    refuse_unless("vision_transformer and big_vision", config, **plain)
+    refuse_unless(target, config, **plain)
     if config.position == "none":
-        raise ValueError("position: received 'none'; vision_transformer and big_vision have only learned, sincos2d")
-    if config.has_class_token and config.pool == "gap":
-        raise ValueError("class_token: received True; vision_transformer and big_vision have it only where pool is cls")
-    if config.pool == "map" and config.has_class_token:
-        raise ValueError("class_token: received True; big_vision has it only where pool is cls")
+        raise cannot_hold(target, config, "position", "learned, sincos2d")
+    if config.has_class_token and config.pool != "cls":
+        raise cannot_hold(target, config, "class_token", "True only with pool cls")
     if path.suffix != ".npz":
         raise ValueError(f"path: received {str(path)!r}; allowed: a name that ends in .npz")
     if config.position != "sincos2d":
@@ -225,9 +213,8 @@ def save_jax(config: ViTConfig, weights: dict, path: Path, mean: list, std: list
     settings = {"image_size": list(config.image_size), "mean": mean, "std": std}
     if class_names and len(json.dumps(class_names)) < 60_000:  # a comment has 65,535 bytes
         settings["class_names"] = list(class_names)
-    check_new(path)
     with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:  # not a name: savez would add a suffix
+        with open(temporary, "wb") as file:  # given a name, savez would add a suffix
             np.savez(file, **tensors)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.comment = json.dumps({"keras_vit": settings}).encode()

@@ -1,4 +1,4 @@
-"""Weights of timm, transformers and JAX, read and written: one table of correspondence a format, strict both ways."""
+"""Loads the weights of a checkpoint of any format into a model, or makes the model too."""
 
 import logging
 import os
@@ -9,29 +9,34 @@ import keras
 from keras_vit.checks import as_pair, check_choice, check_fields
 from keras_vit.model.config import ViTConfig
 from keras_vit.model.resample import resample_weight
-from keras_vit.weights.checkpoint import SHOWN, Checkpoint
-from keras_vit.weights.find import check_kind, detect, find
+from keras_vit.model.vit import ViT, build_vit
+from keras_vit.recipes.schema import SOURCES
+from keras_vit.weights.checkpoint import Checkpoint
+from keras_vit.weights.find import detect, find
+from keras_vit.weights.huggingface import open_huggingface
+from keras_vit.weights.jax import open_jax
 from keras_vit.weights.keras import open_keras
+from keras_vit.weights.rows import SHOWN
+from keras_vit.weights.timm import open_timm
 
-SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
-# Fields that no tensor contradicts, beside image and patch size, for which tensors are resampled, and the number of classes.
+# Fields that change no weight, and so may differ from the checkpoint's.
 FREE = ("dropout", "attention_dropout", "drop_path", "patch_dropout", "merge_tokens", "data_format", "norm_epsilon")
 
 logger = logging.getLogger("keras_vit")
 
 
 def open_checkpoint(path: str | os.PathLike | Checkpoint, source: str = "auto", *, architecture: str | None = None) -> Checkpoint:
-    """Opens a checkpoint: reads its configuration and checks that its tensors are those, without reading them.
+    """Opens a checkpoint: reads its configuration and checks that its tensors fit, without reading the tensors.
 
     Args:
         path: A run folder or `.keras` file of this library; a folder or `.safetensors` file of timm; a folder of transformers; a
-            `.npz` file of vision_transformer or big_vision; or, where nothing of that name is there, a repository of the
-            Hugging Face hub ("org/name"), which is downloaded. One that is open is given back.
-        source: `keras`, `timm`, `huggingface`, `jax`, or `auto`, which goes by the files.
-        architecture: Name of timm's architecture, such as `vit_base_patch16_224`, where a file does not say it.
+            `.npz` file of vision_transformer or big_vision. A name without a local file is a repository of the Hugging Face hub
+            ("org/name"), which is downloaded. An open checkpoint is returned as it is.
+        source: `keras`, `timm`, `huggingface`, `jax`, or `auto`: the files tell.
+        architecture: Name of timm's architecture, such as `vit_base_patch16_224`, for a file without it.
 
     Raises:
-        ValueError: If there is nothing, or it is damaged, a pickle, of another architecture or contradicts itself.
+        ValueError: If there is no checkpoint, or it is damaged, a pickle, of another architecture or at odds with itself.
     """
     check_choice("source", source, SOURCES)
     if isinstance(path, Checkpoint):
@@ -40,17 +45,12 @@ def open_checkpoint(path: str | os.PathLike | Checkpoint, source: str = "auto", 
     source = detect(local) if source == "auto" else source
     if source == "keras":
         return open_keras(local)
-    if source == "jax":
-        from keras_vit.weights.jax import open_jax
-
-        return open_jax(check_kind(local, source, local.is_file(), "a .npz file"))
     if source == "timm":
-        from keras_vit.weights.timm import open_timm
-
         return open_timm(local, architecture)
-    from keras_vit.weights.huggingface import open_huggingface
-
-    return open_huggingface(check_kind(local, source, local.is_dir(), "a folder"))
+    if local.is_file() != (source == "jax"):
+        allowed = "a .npz file" if source == "jax" else "a folder"
+        raise ValueError(f"source: received {source!r} for {str(local)!r}; allowed with it: {allowed}")
+    return open_jax(local) if source == "jax" else open_huggingface(local)
 
 
 def load_model(
@@ -61,10 +61,10 @@ def load_model(
     dtype: str | keras.DTypePolicy | None = None,
     name: str = "vit",
     **overrides,
-):
+) -> ViT:
     """A model with the configuration and the weights of a checkpoint.
 
-    What had to be done is logged as warnings of the logger "keras_vit".
+    Everything done beyond copying is logged as a warning of the logger "keras_vit".
 
     Args:
         path: See `open_checkpoint`.
@@ -72,9 +72,9 @@ def load_model(
         architecture: See `open_checkpoint`.
         dtype: Keras dtype policy; None = the global one.
         name: Name of the model.
-        **overrides: Fields of `ViTConfig`: `image_size` and `patch_size` resample positions and projection; another
-            `num_classes` gives a new head, at zero, and 0 none; `dropout`, `attention_dropout`, `drop_path`, `patch_dropout`,
-            `merge_tokens`, `data_format` and `norm_epsilon` are free. Others may only repeat what the checkpoint has.
+        **overrides: Fields of `ViTConfig`. `image_size` and `patch_size` resample positions and projection. Another `num_classes`
+            makes a new head, at zero; 0 makes none. `dropout`, `attention_dropout`, `drop_path`, `patch_dropout`, `merge_tokens`,
+            `data_format` and `norm_epsilon` are free. All other fields must equal the checkpoint's.
 
     Returns:
         A `ViT`.
@@ -82,8 +82,6 @@ def load_model(
     Raises:
         ValueError: See `open_checkpoint`; and for an override that contradicts the checkpoint.
     """
-    from keras_vit.model.vit import build_vit
-
     checkpoint = open_checkpoint(path, source, architecture=architecture)
     check_fields(ViTConfig, overrides)
     for field, value in overrides.items():
@@ -91,7 +89,7 @@ def load_model(
         if field in ("image_size", "patch_size"):
             overrides[field] = as_pair(field, value)
         elif field not in (*FREE, "num_classes") and value != theirs:
-            raise ValueError(f"{field}: received {value!r}; allowed: {theirs!r}, as the checkpoint has it")
+            raise ValueError(f"{field}: received {value!r}; allowed: {theirs!r}, as in the checkpoint")
     model = build_vit(replace(checkpoint.config, **overrides), name=name, dtype=dtype)
     for note in transfer(model, checkpoint, new_head="num_classes" in overrides, resize=True):
         logger.warning("%s: %s", checkpoint.path, note)
@@ -99,7 +97,7 @@ def load_model(
 
 
 def load_weights(
-    model,
+    model: ViT,
     path: str | os.PathLike | Checkpoint,
     source: str = "auto",
     *,
@@ -107,33 +105,35 @@ def load_weights(
     new_head: bool = False,
     resize: bool = False,
 ) -> list[str]:
-    """Gives a model the weights of a checkpoint of the same architecture.
+    """Loads the weights of a checkpoint into a model of the same architecture.
 
     Args:
-        model: A `ViT`; unchanged where this raises.
+        model: A `ViT`; on an error it stays unchanged.
         path: See `open_checkpoint`.
         source: See `open_checkpoint`.
         architecture: See `open_checkpoint`.
-        new_head: Whether a head for another number of classes is allowed; the model's stays as it is.
-        resize: Whether another image or patch size is allowed; positions and the projection of patches are then resampled.
+        new_head: Whether the number of classes may differ; the model then keeps its head.
+        resize: Whether image and patch size may differ; positions and the projection of patches are then resampled.
 
     Returns:
         What was done beyond copying, as lines for the user.
 
     Raises:
-        ValueError: See `open_checkpoint`; and listing what is missing (-), extra (+) and of another shape (!) in the checkpoint.
+        ValueError: See `open_checkpoint`; and for another architecture, with the weights that the checkpoint lacks (-), has in
+            addition (+) or has in another shape (!).
     """
     return transfer(model, open_checkpoint(path, source, architecture=architecture), new_head, resize)
 
 
-def transfer(model, checkpoint: Checkpoint, new_head: bool, resize: bool) -> list[str]:
+def transfer(model: ViT, checkpoint: Checkpoint, new_head: bool, resize: bool) -> list[str]:
+    """What `load_weights` does, with a checkpoint that is open."""
     ours, theirs = model.config, checkpoint.config
     notes, arrays = list(checkpoint.notes), {}
     adapted = replace(theirs, **{name: getattr(ours, name) for name in FREE})
     if ours.num_classes != theirs.num_classes and new_head:
         adapted = replace(adapted, num_classes=ours.num_classes)
         was, now = (f"{count} classes" if count else "no head" for count in (theirs.num_classes, ours.num_classes))
-        notes.append(f"head: {was} there, {now} here{': a new head' if ours.num_classes else ''}")
+        notes.append(f"head: {was} in the checkpoint, {now} here{': a new head' if ours.num_classes else ''}")
     if resize:
         adapted = replace(adapted, image_size=ours.image_size, patch_size=ours.patch_size)
     check_same(checkpoint, adapted, ours)
@@ -144,10 +144,10 @@ def transfer(model, checkpoint: Checkpoint, new_head: bool, resize: bool) -> lis
         arrays[path] = resample_weight(path, checkpoint.read(path), theirs, ours, checkpoint.antialias)
         if path == "encoder/position" and ours.grid_size != theirs.grid_size:
             was, now = (f"{rows}x{columns}" for rows, columns in (theirs.grid_size, ours.grid_size))
-            notes.append(f"positions: {was} there, {now} here: interpolated")
+            notes.append(f"positions: {was} in the checkpoint, {now} here: interpolated")
         if path == "encoder/projection/kernel" and ours.patch_size != theirs.patch_size:
             was, now = (f"{rows}x{columns}" for rows, columns in (theirs.patch_size, ours.patch_size))
-            notes.append(f"patches: {was} pixels there, {now} here: the projection is resampled")
+            notes.append(f"patches: {was} pixels in the checkpoint, {now} here: the projection is resampled")
     for weight in model.weights:
         if weight.path in arrays:
             weight.assign(arrays[weight.path])
@@ -156,25 +156,22 @@ def transfer(model, checkpoint: Checkpoint, new_head: bool, resize: bool) -> lis
 
 def check_same(checkpoint, theirs, ours):
     """Raises a ValueError unless two configurations are the same model: first for other weights, then for other arithmetic."""
-    where = f"checkpoint: {str(checkpoint.path)!r}"
+    where = f"checkpoint: received {str(checkpoint.path)!r}"
     wanted, held = ours.weight_shapes, theirs.weight_shapes
     listed = [f"- {path}" for path in wanted if path not in held]
     listed += [f"+ {path}" for path in held if path not in wanted]
     listed += [f"! {path} {held[path]}, expected {wanted[path]}" for path in wanted if path in held and held[path] != wanted[path]]
     if listed:
         more = f"; and {len(listed) - 3 * SHOWN} more" if len(listed) > 3 * SHOWN else ""
-        hint = "; another number of classes is allowed with new_head=True" if theirs.num_classes != ours.num_classes else ""
+        hint = "; new_head=True allows another number of classes" if theirs.num_classes != ours.num_classes else ""
         if (theirs.image_size, theirs.patch_size) != (ours.image_size, ours.patch_size):
-            hint += "; another image or patch size is allowed with resize=True"
+            hint += "; resize=True allows another image or patch size"
         text = "; ".join(listed[: 3 * SHOWN])
-        raise ValueError(f"{where} has another architecture than the model (- missing, + extra, ! shape): {text}{more}{hint}")
+        raise ValueError(f"{where}; allowed: the model's architecture (- missing, + extra, ! shape): {text}{more}{hint}")
     for field in fields(ViTConfig):
         a, b = getattr(theirs, field.name), getattr(ours, field.name)
         alike = field.name in ("class_token", "layer_scale", "image_size") or a == b
         if field.name == "prefix_positions":
             alike = theirs.num_prefix_positions == ours.num_prefix_positions
         if not alike:
-            raise ValueError(f"{where} has another {field.name} than the model: {a!r} there, {b!r} here")
-
-
-# Where a checkpoint is, and whose
+            raise ValueError(f"{where}, with {field.name} {a!r}; allowed: {b!r}, as in the model")

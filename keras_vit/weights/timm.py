@@ -1,49 +1,47 @@
 """Checkpoints of timm: `vit_*`, `deit_*`, `deit3_*`, with and without registers, CLIP's and SigLIP's image towers, DINOv2.
 
-Tensors do not say how many heads there are, nor the activation, the epsilon or the pooling: those come from the name of the
-architecture and its arguments (timm/models/vision_transformer.py and deit.py, version 1.0.31).
+Tensors do not tell the number of heads, the activation, the epsilon or the pooling. These come from the architecture's name and
+arguments (timm/models/vision_transformer.py and deit.py, version 1.0.31).
 """
 
 import json
 import re
 from pathlib import Path
 
+from safetensors import safe_open
+from safetensors.numpy import save
+
 from keras_vit.checks import as_pair
+from keras_vit.files import atomic_folder, atomic_path, parse_json, read_json, write_json
 from keras_vit.model.config import ViTConfig
-from keras_vit.weights.checkpoint import (
-    Checkpoint,
-    Row,
-    check_tensors,
-    new_folder,
-    open_safetensors,
-    parse_json,
-    place_prefix,
-    read_json,
+from keras_vit.weights.checkpoint import Checkpoint
+from keras_vit.weights.prefix import place_prefix
+from keras_vit.weights.rows import Row, check_tensors, save_rows, torch_row, weight_reader
+from keras_vit.weights.settings import (
+    cannot_hold,
+    check_found,
+    check_rank,
     read_moments,
     read_setting,
     refuse_unless,
-    row_reader,
-    safetensors_files,
-    save_rows,
     square_side,
-    torch_row,
-    write_json,
 )
+from keras_vit.weights.tensors import open_safetensors, safetensors_files
 
 # Attention heads by the size in an architecture's name.
 HEADS = {"tiny": 3, "wee": 4, "xsmall": 4, "little": 5, "small": 6, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12}
 HEADS |= {"so150m": 14, "so150m2": 13, "large": 16, "so400m": 16, "huge": 16, "giant": 16, "giantopt": 16, "gigantic": 16}
-# and where the rest of the name matters too.
+# The exceptions, by a pattern of size and rest of the name.
 OTHER_HEADS = ((r"giant_patch14_(reg\d_)?(dinov2|tipsv2)", 24), (r"base_patch\d+_plus_.*", 14), (r"base_patch16_gap_224", 16))
 
-# Parts of a name behind size and patch that change nothing, or nothing that tensors do not show. All others are refused:
-# `rope`, for one, has no tensors and other numbers.
+# Parts of a name that change nothing, or only what tensors show. All others are refused: `rope`, for one, changes the numbers and
+# has no tensors.
 PARTS = r"distilled|patch\d+|plus|clip|quickgelu|siglip|gap|map|reg\d+|dinov2|tipsv2|miil|36x1|\d+"
 TANH = r"(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*|large_patch16_siglip_(gap_)?512"  # SigLIP 2
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "gelu_quick"}
 POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 
-# Arguments that tensors show, as (ours, theirs), and those that change no number at inference.
+# Arguments that tensors show, and arguments that change no number at inference or that tensors show by their presence.
 SHOWN = ("embed_dim", "depth", "patch_size", "in_chans", "reg_tokens")
 HARMLESS = ("num_classes", "class_token", "mlp_ratio", "qkv_bias", "qk_norm", "pre_norm", "fc_norm", "pos_embed", "weight_init")
 HARMLESS += ("dynamic_img_size", "strict_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
@@ -75,7 +73,7 @@ TOKENS = {"encoder/class_token": "cls_token", "encoder/position": "pos_embed", "
 
 
 def table(config: ViTConfig) -> list[Row]:
-    """The correspondence of weights, read both ways."""
+    """The rows of all weights."""
     rows = []
     for path, shape in config.weight_shapes.items():
         layer, variable = path.rsplit("/", 1)
@@ -95,7 +93,7 @@ def table(config: ViTConfig) -> list[Row]:
 
 
 def parse_architecture(name: str) -> tuple[str, set[str], int]:
-    """Size and rest of an architecture's name, its parts, and its number of heads."""
+    """An architecture's name without family and tag, its parts after the size, and its number of heads."""
     base = name.partition(".")[0]  # without the tag of the pretraining
     match = re.fullmatch(r"(?:vit|deit|deit3)_(([a-z0-9]+)_(.*))", base)
     parts = match[3].split("_") if match else []
@@ -116,16 +114,15 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
     Args:
         shapes: Names and shapes of the tensors.
         architecture: A name of timm's, such as `vit_base_patch16_224`.
-        args: Arguments beside it, as in `model_args` of a config.json.
-        image_size: The image size that its config.json gives elsewhere.
+        args: Arguments of the architecture, as `model_args` of a config.json.
+        image_size: The image size in the rest of config.json.
     """
     base, parts, heads = parse_architecture(architecture)
     for name in args:
         if name not in (*SHOWN, *HARMLESS, "num_heads", "act_layer", "global_pool"):
-            raise ValueError(f"config.json: model_args.{name}: received {args[name]!r}; this argument is not known here")
-    for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc2.weight"):
-        if len(shapes.get(name, ())) != (4 if "proj" in name else 2):
-            raise ValueError(f"checkpoint: {name} is missing or has another rank: this is no {architecture}")
+            raise ValueError(f"config.json: model_args.{name}: received {args[name]!r}; allowed: none, as it is unknown here")
+    for name, rank in (("patch_embed.proj.weight", 4), ("blocks.0.mlp.fc2.weight", 2)):
+        check_rank(shapes, name, rank, architecture)
     width, channels, *patch = shapes["patch_embed.proj.weight"]
     mlp_dim = shapes["blocks.0.mlp.fc2.weight"][1]
     gated = shapes.get("blocks.0.mlp.fc1.weight", (0,))[0] == 2 * mlp_dim
@@ -148,10 +145,12 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         given = args.get(name, found[name])
         if name == "patch_size":
             given = as_pair(name, given)
-        if given != found[name]:
-            raise ValueError(f"config.json: model_args.{name}: received {given}; the tensors have {found[name]}")
+        check_found(f"model_args.{name}", given, found[name])
     if mapped and (class_token or registers) and not args.get("pool_include_prefix"):
-        raise ValueError(f"architecture: received {architecture!r}, which pools by attention without its prefix tokens")
+        raise ValueError(
+            f"architecture: received {architecture!r}, whose attention pooling leaves out prefix tokens; "
+            "allowed: pool_include_prefix, or no prefix tokens"
+        )
     prefix = class_token + registers
     length = shapes["pos_embed"][1] if "pos_embed" in shapes else None
     grid = find_grid(length, prefix, patch, args.get("img_size"), (image_size, *re.findall(r"\d+$", base)))
@@ -183,9 +182,16 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
 
 
 def find_grid(length, prefix, patch, given, others):
-    """Rows and columns of patches: of the size that is given, else of the first other one that fits, else a square.
+    """Rows and columns of patches: from the given image size, else from the first other size that fits, else a square.
 
-    What a patch size leaves over is cut off, as timm does: 384 pixels and patches of 14 are 27 patches.
+    A remainder of pixels is dropped, as in timm: 384 pixels make 27 patches of 14.
+
+    Args:
+        length: Number of positions, or None.
+        prefix: Number of prefix tokens.
+        patch: The patch size.
+        given: The image size in the arguments, or None.
+        others: Further image sizes, or None.
     """
     grids = []
     for size in (given, *others):
@@ -194,24 +200,26 @@ def find_grid(length, prefix, patch, given, others):
             grids.append(tuple(side // p for side, p in zip(size, patch, strict=True)))
     if length is None:
         if not grids:
-            raise ValueError("checkpoint: neither tensors nor architecture say the image size; allowed: one with positions")
+            raise ValueError("config.json: model_args.img_size: received none; allowed: an image size, as there are no positions")
         return grids[0]
     lengths = (length, length - prefix)
     if given and grids[0][0] * grids[0][1] not in lengths:
-        raise ValueError(f"config.json: model_args.img_size: received {given}; the tensors have {length} positions")
+        raise ValueError(
+            f"config.json: model_args.img_size: received {given}; allowed: a size with {length} positions, as in the tensors"
+        )
     for grid in grids:
         if grid[0] * grid[1] in lengths:
             return grid
     side = square_side(length - prefix) or square_side(length)
     if not side:
-        raise ValueError(f"checkpoint: {length} positions are no square grid of patches; allowed: with img_size in config.json")
+        raise ValueError(f"checkpoint: received {length} positions, no square grid; allowed: these with img_size in config.json")
     return side, side
 
 
 def open_timm(path: Path, architecture: str | None) -> Checkpoint:
     """Opens a folder with config.json and model.safetensors, or a safetensors file."""
     if path.is_dir():
-        settings = read_json(path / "config.json")
+        settings = read_json(path / "config.json", "checkpoint")
         shapes, read = open_safetensors(safetensors_files(path))
     else:
         shapes, read = open_safetensors({path: None})
@@ -220,17 +228,17 @@ def open_timm(path: Path, architecture: str | None) -> Checkpoint:
     architecture = architecture or settings.get("architecture")
     if not isinstance(architecture, str):
         raise ValueError(
-            f"architecture: {str(path)!r} does not say it, and heads and activation cannot be told from tensors; "
+            f"architecture: received none for {str(path)!r}, whose tensors do not tell heads and activation; "
             "allowed: a name of timm, such as architecture='vit_base_patch16_224'"
         )
     args = read_setting(settings, "model_args", dict, {})
     size = read_setting(pretrained, "input_size", list, ())
     config = read_config(shapes, architecture, args, tuple(size[1:]) if len(size) == 3 else None)
     classes = settings.get("num_classes", pretrained.get("num_classes"))
-    if isinstance(classes, int) and classes != config.num_classes:
-        raise ValueError(f"config.json: num_classes: received {classes}; the tensors have {config.num_classes}")
+    if isinstance(classes, int):
+        check_found("num_classes", classes, config.num_classes)
     rows = table(config)
-    check_tensors(f"checkpoint: {str(path)!r}", rows, shapes)
+    check_tensors(str(path), rows, shapes)
     moments, notes = read_moments(pretrained.get("mean"), pretrained.get("std"), config.channels), ()
     if not moments:
         parts = parse_architecture(architecture)[1]
@@ -239,23 +247,21 @@ def open_timm(path: Path, architecture: str | None) -> Checkpoint:
         notes = (f"mean and std: not in the file; taken for {architecture}: {moments[0]}, {moments[1]}",)
     names = settings.get("label_names") or pretrained.get("label_names")
     names = list(names) if isinstance(names, (list, tuple)) and len(names) == config.num_classes else None
-    return Checkpoint("timm", path, config, *moments, names, row_reader(rows, read), notes=notes)
+    return Checkpoint("timm", path, config, *moments, names, weight_reader(rows, read), notes=notes)
 
 
 def file_settings(path):
-    """What a safetensors file that was written here says of itself."""
-    from safetensors import safe_open
-
+    """The settings in the metadata of a safetensors file that this library wrote; empty for other files."""
     with safe_open(path, framework="numpy") as file:
         text = (file.metadata() or {}).get("timm")
-    return parse_json(text, str(path)) if text else {}
+    return parse_json(text, str(path), "checkpoint") if text else {}
 
 
 def describe(config: ViTConfig) -> tuple[str, dict]:
-    """The architecture of timm and the arguments that make a model of a `ViTConfig`.
+    """The architecture of timm for a `ViTConfig`, and its arguments.
 
     Raises:
-        ValueError: For what timm has not, naming the field.
+        ValueError: For a field that timm cannot hold.
     """
     refuse_unless(
         "timm",
@@ -267,11 +273,11 @@ def describe(config: ViTConfig) -> tuple[str, dict]:
         norm_epsilon=(1e-6, 1e-5),
     )
     if config.mlp == "swiglu" and (config.pool == "map" or config.norm_epsilon != 1e-6):
-        raise ValueError("mlp: received 'swiglu'; timm has it only without attention pooling and with norm_epsilon 1e-06")
+        raise cannot_hold("timm", config, "mlp", "swiglu only without attention pooling and with norm_epsilon 1e-06")
     if config.distillation and (config.registers != 1 or config.norm_epsilon != 1e-6 or config.mlp == "swiglu"):
-        raise ValueError("distillation: received True; timm has it only with one register, norm_epsilon 1e-06 and a plain MLP")
+        raise cannot_hold("timm", config, "distillation", "True only with one register, norm_epsilon 1e-06 and a plain MLP")
     if config.pool == "map" and config.qk_norm:
-        raise ValueError("qk_norm: received True; timm has it only without attention pooling")
+        raise cannot_hold("timm", config, "qk_norm", "True only without attention pooling")
     hidden = config.mlp_dim * (2 if config.mlp == "swiglu" else 1)
     args = {
         "img_size": list(config.image_size),
@@ -313,10 +319,8 @@ def exact_ratio(hidden: int, width: int) -> float:
 
 def save_timm(config: ViTConfig, weights: dict, path: Path, mean: list, std: list, class_names: list | None) -> None:
     """Writes a folder for `timm.create_model("local-dir:PATH")`, or one file where `path` ends in .safetensors."""
-    from safetensors.numpy import save
-
     if config.position != "none":
-        # Of the positions of prefix tokens timm has all or none.
+        # In timm all prefix tokens have positions, or none has.
         some = config.prefix_positions != "none" and config.position != "sincos2d" and config.num_prefix_positions
         whole = config.num_prefix_positions == config.has_class_token + config.registers
         config, weights = place_prefix(config, weights, "none" if not (some and whole) else "all")
@@ -346,13 +350,9 @@ def save_timm(config: ViTConfig, weights: dict, path: Path, mean: list, std: lis
         settings["label_names"] = list(class_names)
     tensors = save_rows(table(config), weights)
     if path.suffix == ".safetensors":
-        from keras_vit.files import atomic_path
-        from keras_vit.weights.checkpoint import check_new
-
-        check_new(path)
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"format": "pt", "timm": json.dumps(settings)}))
         return
-    with new_folder(path) as folder:
+    with atomic_folder(path) as folder:
         (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         write_json(folder / "config.json", settings)

@@ -1,0 +1,85 @@
+"""The tensors of safetensors files, in one file or in shards. Pickles, which can run any code, are never read."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from keras_vit.files import read_json
+from keras_vit.weights.checkpoint import wrong
+
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
+
+
+def open_safetensors(files: Mapping[Path, list[str] | None]) -> tuple[dict, Callable[[str], np.ndarray]]:
+    """The shapes of all tensors in safetensors files, and a function that reads one.
+
+    Args:
+        files: The names that each file must hold, or None for any names.
+
+    Raises:
+        ValueError: For a file that is missing, cut short or damaged, and for a name that is not in its file.
+    """
+    shapes, places = {}, {}
+    for path, names in files.items():
+        if not path.is_file():
+            raise wrong(path, "an existing file")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                held = list(file.keys())
+                for name in held:
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+                    places[name] = path
+        except (SafetensorError, OSError) as error:
+            raise wrong(path, "an intact safetensors file", error) from None
+        for name in names or ():
+            if name not in held:
+                raise wrong(path, f"a file with {name!r}, as the index says")
+
+    def read(name):
+        try:
+            with safe_open(places[name], framework="numpy") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise wrong(places[name], "an intact safetensors file", error) from None
+
+    return shapes, read
+
+
+def safetensors_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The safetensors files of a folder: `model.safetensors`, or the shards that its index names.
+
+    Raises:
+        ValueError: If there is none, or the index is damaged or names anything but files in its folder.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return {single: None}
+    if not index.is_file():
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+        if pickles:
+            raise pickled(folder / pickles[0])
+        raise wrong(folder, "a folder with model.safetensors or model.safetensors.index.json")
+    places = read_json(index, "checkpoint").get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
+        raise wrong(index, "an index with a weight_map of names and files")
+    files = {}
+    for name, place in places.items():
+        if not re.fullmatch(r"[\w][\w.-]*\.safetensors", place):  # no folder, so that no path leads out of this one
+            raise wrong(index, f"names of .safetensors files in its folder, which {place!r} is not")
+        files.setdefault(folder / place, []).append(name)
+    return files
+
+
+def pickled(path: Path) -> ValueError:
+    """The error for a pickle, with the command that converts it."""
+    code = (
+        f"import torch, safetensors.torch as s; t = torch.load({path.name!r}, weights_only=True); "
+        "s.save_file({k: v.contiguous().clone() for k, v in t.items()}, 'model.safetensors')"
+    )
+    return ValueError(
+        f"checkpoint: received {str(path)!r}, a pickle, which can run any code; allowed: safetensors; "
+        f'convert it: python -c "{code}"'
+    )
