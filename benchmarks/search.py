@@ -51,7 +51,7 @@ def search(method, space, trials, seed, objectives):
         oracle.hyperband_iterations = math.inf
     noise, cost, rows = np.random.default_rng([seed, 1]), 0.0, []
     with tempfile.TemporaryDirectory() as folder:
-        oracle._set_project_dir(folder, "search")
+        oracle.use_folder(pathlib.Path(folder) / "search")
         oracle.save = lambda: None  # what is written down is not what is measured here
         while cost < trials - 1e-9 and (trial := oracle.create_trial("worker-0")).status == "RUNNING":
             values = trial.hyperparameters.values

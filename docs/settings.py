@@ -64,7 +64,9 @@ def table(package, title, prefix, path):
     kind = package[path.removeprefix("keras_vit.")]
     sections = kind.docstring.parse("google")
     explanations = {item.name: item.description for section in sections if section.kind.value in KINDS for item in section.value}
-    fields = {name: field for name, field in kind.attributes.items() if field.annotation is not None and "property" not in field.labels}
+    fields = {
+        name: field for name, field in kind.attributes.items() if field.annotation is not None and "property" not in field.labels
+    }
     if set(fields) != set(explanations):
         raise ValueError(f"{path}: fields and docstring differ in {sorted(set(fields) ^ set(explanations))}")
     lines = [f"## {title}", "", sections[0].value, "", "| field | type | default | meaning |", "|---|---|---|---|"]

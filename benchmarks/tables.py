@@ -1,0 +1,183 @@
+"""Writes the measured tables of README.md, benchmarks/ and docs/ from the records in benchmarks/results/.
+
+    python benchmarks/tables.py            # write
+    python benchmarks/tables.py --check    # exit code 1 if a table differs from its record
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is a function of `TABLES`, or a record whose table it is.
+"""
+
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "benchmarks/*.md", "docs/**/*.md")
+MARKED = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+WORDS = {
+    "torch": "PyTorch",
+    "tensorflow": "TensorFlow",
+    "jax": "JAX",
+    "litert": "LiteRT",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+MEASURES = {  # of a row of `throughput.py`: title and how it is written
+    "rate": ("images/s", "{:,.1f}"),
+    "ratio": ("of timm", "{:.2f}"),
+    "utilisation": ("of the peak", "{:.0%}"),
+    "first_step": ("first step", "{:.1f} s"),
+    "memory_mb": ("peak memory", "{:.1f} GB"),
+    "latency": ("one image", "{:.1f} ms"),
+}
+# Title, record and measure of each column.
+SIDE_BY_SIDE = {
+    "speed": (
+        ("AMD: training", "train-32-amd", "ratio"),
+        ("first step", "train-32-amd", "first_step"),
+        ("inference", "infer-32-amd", "ratio"),
+        ("one image", "infer-1-amd", "ratio"),
+        ("Intel: training", "train-32-intel", "ratio"),
+        ("inference", "infer-32-intel", "ratio"),
+    ),
+    **{
+        f"train-{size}": tuple(
+            (
+                f"{machine}: {MEASURES[measure][0]}" if measure == "rate" else MEASURES[measure][0],
+                f"train-{size}-{machine.lower()}",
+                measure,
+            )
+            for machine in ("AMD", "Intel")
+            for measure in ("rate", "ratio", "utilisation", "first_step", "memory_mb")
+        )
+        for size in (32, 224)
+    },
+    "infer-32": (
+        ("AMD: images/s", "infer-32-amd", "rate"),
+        ("of timm", "infer-32-amd", "ratio"),
+        ("of the peak", "infer-32-amd", "utilisation"),
+        ("one image", "infer-1-amd", "latency"),
+        ("of timm", "infer-1-amd", "ratio"),
+        ("Intel: images/s", "infer-32-intel", "rate"),
+        ("of timm", "infer-32-intel", "ratio"),
+        ("of the peak", "infer-32-intel", "utilisation"),
+    ),
+}
+
+
+def record(name):
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def label(contender):
+    """The name of a contender in a table; this project's own is bold."""
+    first, *rest = contender.split(", ")
+    if first == "export":
+        return ", ".join([WORDS[rest[0]] if rest[0] != "torch" else "torch", *rest[1:]])
+    if not rest:
+        return "timm, eager" if first == "timm" else first
+    text = ", ".join([first.replace(" merging", "").replace(" remat", ""), *(WORDS.get(word, word) for word in rest)])
+    text += ", merging" if "merging" in first else ", remat" if "remat" in first else ""
+    return f"**{text}**" if first == "keras_vit" else text
+
+
+def written(row, measure):
+    """One measure of a row as text; empty where it was not measured."""
+    if measure == "latency":
+        return MEASURES[measure][1].format(1000 / row["rate"]) if "rate" in row else ""
+    if measure not in row:
+        return ""
+    text = MEASURES[measure][1].format(row[measure] / 1000 if measure == "memory_mb" else row[measure])
+    return f"**{text}**" if measure == "ratio" and row["name"].startswith("keras_vit,") else text
+
+
+def table(columns, rows):
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("|" + "".join(f" {cell} |" if cell != "" else " |" for cell in cells) + "\n" for cells in lines)
+
+
+def of_record(name):
+    """The table of a record: of `throughput.py` every measure that its rows have, else its columns as they are."""
+    data = record(name)
+    if "columns" in data:
+        return table(data["columns"], data["rows"])
+    (result,) = data["results"]
+    measures = [measure for measure in MEASURES if any(measure in row for row in result["rows"])]
+    rows = [[label(row["name"]), *(written(row, measure) for measure in measures)] for row in result["rows"]]
+    return table(["", *(MEASURES[measure][0] for measure in measures)], rows)
+
+
+def training():
+    """Test accuracies of the recipes."""
+    rows = [
+        (
+            f"`{row['recipe']}`",
+            row["data"],
+            row["backend"],
+            row["seed"],
+            f"{row['test_accuracy']:.2%}",
+            f"{row['parameters']:,}",
+            f"{row['seconds']:,}",
+            f"{row['images_per_second']:,}",
+        )
+        for row in record("training")["rows"]
+    ]
+    return table(["recipe", "data", "backend", "seed", "test accuracy", "parameters", "seconds", "images/s"], rows)
+
+
+def side_by_side(name):
+    """A table whose columns come from several records, a row for every contender of any of them."""
+    columns = SIDE_BY_SIDE[name]
+    rows = {source: {row["name"]: row for row in record(source)["results"][0]["rows"]} for _, source, _ in columns}
+    names = [*dict.fromkeys(name for by_name in rows.values() for name in by_name)]
+    if name == "speed":  # the project's own, the exports that are fastest, and the other Keras
+        names = [name for name in names if name.startswith(("keras", "export, openvino")) and "merging" not in name]
+    cells = [[written(rows[source].get(name, {"name": name}), measure) for _, source, measure in columns] for name in names]
+    return table(["", *(title for title, _, _ in columns)], [[label(name), *row] for name, row in zip(names, cells, strict=True)])
+
+
+def depth():
+    """Images/s, ratio to timm, first step and peak memory by depth, with and without gradient checkpointing."""
+    results = record("depth-intel")["results"]
+    names = [row["name"] for row in results[0]["rows"]]
+    rows = []
+    for result in results:
+        by_name = {row["name"]: row for row in result["rows"]}
+        cells = (
+            f"{row['rate']:.0f}, {row['ratio']:.2f}, {row['first_step']:.1f} s, {row['memory_mb'] / 1000:.1f} GB"
+            for row in (by_name[name] for name in names)
+        )
+        rows.append([result["depth"], *cells])
+    titles = [label(name).strip("*").removeprefix("keras_vit, ") for name in names]
+    return table(["depth", *titles], rows)
+
+
+TABLES = {"training": training, "depth": depth, **{name: functools.partial(side_by_side, name) for name in SIDE_BY_SIDE}}
+
+
+def renewed(text):
+    """A page with its tables written anew."""
+
+    def replace(match):
+        name = match["name"]
+        return f"{name}{match[2]}{TABLES[name]() if name in TABLES else of_record(name)}"
+
+    return MARKED.sub(replace, text)
+
+
+def main():
+    old = []
+    for path in sorted(path for page in PAGES for path in ROOT.glob(page)):
+        text = path.read_text(encoding="utf-8")
+        if (new := renewed(text)) != text:
+            old.append(str(path.relative_to(ROOT)))
+            if sys.argv[1:] != ["--check"]:
+                path.write_text(new, encoding="utf-8")
+    if old and sys.argv[1:] == ["--check"]:
+        sys.exit(f"{', '.join(old)}: a table differs from its record; python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()
