@@ -24,6 +24,7 @@ TABLES = (  # title, what the name of a field begins with on the command line, c
     ("Stages of a training", "", "keras_vit.recipes.schema.Stage"),
     ("Fine-tuning", "finetune.", "keras_vit.recipes.schema.FinetuneConfig"),
     ("Search space", "space.", "keras_vit.search.space.SpaceConfig"),
+    ("How a search goes", "", "keras_vit.search.settings.SearchConfig"),
     ("Limits of a search", "", "keras_vit.search.space.Limits"),
 )
 KINDS = ("attributes", "parameters")  # sections of a docstring that explain fields
