@@ -12,11 +12,14 @@ if not PROBLEM:
         import keras  # noqa: F401
     from keras_vit.export.export import export_model
     from keras_vit.model.attention import Attention
-    from keras_vit.model.block import MLP, LayerScale, TransformerBlock
+    from keras_vit.model.block import TransformerBlock
     from keras_vit.model.config import VARIANTS, ViTConfig
     from keras_vit.model.embed import ConvStem, PatchEncoder, Patches
+    from keras_vit.model.features import features
+    from keras_vit.model.layers import LayerScale
+    from keras_vit.model.mlp import MLP
     from keras_vit.model.pool import AttentionPooling, Pooling
-    from keras_vit.model.vit import ViT, build_vit, features
+    from keras_vit.model.vit import ViT, build_vit
     from keras_vit.recipes.parse import load_recipe
     from keras_vit.recipes.schema import Recipe
     from keras_vit.runs.folder import RunFolder

@@ -27,7 +27,7 @@ def position_similarity(model: ViT) -> np.ndarray:
     encoder = model.get_layer("encoder")
     table = ops.convert_to_tensor(encoder.position_embedding)[0]
     table = ops.convert_to_numpy(ops.cast(table, "float32"))
-    position = table[encoder.num_prefix_positions :].astype(np.float64)  # (N', D)
+    position = table[model.config.num_prefix_positions :].astype(np.float64)  # (N', D)
     norm = np.linalg.norm(position, axis=1, keepdims=True)
     direction = position / np.maximum(norm, np.finfo(np.float64).tiny)  # a zero vector is similar to nothing
     return (direction @ direction.T).reshape(model.config.grid_size * 2)

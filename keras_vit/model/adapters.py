@@ -6,7 +6,7 @@ import numpy as np
 from keras_vit.model.vit import ViT
 
 
-def adapted_layers(model, first=0):
+def adapted_layers(model: ViT, first: int = 0) -> list[keras.layers.Layer]:
     """The dense layers that LoRA adapts, of the blocks from `first` on."""
     blocks = [model.get_layer(f"block_{index}") for index in range(first, model.config.depth)]
     return [
@@ -16,20 +16,18 @@ def adapted_layers(model, first=0):
     ]
 
 
-def merged_weights(model: "ViT", averages: dict | None = None) -> dict[str, np.ndarray]:
+def merged_weights(model: ViT, averages: dict | None = None) -> dict[str, np.ndarray]:
     """The weights of a model by path, in float32, as a model without adapters has them.
 
     Args:
         model: A `ViT`, with or without adapters.
-        averages: Values that count instead of those of the model, {path of a variable: variable or array}.
+        averages: Values that replace the model's own, {path of a variable: variable or array}.
     """
     values = {weight.path: (averages or {}).get(weight.path, weight) for weight in model.weights}
     values = {path: np.asarray(keras.ops.convert_to_numpy(value), "float32") for path, value in values.items()}
     for layer in adapted_layers(model):
         if layer.lora_enabled:
             a, b = values.pop(layer.lora_kernel_a.path), values.pop(layer.lora_kernel_b.path)
-            kernel = f"{layer.path}/kernel"
-            values[kernel] = values[kernel] + layer.lora_alpha / layer.lora_rank * (
-                a @ b
-            )  # not in place: the array may be the model's
+            kernel, scale = f"{layer.path}/kernel", layer.lora_alpha / layer.lora_rank
+            values[kernel] = values[kernel] + scale * (a @ b)  # not in place: the array may be the model's
     return values

@@ -6,16 +6,14 @@ Shapes: B batch, N tokens, D width, h heads, d = D / h.
 import keras
 from keras import ops
 
-from keras_vit.checks import check_int
-from keras_vit.kernels.ops import attention, reshape, shape
+from keras_vit.kernels.ops import attend, attention_weights, join_heads, reshape, self_attention, shape, split_heads
+from keras_vit.model.config import check_heads
 from keras_vit.model.layers import Layer, register
 
 
 @register
 class Attention(Layer):
     """Multi-head self-attention with one fused projection: (B, N, D) -> (B, N, D).
-
-    Takes the backend's fused kernel where it has one and neither scores nor dropout of the scores are wanted.
 
     Args:
         width: Size D of a token.
@@ -26,8 +24,6 @@ class Attention(Layer):
         qkv_bias: Whether queries, keys and values have a bias.
         use_bias: Whether the output projection has a bias.
     """
-
-    arguments = ("width", "num_heads", "attention_dropout", "qk_norm", "norm_epsilon", "qkv_bias", "use_bias")
 
     def __init__(
         self,
@@ -42,20 +38,14 @@ class Attention(Layer):
     ):
         super().__init__(**kwargs)
         check_heads(width, num_heads)
+        self.keep(locals())
         self.supports_masking = True
-        self.width = width
-        self.num_heads = num_heads
-        self.attention_dropout = attention_dropout
-        self.qk_norm = qk_norm
-        self.norm_epsilon = norm_epsilon
-        self.qkv_bias = qkv_bias
-        self.use_bias = use_bias
         self.qkv = self.dense(3 * width, "qkv", qkv_bias, split_glorot_uniform(3))
         self.projection = self.dense(width, "projection", use_bias)
         self.scores_dropout = self.drop(attention_dropout, "dropout")
         if qk_norm:
-            self.q_norm = self.norm("q_norm", norm_epsilon)
-            self.k_norm = self.norm("k_norm", norm_epsilon)
+            self.q_norm = self.norm("q_norm")
+            self.k_norm = self.norm("k_norm")
 
     def build(self, input_shape):
         self.qkv.build((None, input_shape[-1]))
@@ -65,78 +55,56 @@ class Attention(Layer):
             self.q_norm.build(head_shape)
             self.k_norm.build(head_shape)
 
-    def call(self, x, mask=None, training=None, return_attention_scores=False, sizes=None, return_keys=False, residual=None):
+    def call(self, x, mask=None, training=None, sizes=None, residual=None):
         """Attends from every token to every token.
 
         Args:
             x: Tokens (B, N, D).
             mask: True for the keys to attend to, (B, N), or for each query and key, (B, N, N).
             training: Whether dropout is active.
-            return_attention_scores: Whether to return the attention weights (B, h, N, N), rows summing to 1, too.
-            sizes: How many patches each token stands for, (B, N, 1): that many keys it counts as (arXiv 2210.09461). None = one.
-            return_keys: Whether to return the mean of the keys over the heads (B, N, d) last, too.
-            residual: Added to the tokens that are returned, (B, N, D).
+            sizes: Each token counts as this many keys (arXiv 2210.09461), (B, N, 1); None = one.
+            residual: Is added to the result, (B, N, D); None = nothing.
         """
-        residual = None if residual is None else reshape(residual, (-1, self.width))
-        tokens, head_dim = shape(x)[1], self.width // self.num_heads
+        return self.mix(self.project(x, training), mask, training, sizes, residual)
+
+    def project(self, x, training=None):
+        """Queries, keys and values side by side: (B, N, D) -> (B, N, 3D)."""
         # Two-dimensional products: XLA is up to half as fast again with them as with three-dimensional ones.
-        qkv = self.inner(self.qkv, reshape(x, (-1, x.shape[2])), training=training)  # (B*N, 3D)
+        qkv = self.inner(self.qkv, reshape(x, (-1, x.shape[2])), training=training)  # (B·N, 3D)
+        return reshape(qkv, (-1, shape(x)[1], 3 * self.width))
+
+    def mix(self, qkv, mask=None, training=None, sizes=None, residual=None):
+        """The second half of `call`, after `project`: (B, N, 3D) -> (B, N, D)."""
         dropout = self.scores_dropout if training and self.attention_dropout else None
-        bias = None if sizes is None else ops.expand_dims(ops.transpose(ops.log(sizes), (0, 2, 1)), 1)  # (B, 1, 1, N)
-        plain = mask is None and dropout is None and not (self.qk_norm or return_attention_scores)
-        y = attention(reshape(qkv, (-1, tokens, 3 * self.width)), self.num_heads, bias) if plain else None
-        qkv = reshape(qkv, (-1, tokens, 3, self.num_heads, head_dim))
-        keys = (ops.mean(qkv[:, :, 1], axis=2),) if return_keys else ()
-        if y is not None:
-            y = self.add(residual, self.projection, reshape(y, (-1, self.width)), training)
-            y = reshape(y, (-1, tokens, self.width))
-            return (y, *keys) if keys else y
-        q, k, v = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)  # each (B, h, N, d)
+        if mask is None and dropout is None and not self.qk_norm:
+            y = self_attention(qkv, self.num_heads, key_bias(sizes))
+        else:
+            y = join_heads(attend(*self.split(qkv, training), mask, key_bias(sizes), dropout))
+        residual = None if residual is None else reshape(residual, (-1, self.width))
+        y = self.inner_sum(residual, self.projection, reshape(y, (-1, self.width)), training)  # (B·N, D)
+        return reshape(y, (-1, shape(qkv)[1], self.width))
+
+    def split(self, qkv, training=None):
+        """Queries, keys and values that `mix` compares: (B, N, 3D) -> three of (B, h, N, d)."""
+        q, k, v = split_heads(qkv, self.num_heads)
         if self.qk_norm:
-            q, k = (self.inner(norm, x, training=training) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
-        y, scores = attend(q, k, v, mask, dropout, return_attention_scores, bias)  # (B, h, N, d)
-        y = reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, self.width))  # (B*N, D)
-        y = reshape(self.add(residual, self.projection, y, training), (-1, tokens, self.width))
-        more = (scores, *keys) if return_attention_scores else keys
-        return (y, *more) if more else y
+            q, k = self.inner(self.q_norm, q, training=training), self.inner(self.k_norm, k, training=training)
+        return q, k, v
+
+    def scores(self, x, mask=None, sizes=None):
+        """The attention weights that `call` gives tokens (B, N, D): (B, h, N, N), rows summing to 1."""
+        q, k, _ = self.split(self.project(x))
+        return attention_weights(q, k, mask, key_bias(sizes))
+
+    def keys(self, qkv):
+        """The mean of the keys over the heads, before any norm: (B, N, 3D) of `project` -> (B, N, d)."""
+        head_dim = self.width // self.num_heads
+        return ops.mean(reshape(qkv, (-1, shape(qkv)[1], 3, self.num_heads, head_dim))[:, :, 1], axis=2)
 
 
-def attend(q, k, v, mask=None, dropout=None, return_scores=False, bias=None):
-    """Scaled dot-product attention: q (B, h, Q, d), k and v (B, h, N, d) -> (B, h, Q, d), scores (B, h, Q, N) or None.
-
-    Args:
-        mask: True for the keys to attend to: (B, N), or (B, Q, N).
-        dropout: A layer for the attention weights; None = no dropout.
-        return_scores: Whether the attention weights are returned.
-        bias: Added to the scores before the softmax, (B, 1, 1, N).
-    """
-    scale = q.shape[-1] ** -0.5
-    if mask is not None:
-        mask = ops.expand_dims(ops.cast(mask, "bool"), (1, 2) if len(mask.shape) == 2 else 1)  # (B, 1, 1 or Q, N)
-    if dropout is None and bias is None and not return_scores and has_fused_attention(q):
-        q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))  # views; (B, N, h, d) is what Keras takes
-        y = ops.dot_product_attention(q, k, v, mask=mask, scale=scale)
-        return ops.transpose(y, (0, 2, 1, 3)), None
-    scores = ops.matmul(q * ops.cast(scale, q.dtype), ops.transpose(k, (0, 1, 3, 2)))  # (B, h, Q, N)
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = ops.where(mask, scores, ops.cast(-3e4, scores.dtype))  # finite in float16 too
-    scores = ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), q.dtype)
-    y = ops.matmul(scores if dropout is None else dropout(scores, training=True), v)
-    return y, scores if return_scores else None
-
-
-def has_fused_attention(x) -> bool:
-    """Whether the backend's fused attention is the fast path for a tensor: under PyTorch and JAX on an accelerator.
-
-    On a CPU the backward pass of PyTorch's fused kernel takes longer than all else in a block of a small image.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.default_backend() == "gpu"  # on a TPU Keras 3.15 takes a kernel that is causal unless there is a mask
-    return keras.backend.backend() == "torch" and x.device.type != "cpu"
+def key_bias(sizes):
+    """What is added to the scores so that each key counts `sizes` times: (B, N, 1) -> (B, 1, 1, N); None for None."""
+    return None if sizes is None else ops.expand_dims(ops.transpose(ops.log(sizes), (0, 2, 1)), 1)
 
 
 def split_glorot_uniform(parts):
@@ -145,10 +113,3 @@ def split_glorot_uniform(parts):
     With `parts` kernels the mean fan of the fused one is (1 + parts) / 2 times as large; the scale makes up for it.
     """
     return keras.initializers.VarianceScaling(scale=(1 + parts) / 2, mode="fan_avg", distribution="uniform")
-
-
-def check_heads(width, num_heads):
-    check_int("width", width, at_least=1)
-    check_int("num_heads", num_heads, at_least=1)
-    if width % num_heads:
-        raise ValueError(f"num_heads: received {num_heads}, which does not divide width {width}")

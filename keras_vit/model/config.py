@@ -1,11 +1,11 @@
-"""What a Vision Transformer is, in one frozen dataclass; its variants are rows of one table."""
+"""A Vision Transformer's architecture in one frozen dataclass; its variants are rows of one table."""
 
 import dataclasses
-import itertools
 import math
 import typing
 
 from keras_vit.checks import as_pair, check_choice, check_fields, check_int, check_number
+from keras_vit.model import counts
 
 POOLS = ("cls", "gap", "cls_gap", "map")
 POSITIONS = ("learned", "sincos2d", "sincos1d", "none")
@@ -54,7 +54,7 @@ class ViTConfig:
             features, as the classifiers of DINOv2, arXiv 2304.07193) or `map` (attention pooling with one learned query,
             arXiv 2106.04560).
         class_token: Whether a class token is prepended; None means only where `pool` is `cls` or `cls_gap`.
-        registers: Number of register tokens (arXiv 2309.16588), behind the class token.
+        registers: Number of register tokens (arXiv 2309.16588), after the class token.
         distillation: Whether the first register is DeiT's distillation token (arXiv 2012.12877): it has a head of its own, and
             the output is the mean of both. Needs `pool` `cls`.
         position: `learned`, `sincos2d` (fixed, arXiv 2104.02057), `sincos1d` (fixed, 'Attention is all you need',
@@ -69,11 +69,11 @@ class ViTConfig:
         attention_dropout: Dropout of the attention weights, 0 to below 1.
         drop_path: Stochastic depth (arXiv 1603.09382) of the last block, 0 to below 1; linear from 0 at the first, so that a
             single block has none.
-        patch_dropout: Share of the patch tokens that training leaves out behind the embedding, others for each image and step
-            (arXiv 2208.07220), 0 to below 1: the blocks then cost that much less.
-        merge_tokens: Patch tokens that each block merges into the most similar ones behind its attention (ToMe, arXiv
-            2210.09461), at most half of those there are: fewer operations for a slightly different output. Has no weights, so
-            that any trained model can be loaded with it.
+        patch_dropout: Fraction of patches dropped after the embedding, redrawn per image and step (arXiv 2208.07220), 0 to below
+            1: training costs that much less.
+        merge_tokens: Patch tokens that each block merges into the most similar ones after its attention (ToMe, arXiv 2210.09461),
+            at most half of those present: fewer operations for a slightly different output. Has no weights: any trained model
+            can be loaded with it.
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
         norm_epsilon: Epsilon of every layer normalisation.
@@ -133,7 +133,6 @@ class ViTConfig:
             check_choice(name, getattr(self, name), (True, False))
         for name, allowed in (
             ("pool", POOLS),
-            ("position", POSITIONS),
             ("prefix_positions", PREFIX_POSITIONS),
             ("stem", STEMS),
             ("mlp", MLPS),
@@ -145,28 +144,21 @@ class ViTConfig:
         check_number("norm_epsilon", self.norm_epsilon, above=0)
         for side, image, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
             if image % patch:
-                raise ValueError(
-                    f"patch_size: {patch} does not divide image_size {image} ({side}); "
-                    f"allowed: {', '.join(str(d) for d in range(1, image + 1) if image % d == 0)}"
-                )
+                raise ValueError(f"patch_size: received {patch}; allowed: the divisors of the image's {side}: {divisors(image)}")
             if self.stem == "conv" and (patch < 2 or patch & (patch - 1)):
-                raise ValueError(f"patch_size: received {patch}; the conv stem takes a power of 2 of at least 2")
+                raise ValueError(f"patch_size: received {patch}; allowed: powers of 2 from 2 on, with stem conv")
         if self.stem == "conv" and self.patch_size[0] != self.patch_size[1]:
-            raise ValueError(f"patch_size: received {self.patch_size}; the conv stem takes a square patch")
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"num_heads: {self.num_heads} does not divide width {self.width}; "
-                f"allowed: {', '.join(str(d) for d in range(1, self.width + 1) if self.width % d == 0)}"
-            )
+            raise ValueError(f"patch_size: received {self.patch_size}; allowed: a square, with stem conv")
+        check_heads(self.width, self.num_heads)
         check_position(self.position, self.width)
         if self.pool in ("cls", "cls_gap") and self.class_token is False:
-            raise ValueError(f"class_token: received False, but pool {self.pool!r} needs one; allowed: True or None")
+            raise ValueError(f"class_token: received False; allowed: True, None with pool {self.pool}")
         if self.distillation:
             for name, allowed in (("pool", "cls"), ("norm_after_pool", False), ("pre_logits_dim", 0)):
                 if getattr(self, name) != allowed:
-                    raise ValueError(f"{name}: received {getattr(self, name)!r}; with distillation allowed: {allowed!r}")
+                    raise ValueError(f"{name}: received {getattr(self, name)!r}; allowed: {allowed!r} with distillation")
             if not self.registers:
-                raise ValueError("registers: received 0; distillation needs one of at least 1, its token")
+                raise ValueError("registers: received 0; allowed: an integer of at least 1 with distillation")
 
     @classmethod
     def from_variant(cls, variant: str, **overrides) -> typing.Self:
@@ -203,7 +195,17 @@ class ViTConfig:
     @property
     def num_tokens(self) -> int:
         """Length N of the sequence: class token, registers and patches."""
-        return self.has_class_token + self.registers + self.num_patches
+        return self.num_prefix_tokens + self.num_patches
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens stand before the patches: class token and registers."""
+        return self.has_class_token + self.registers
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """How many prefix tokens have a position of their own; see `count_prefix_positions`."""
+        return count_prefix_positions(self.position, self.prefix_positions, self.has_class_token, self.registers)
 
     @property
     def merged_tokens(self) -> tuple[int, ...]:
@@ -220,7 +222,7 @@ class ViTConfig:
 
     @property
     def stem_widths(self) -> tuple[int, ...]:
-        """Channels behind each convolution of the conv stem: doubling, the last one `width`."""
+        """Channels after each convolution of the conv stem: doubling, `width` at last."""
         steps = int(math.log2(self.patch_size[0]))
         return tuple(max(self.width >> (steps - 1 - step), 1) for step in range(steps))
 
@@ -243,116 +245,23 @@ class ViTConfig:
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Path and shape of each weight of the model that `build_vit` makes, without building it."""
-        shapes, width, bias = {}, self.width, self.use_bias
-
-        def dense(name, inputs, units, bias):
-            shapes[f"{name}/kernel"] = (inputs, units)
-            if bias:
-                shapes[f"{name}/bias"] = (units,)
-
-        def norm(name, size):
-            shapes[f"{name}/gamma"] = shapes[f"{name}/beta"] = (size,)
-
-        def mlp(name):
-            dense(f"{name}/fc1", width, self.mlp_dim * (2 if self.mlp == "swiglu" else 1), bias)
-            dense(f"{name}/fc2", self.mlp_dim, width, bias)
-
-        patch_dim = math.prod(self.patch_size) * self.channels
-        if self.stem == "conv":
-            for index, (a, b) in enumerate(itertools.pairwise((self.channels, *self.stem_widths))):
-                shapes[f"stem/conv{index}/kernel"] = (3, 3, a, b)
-                if bias:
-                    shapes[f"stem/conv{index}/bias"] = (b,)
-            patch_dim = width
-        dense("encoder/projection", patch_dim, width, bias and not self.pre_norm)
-        if self.has_class_token:
-            shapes["encoder/class_token"] = (1, 1, width)
-        if self.registers:
-            shapes["encoder/register_tokens"] = (1, self.registers, width)
-        if self.position == "learned":
-            shapes["encoder/position"] = (1, self.num_prefix_positions + self.num_patches, width)
-        if self.pre_norm:
-            norm("pre_norm", width)
-        for block in (f"block_{index}" for index in range(self.depth)):
-            norm(f"{block}/norm1", width)
-            dense(f"{block}/attention/qkv", width, 3 * width, self.qkv_bias)
-            dense(f"{block}/attention/projection", width, width, bias)
-            if self.qk_norm:
-                norm(f"{block}/attention/q_norm", self.head_dim)
-                norm(f"{block}/attention/k_norm", self.head_dim)
-            norm(f"{block}/norm2", width)
-            mlp(f"{block}/mlp")
-            if self.layer_scale:
-                shapes[f"{block}/scale1/gamma"] = shapes[f"{block}/scale2/gamma"] = (width,)
-        norm("norm", self.pooled_dim if self.norm_after_pool else width)
-        if self.pool == "map":
-            shapes["pool/probe"] = (1, width)
-            dense("pool/query", width, width, self.qkv_bias)
-            dense("pool/key_value", width, 2 * width, self.qkv_bias)
-            dense("pool/projection", width, width, bias)
-            norm("pool/norm", width)
-            mlp("pool/mlp")
-        if self.pre_logits_dim:
-            dense("pre_logits", self.pooled_dim, self.pre_logits_dim, True)
-        if self.num_classes:
-            for head in ("head", "head_dist") if self.distillation else ("head",):
-                dense(head, self.pre_logits_dim or self.pooled_dim, self.num_classes, True)
-        return shapes
+        """Path and shape of each weight of the model that `build_vit` makes."""
+        return counts.weight_shapes(self)
 
     @property
     def num_params(self) -> int:
-        """Number of trainable parameters of the model that `build_vit` makes, counted without building it."""
-        return sum(math.prod(shape) for shape in self.weight_shapes.values())
-
-    @property
-    def num_prefix_positions(self) -> int:
-        """How many prefix tokens have a row of their own in the learned or 1-D position table."""
-        return {
-            "none": 0,
-            "class": int(self.has_class_token),
-            "all": self.has_class_token + self.registers,
-        }[self.prefix_positions]
+        """Number of trainable parameters of the model that `build_vit` makes."""
+        return counts.num_params(self)
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of one image's forward pass; a multiply-add counts as two.
-
-        Counts the matrix products and convolutions, as the papers do; norms, activations and softmax are left out.
-        """
-        return self._forward_flops(self.num_patches)
+        """Floating-point operations of one image's forward pass; see `counts.flops`."""
+        return counts.flops(self, self.num_patches)
 
     @property
     def training_flops(self) -> int:
-        """Those of one image in a training step, on the patches that `patch_dropout` leaves: three times a forward pass."""
-        return 3 * self._forward_flops(kept_patches(self.num_patches, self.patch_dropout))
-
-    def _forward_flops(self, patches):
-        width, tokens = self.width, self.has_class_token + self.registers + patches
-        gate = 2 if self.mlp == "swiglu" else 1
-        mlp = width * gate * self.mlp_dim + self.mlp_dim * width
-        blocks = 0
-        for merged in self.merged_tokens:
-            blocks += tokens * 4 * width * width + 2 * tokens * tokens * width + (tokens - merged) * mlp
-            tokens -= merged
-        embed = self.num_patches * math.prod(self.patch_size) * self.channels * width
-        if self.stem == "conv":
-            widths, pixels, embed = (self.channels, *self.stem_widths), math.prod(self.image_size), 0
-            for a, b in itertools.pairwise(widths):
-                pixels //= 4
-                embed += pixels * 9 * a * b
-            embed += self.num_patches * width * width
-        pool = 0
-        if self.pool == "map":
-            pool = 2 * width * width * (1 + tokens) + 2 * tokens * width + mlp
-        features = self.pooled_dim
-        head = features * self.pre_logits_dim + (self.pre_logits_dim or features) * self.num_classes * (1 + self.distillation)
-        return 2 * (embed + blocks + pool + head)
-
-
-def kept_patches(count: int, patch_dropout: float) -> int:
-    """How many of `count` patches are left while training, at least one."""
-    return max(1, round(count * (1 - patch_dropout)))
+        """FLOPs of one image's training step, on the patches that `patch_dropout` keeps: three times a forward pass."""
+        return counts.training_flops(self)
 
 
 def decode_variant(variant: str) -> dict:
@@ -363,9 +272,33 @@ def decode_variant(variant: str) -> dict:
     return {**VARIANTS[name], "patch_size": int(patch)}
 
 
+def count_prefix_positions(position: str, prefix_positions: str, class_token: bool, registers: int) -> int:
+    """How many rows at the front of the position table belong to prefix tokens.
+
+    Args:
+        position: Of `POSITIONS`; only learned and 1-D positions have rows for prefix tokens.
+        prefix_positions: Of `PREFIX_POSITIONS`.
+        class_token: Whether there is a class token.
+        registers: Number of registers.
+    """
+    if position in ("none", "sincos2d"):
+        return 0
+    return {"none": 0, "class": int(class_token), "all": class_token + registers}[prefix_positions]
+
+
 def check_position(position, width):
-    """Raises a ValueError unless fixed positions of this kind fill a token of this width."""
-    if position == "sincos2d" and width % 4:
-        raise ValueError(f"width: received {width}; sincos2d positions need a multiple of 4")
-    if position == "sincos1d" and width % 2:
-        raise ValueError(f"width: received {width}; sincos1d positions need an even number")
+    """Raises a ValueError unless this is a kind of positions, and fixed ones fill a token of this width."""
+    check_choice("position", position, POSITIONS)
+    multiple = {"sincos2d": 4, "sincos1d": 2}.get(position, 1)
+    if width % multiple:
+        raise ValueError(f"width: received {width}; allowed: multiples of {multiple} with position {position}")
+
+
+def check_heads(width, num_heads):
+    """Raises a ValueError unless the heads divide the width."""
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads: received {num_heads}; allowed: the divisors of width {width}: {divisors(width)}")
+
+
+def divisors(number):
+    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)

@@ -9,9 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vit.checks import as_pair, check_choice, check_int, check_number
+from keras_vit.checks import as_pair, check_choice
 from keras_vit.kernels.ops import activate, convolution, reshape, shape
-from keras_vit.model.config import DATA_FORMATS, POSITIONS, PREFIX_POSITIONS, check_position, kept_patches
+from keras_vit.model.config import DATA_FORMATS, PREFIX_POSITIONS, check_position, count_prefix_positions
+from keras_vit.model.counts import kept_patches
 from keras_vit.model.layers import Layer, register
 
 
@@ -20,7 +21,7 @@ class Patches(Layer):
     """Cuts images into flattened patches: (B, H, W, C) -> (B, N, P*P*C).
 
     Patches stand in row-major order and each is flattened as (row, column, channel), so that a convolution kernel
-    (P, P, C, D) reshapes to the kernel (P*P*C, D) of a dense layer behind this one. Images with the channels first,
+    (P, P, C, D) reshapes to the kernel (P*P*C, D) of a dense layer that follows. Images with the channels first,
     (B, C, H, W), give the same patches.
 
     Args:
@@ -31,12 +32,11 @@ class Patches(Layer):
         ValueError: If the patch size does not divide the image, or the image size is unknown.
     """
 
-    arguments = ("patch_size", "data_format")
-
     def __init__(self, patch_size, data_format=None, **kwargs):
         super().__init__(**kwargs)
-        self.patch_size = as_pair("patch_size", patch_size)
-        self.data_format = check_data_format(data_format)
+        patch_size = as_pair("patch_size", patch_size)
+        data_format = check_data_format(data_format)
+        self.keep(locals())
 
     def build(self, input_shape):
         # Here and not in `call`: JAX and PyTorch try a call with sizes made up for the unknown ones.
@@ -47,7 +47,7 @@ class Patches(Layer):
         height, width, channels = images.shape[1:]
         rows, columns = self.patch_size
         if height % rows or width % columns:
-            raise ValueError(f"patch_size: {self.patch_size} must divide the image; received {height} x {width} pixels")
+            raise ValueError(f"patch_size: received {self.patch_size}; allowed: divisors of the image, {height} x {width} pixels")
         x = ops.reshape(images, (-1, height // rows, rows, width // columns, columns, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))  # (B, H/P, W/P, P, P, C)
         return ops.reshape(x, (-1, (height // rows) * (width // columns), rows * columns * channels))
@@ -55,13 +55,13 @@ class Patches(Layer):
 
 @register
 class ConvStem(Layer):
-    """3x3 convolutions of stride 2 with GELU in the place of large patches: (B, H, W, C) -> (B, N, filters[-1]).
+    """3x3 convolutions of stride 2 with GELU instead of large patches: (B, H, W, C) -> (B, N, filters[-1]).
 
     Follows 'Early Convolutions Help Transformers See Better' (arXiv 2106.14881) without batch normalisation; the 1x1
     convolution at its end is the projection of `PatchEncoder`.
 
     Args:
-        filters: Channels behind each convolution; n of them divide the image's sides by 2^n.
+        filters: Channels after each convolution; n of them divide the image's sides by 2^n.
         use_bias: Whether the convolutions have a bias.
         data_format: `channels_last`, `channels_first` or None for Keras's default.
 
@@ -69,13 +69,11 @@ class ConvStem(Layer):
         ValueError: If the image size is unknown, or not a multiple of 2^n.
     """
 
-    arguments = ("filters", "use_bias", "data_format")
-
     def __init__(self, filters, use_bias=True, data_format=None, **kwargs):
         super().__init__(**kwargs)
-        self.filters = tuple(filters)
-        self.use_bias = use_bias
-        self.data_format = check_data_format(data_format)
+        filters = tuple(filters)
+        data_format = check_data_format(data_format)
+        self.keep(locals())
         self.convolutions = [
             keras.layers.Conv2D(
                 size,
@@ -96,8 +94,8 @@ class ConvStem(Layer):
         shape = (batch, *sides) if self.data_format == "channels_last" else (batch, *sides[1:], sides[0])
         if any(side % 2 ** len(self.filters) for side in shape[1:3]):
             raise ValueError(
-                f"filters: {len(self.filters)} convolutions take an image whose sides are multiples of "
-                f"{2 ** len(self.filters)}; received {shape[1]} x {shape[2]} pixels"
+                f"images: received {shape[1]} x {shape[2]} pixels; "
+                f"allowed: multiples of {2 ** len(self.filters)}, for {len(self.filters)} convolutions"
             )
         for layer in self.convolutions:
             layer.build(shape)
@@ -114,7 +112,7 @@ class ConvStem(Layer):
 class PatchEncoder(Layer):
     """Embeds patches and adds class token, registers and positions: (B, N', F) -> (B, N, D).
 
-    N = N' + class token + registers, which stand in this order in front of the patches.
+    N = N' + class token + registers; these stand before the patches, in this order.
 
     Args:
         width: Size D of a token.
@@ -126,17 +124,6 @@ class PatchEncoder(Layer):
         dropout: Rate of the dropout of the embedded tokens.
         use_bias: Whether the projection has a bias.
     """
-
-    arguments = (
-        "width",
-        "class_token",
-        "registers",
-        "position",
-        "prefix_positions",
-        "grid_size",
-        "dropout",
-        "use_bias",
-    )
 
     def __init__(
         self,
@@ -151,27 +138,13 @@ class PatchEncoder(Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_int("width", width, at_least=1)
-        check_int("registers", registers, at_least=0)
-        check_choice("position", position, POSITIONS)
         check_choice("prefix_positions", prefix_positions, PREFIX_POSITIONS)
         check_position(position, width)
-        self.width = width
-        self.class_token = class_token
-        self.registers = registers
-        self.position = position
-        self.prefix_positions = prefix_positions
-        self.grid_size = None if grid_size is None else as_pair("grid_size", grid_size)
-        self.dropout = dropout
-        self.use_bias = use_bias
+        grid_size = None if grid_size is None else as_pair("grid_size", grid_size)
+        self.keep(locals())
+        self.num_prefix_positions = count_prefix_positions(position, prefix_positions, class_token, registers)
         self.projection = self.dense(width, "projection", use_bias)
         self.embedding_dropout = self.drop(dropout, "dropout")
-
-    @property
-    def num_prefix_positions(self):
-        """How many prefix tokens have a position of their own."""
-        count = {"none": 0, "class": int(self.class_token), "all": self.class_token + self.registers}
-        return 0 if self.position in ("none", "sincos2d") else count[self.prefix_positions]
 
     def build(self, input_shape):
         patches = input_shape[1]
@@ -195,7 +168,7 @@ class PatchEncoder(Layer):
             side = math.isqrt(patches)
             grid_size = self.grid_size or (side, side)
             if math.prod(grid_size) != patches:
-                raise ValueError(f"grid_size: {self.grid_size} does not hold {patches} patches")
+                raise ValueError(f"grid_size: received {self.grid_size}; allowed: rows and columns of {patches} patches")
             self.position_embedding = sincos2d(*grid_size, self.width)[None]
 
     def call(self, patches):
@@ -222,23 +195,18 @@ class PatchEncoder(Layer):
 
 @register
 class PatchDropout(Layer):
-    """Leaves out patch tokens at random while training, others for each image: (B, N, D) -> (B, K, D) (arXiv 2208.07220).
+    """Drops patch tokens at random in training, redrawn per image and step: (B, N, D) -> (B, K, D) (arXiv 2208.07220).
 
-    K is the prefix and the patches that are left, at least one. Without training all N tokens pass.
+    K is the prefix and the patches kept, at least one. Outside training all N tokens pass.
 
     Args:
-        rate: Share of the patches that is left out, 0 to below 1.
-        num_prefix_tokens: Class token and registers in front of the patches, which all pass.
+        rate: Fraction of the patches that is dropped, 0 to below 1.
+        num_prefix_tokens: Class token and registers before the patches, which all pass.
     """
-
-    arguments = ("rate", "num_prefix_tokens")
 
     def __init__(self, rate, num_prefix_tokens=0, **kwargs):
         super().__init__(**kwargs)
-        check_number("rate", rate, at_least=0, below=1)
-        check_int("num_prefix_tokens", num_prefix_tokens, at_least=0)
-        self.rate = rate
-        self.num_prefix_tokens = num_prefix_tokens
+        self.keep(locals())
         self.seed_generator = keras.random.SeedGenerator()
 
     def call(self, x, training=None):

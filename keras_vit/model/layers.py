@@ -1,9 +1,14 @@
-"""The parts of a Vision Transformer (arXiv 2010.11929) as Keras layers, each usable on its own.
+"""What the layers of a Vision Transformer (arXiv 2010.11929) have in common, and the smallest of them.
 
-Shapes: B batch, H x W image, C channels, P patch, N tokens, D width, h heads, d = D / h, M hidden size of the MLP.
+Shapes: D width.
 """
 
+import functools
+import inspect
+import typing
+
 import keras
+from keras import ops
 
 from keras_vit.kernels.ops import layer_norm, linear
 
@@ -14,51 +19,94 @@ NO_DECAY = ("bias", "gamma", "beta", "class_token", "register_tokens", "position
 
 
 class Layer(keras.layers.Layer):
-    """A Keras layer whose `get_config` is its constructor's arguments, exactly: those listed in `arguments`."""
+    """A Keras layer whose constructor's arguments are its attributes, and with name, dtype and `trainable` its `get_config`."""
 
-    arguments = ()
+    @classmethod
+    @functools.cache
+    def arguments(cls) -> tuple[str, ...]:
+        """Names of the constructor's arguments, those of the base classes first."""
+        inherited = cls.__base__.arguments() if cls is not Layer else ()
+        own = inspect.signature(cls.__init__).parameters.values() if "__init__" in vars(cls) and cls is not Layer else ()
+        return (*inherited, *(p.name for p in own if p.name != "self" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)))
+
+    @classmethod
+    def of(cls, source, **settings) -> typing.Self:
+        """A layer that takes its arguments from the attributes of the same names of `source`, a layer or a `ViTConfig`.
+
+        Args:
+            source: What has the attributes; arguments that it does not have keep their defaults.
+            **settings: Arguments that win over those of `source`, and `name` and `dtype`.
+        """
+        return cls(**{name: getattr(source, name) for name in cls.arguments() if hasattr(source, name)} | settings)
+
+    def keep(self, values: dict) -> None:
+        """Makes attributes of the constructor's arguments, given as its `locals()`."""
+        for name in self.arguments():
+            if name in values:
+                setattr(self, name, values[name])
 
     def get_config(self):
-        return {**super().get_config(), **{name: getattr(self, name) for name in self.arguments}}
+        return {**super().get_config(), **{name: getattr(self, name) for name in self.arguments()}}
 
     def dense(self, units, name, use_bias=True, kernel_initializer="glorot_uniform"):
         return Dense(units, use_bias=use_bias, kernel_initializer=kernel_initializer, name=name, dtype=self.dtype_policy)
 
-    def norm(self, name, epsilon):
-        return LayerNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
-
-    def inner(self, layer, *args, **kwargs):
-        """What `layer(...)` gives, for a part of this layer that is built and has its dtype policy.
-
-        Without what Keras does around a call: under PyTorch a tenth of a millisecond, and a block has a dozen parts.
-        """
-        return layer(*args, **kwargs) if layer.quantization_mode else layer.call(*args, **kwargs)
-
-    def add(self, residual, layer, x, training):
-        """`residual` + what a dense layer gives, in one pass where the backend can; without a residual (None) the layer alone."""
-        if residual is None or layer.quantization_mode:
-            y = self.inner(layer, x, training=training)
-            return y if residual is None else residual + y
-        return layer.call(x, training=training, residual=residual)
+    def norm(self, name):
+        return LayerNormalization(epsilon=self.norm_epsilon, name=name, dtype=self.dtype_policy)
 
     def drop(self, rate, name, noise_shape=None):
         return keras.layers.Dropout(rate, noise_shape=noise_shape, name=name, dtype=self.dtype_policy)
 
+    def inner(self, layer, *args, **kwargs):
+        """Calls a built sublayer with this layer's dtype policy, without `__call__`'s overhead.
+
+        Under PyTorch that is a tenth of a millisecond, and a block has a dozen sublayers.
+        """
+        return layer(*args, **kwargs) if layer.quantization_mode else layer.call(*args, **kwargs)
+
+    def inner_sum(self, residual, layer, x, training):
+        """residual + layer(x) for a dense sublayer, in one pass where the backend can; layer(x) if `residual` is None."""
+        if layer.quantization_mode:
+            y = self.inner(layer, x, training=training)
+            return y if residual is None else residual + y
+        return layer.call(x, training=training, residual=residual)
+
 
 @register
 class Dense(keras.layers.Dense):
-    """Keras's dense layer without an activation, through `kernels.linear`."""
+    """Keras's dense layer without an activation, by `kernels.ops.linear`."""
 
     def call(self, x, training=None, residual=None):
         return linear(x, self.kernel, self.bias, training, residual)
 
     def quantize(self, mode=None, type_check=True, config=None):
-        super().quantize(mode, type_check=False, config=config)  # Keras quantises its own class alone unless told so
+        super().quantize(mode, type_check=False, config=config)  # Keras refuses classes other than its own by default
 
 
 @register
 class LayerNormalization(keras.layers.LayerNormalization):
-    """Keras's layer normalisation of the last axis, through `kernels.layer_norm`."""
+    """Keras's layer normalisation of the last axis, by `kernels.ops.layer_norm`."""
 
     def call(self, x, training=None):
         return layer_norm(x, self.gamma, self.beta, self.epsilon, training)
+
+
+@register
+class LayerScale(Layer):
+    """Multiplies each channel by a learned factor (arXiv 2103.17239): (..., D) -> (..., D).
+
+    Args:
+        initial_value: The factor before training.
+    """
+
+    def __init__(self, initial_value, **kwargs):
+        super().__init__(**kwargs)
+        self.keep(locals())
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        initializer = keras.initializers.Constant(self.initial_value)
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer=initializer, name="gamma")
+
+    def call(self, x):
+        return x * ops.cast(self.gamma, x.dtype)

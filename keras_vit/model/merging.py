@@ -3,14 +3,62 @@
 Shapes: B batch, N tokens, D width, d size of a key, r tokens that are merged.
 """
 
+import keras
 import numpy as np
 from keras import ops
 
+from keras_vit.checks import check_int
+from keras_vit.model.block import TransformerBlock
+from keras_vit.model.layers import register
+
+
+@register
+class MergingBlock(TransformerBlock):
+    """A transformer block that merges tokens between its two branches: tokens (B, N - r, D) and their sizes (B, N - r, 1).
+
+    Args:
+        merge_tokens: How many patch tokens are merged into the most similar ones, r; at most half of them.
+        num_prefix_tokens: Class token and registers at the front, which are not merged.
+        **kwargs: The arguments of `TransformerBlock`.
+    """
+
+    def __init__(self, *args, merge_tokens, num_prefix_tokens=0, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_int("merge_tokens", merge_tokens, at_least=0)
+        self.keep(locals())
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        patches = None if input_shape[1] is None else input_shape[1] - self.num_prefix_tokens
+        if patches is not None and 2 * self.merge_tokens > patches:
+            raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: half of the {patches} patch tokens at most")
+
+    def call(self, x, sizes=None, mask=None, training=None):
+        """Transforms tokens (B, N, D) that stand for `sizes` patches each, (B, N, 1); None = one. Takes no mask."""
+        if mask is not None:
+            raise ValueError("mask: received one; allowed: None in a block that merges tokens")
+        y, keys = self.branch(x, self.norm1, self.attend, training, sizes=sizes)
+        x = self.add(x, y, self.dropout1, self.scale1, self.drop_path1, training)
+        x, sizes = merge_tokens(x, sizes, keys, self.merge_tokens, self.num_prefix_tokens)  # (B, N - r, D), (B, N - r, 1)
+        y = self.branch(x, self.norm2, self.feed_forward.call, training)
+        x = self.add(x, y, self.dropout2, self.scale2, self.drop_path2, training)
+        return x, sizes
+
+    def attend(self, x, training, sizes, residual):
+        """The attention of tokens (B, N, D), and the keys (B, N, d) that similarity is measured by."""
+        qkv = self.attention.project(x, training)
+        return self.attention.mix(qkv, None, training, sizes, residual), self.attention.keys(qkv)
+
+    def compute_output_spec(self, x, sizes=None, mask=None, training=None):
+        batch, tokens, width = x.shape
+        tokens = tokens and tokens - self.merge_tokens
+        return tuple(keras.KerasTensor((batch, tokens, size), dtype=self.compute_dtype) for size in (width, 1))
+
 
 def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
-    """Merges the `count` patch tokens that are most like another one into that: (B, N, D) -> (B, N - r, D).
+    """Merges the `count` patch tokens that are most like another one into that one: (B, N, D) -> (B, N - r, D).
 
-    Bipartite soft matching (section 3 of the paper): patches stand alternately in two sets, each of the first finds the most
+    Bipartite soft matching (section 3 of the paper): patches go alternately into two sets, each of the first finds the most
     similar one of the second by the cosine of their keys, and the r most similar pairs become one token each: the mean, weighted
     by how many patches each stands for.
 
@@ -18,11 +66,11 @@ def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
         x: Tokens (B, N, D).
         sizes: How many patches each token stands for, (B, N, 1); None = one.
         keys: What similarity is measured by, (B, N, d).
-        count: Number of tokens r; half of the patch tokens where that is less, as behind patch dropout.
-        num_prefix_tokens: Class token and registers in front, which stay as they are.
+        count: Number of tokens r. At most half of the patch tokens present, which patch dropout makes fewer.
+        num_prefix_tokens: Class token and registers at the front, which stay as they are.
 
     Returns:
-        Tokens (B, N - r, D), the prefix in front, and their sizes (B, N - r, 1).
+        Tokens (B, N - r, D), the prefix at the front, and their sizes (B, N - r, 1).
     """
     start, width = num_prefix_tokens, x.shape[2]
     count = min(count, (x.shape[1] - start) // 2)
@@ -32,7 +80,7 @@ def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
     scores = ops.matmul(keys[:, ::2], ops.transpose(keys[:, 1::2], (0, 2, 1)))  # (B, first, second)
     # Comparisons and products where others gather and scatter: every export format has them, and they cost little beside a block.
     best, partners = ops.top_k(scores, 1)  # each (B, first, 1)
-    _, order = ops.top_k(best[:, :, 0], scores.shape[1])  # (B, first): the most similar in front
+    _, order = ops.top_k(best[:, :, 0], scores.shape[1])  # (B, first): the most similar at the front
     first, second = (ops.convert_to_tensor(np.arange(size), order.dtype) for size in scores.shape[1:])
     sort = ops.cast(ops.expand_dims(order, 2) == first, x.dtype)  # (B, first, first)
     pairs = ops.cast(partners == second, x.dtype)  # (B, first, second)

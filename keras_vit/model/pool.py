@@ -5,10 +5,12 @@ Shapes: B batch, N tokens, D width, h heads, d = D / h.
 
 from keras import ops
 
-from keras_vit.checks import check_choice, check_int
-from keras_vit.model.attention import attend, check_heads, split_glorot_uniform
-from keras_vit.model.block import MLP
+from keras_vit.checks import check_choice
+from keras_vit.kernels.ops import attend, reshape, shape, split_heads
+from keras_vit.model.attention import key_bias, split_glorot_uniform
+from keras_vit.model.config import check_heads
 from keras_vit.model.layers import Layer, register
+from keras_vit.model.mlp import MLP
 
 
 @register
@@ -17,26 +19,21 @@ class Pooling(Layer):
 
     Args:
         kind: `cls` (one token), `gap` (the mean of all but the first `num_prefix_tokens`) or `cls_gap`.
-        num_prefix_tokens: Class token and registers in front of the patches.
+        num_prefix_tokens: Class token and registers before the patches.
         token: Which token `cls` takes: 0 is the class token, 1 the first register.
     """
-
-    arguments = ("kind", "num_prefix_tokens", "token")
 
     def __init__(self, kind, num_prefix_tokens=0, token=0, **kwargs):
         super().__init__(**kwargs)
         check_choice("kind", kind, ("cls", "gap", "cls_gap"))
-        check_int("token", token, at_least=0)
+        self.keep(locals())
         self.supports_masking = True
-        self.kind = kind
-        self.num_prefix_tokens = num_prefix_tokens
-        self.token = token
 
     def compute_mask(self, x, previous_mask=None):
         return None  # tokens end here
 
     def call(self, x, mask=None, sizes=None):
-        """Pools tokens (B, N, D); a `mask` (B, N) is True for those that count towards the mean, `sizes` (B, N, 1) how much."""
+        """Pools tokens (B, N, D). A `mask` (B, N) is True for those that count in the mean; `sizes` (B, N, 1) say how much."""
         if self.kind == "cls":
             return x[:, self.token]
         if sizes is None and mask is not None:
@@ -69,24 +66,16 @@ class AttentionPooling(Layer):
         use_bias: Whether the other dense layers have a bias.
     """
 
-    arguments = ("width", "num_heads", "mlp_dim", "mlp", "norm_epsilon", "qkv_bias", "use_bias")
-
     def __init__(self, width, num_heads, mlp_dim, mlp="gelu", norm_epsilon=1e-6, qkv_bias=True, use_bias=True, **kwargs):
         super().__init__(**kwargs)
         check_heads(width, num_heads)
+        self.keep(locals())
         self.supports_masking = True
-        self.width = width
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.mlp = mlp
-        self.norm_epsilon = norm_epsilon
-        self.qkv_bias = qkv_bias
-        self.use_bias = use_bias
         self.query = self.dense(width, "query", qkv_bias)
         self.key_value = self.dense(2 * width, "key_value", qkv_bias, split_glorot_uniform(2))
         self.projection = self.dense(width, "projection", use_bias)
-        self.mlp_norm = self.norm("norm", norm_epsilon)
-        self.feed_forward = MLP(width, mlp_dim, mlp, use_bias=use_bias, name="mlp", dtype=self.dtype_policy)
+        self.mlp_norm = self.norm("norm")
+        self.feed_forward = MLP.of(self, name="mlp", dtype=self.dtype_policy)
 
     def build(self, input_shape):
         self.probe = self.add_weight(shape=(1, self.width), initializer="glorot_uniform", name="probe")
@@ -98,14 +87,12 @@ class AttentionPooling(Layer):
 
     def call(self, x, mask=None, training=None, sizes=None):
         """Pools tokens (B, N, D); a `mask` (B, N) is True for those to attend to, `sizes` as in `Attention.call`."""
-        tokens, head_dim = ops.shape(x)[1], self.width // self.num_heads
+        head_dim = self.width // self.num_heads
         q = self.inner(self.query, ops.cast(self.probe, x.dtype), training=training)
-        q = ops.reshape(q, (1, self.num_heads, 1, head_dim))
-        q = ops.broadcast_to(q, (ops.shape(x)[0], self.num_heads, 1, head_dim))  # (B, h, 1, d)
-        kv = self.inner(self.key_value, ops.reshape(x, (-1, x.shape[2])), training=training)  # (B*N, 2D)
-        kv = ops.reshape(kv, (-1, tokens, 2, self.num_heads, head_dim))
-        k, v = ops.unstack(ops.transpose(kv, (2, 0, 3, 1, 4)), 2)  # each (B, h, N, d)
-        bias = None if sizes is None else ops.expand_dims(ops.transpose(ops.log(sizes), (0, 2, 1)), 1)  # (B, 1, 1, N)
-        y, _ = attend(q, k, v, mask, bias=bias)  # (B, h, 1, d)
-        y = self.inner(self.projection, ops.reshape(y, (-1, self.width)), training=training)  # (B, D)
+        q = reshape(q, (1, self.num_heads, 1, head_dim))
+        q = ops.broadcast_to(q, (shape(x)[0], self.num_heads, 1, head_dim))  # (B, h, 1, d)
+        kv = self.inner(self.key_value, reshape(x, (-1, x.shape[2])), training=training)  # (B·N, 2D)
+        k, v = split_heads(reshape(kv, (-1, shape(x)[1], 2 * self.width)), self.num_heads, parts=2)  # each (B, h, N, d)
+        y = reshape(attend(q, k, v, mask, key_bias(sizes)), (-1, self.width))  # (B, D)
+        y = self.inner(self.projection, y, training=training)
         return y + self.inner(self.feed_forward, self.inner(self.mlp_norm, y, training=training), training=training)

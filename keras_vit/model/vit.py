@@ -1,4 +1,7 @@
-"""The Vision Transformer of a `ViTConfig` as a functional Keras model."""
+"""The Vision Transformer of a `ViTConfig` as a functional Keras model.
+
+Shapes: B batch, H x W image, C channels, N' patches, N tokens, F features of a patch, D width.
+"""
 
 import dataclasses
 
@@ -8,6 +11,7 @@ from keras_vit.model.block import TransformerBlock
 from keras_vit.model.config import ViTConfig
 from keras_vit.model.embed import ConvStem, PatchDropout, PatchEncoder, Patches
 from keras_vit.model.layers import LayerNormalization, register
+from keras_vit.model.merging import MergingBlock
 from keras_vit.model.pool import AttentionPooling, Pooling
 from keras_vit.private.keras import flatten_layers
 
@@ -29,70 +33,11 @@ class ViT(keras.Model):
             raise ValueError(f"config: received {type(config).__name__}; allowed: a ViTConfig")
         policies = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         dtype = getattr(policies, "default_policy", policies)
-        common = {"qkv_bias": config.qkv_bias, "use_bias": config.use_bias, "norm_epsilon": config.norm_epsilon}
         images = keras.Input(config.image_shape, name="images")  # (B, H, W, C)
-        if config.stem == "conv":
-            stem = ConvStem(config.stem_widths, config.use_bias, config.data_format, name="stem", dtype=dtype)
-        else:
-            stem = Patches(config.patch_size, config.data_format, name="stem", dtype=dtype)
-        x = PatchEncoder(
-            config.width,
-            class_token=config.has_class_token,
-            registers=config.registers,
-            position=config.position,
-            prefix_positions=config.prefix_positions,
-            grid_size=config.grid_size,
-            dropout=config.dropout,
-            use_bias=config.use_bias and not config.pre_norm,
-            name="encoder",
-            dtype=dtype,
-        )(stem(images))  # (B, N, D)
-        if config.patch_dropout:
-            prefix = config.has_class_token + config.registers
-            x = PatchDropout(config.patch_dropout, prefix, name="patch_dropout", dtype=dtype)(x)
-        norms = {"epsilon": config.norm_epsilon, "dtype": dtype}
-        if config.pre_norm:
-            x = LayerNormalization(name="pre_norm", **norms)(x)
-        sizes = None
-        for index, (drop_path, merged) in enumerate(zip(config.drop_path_rates, config.merged_tokens, strict=True)):
-            block = TransformerBlock(
-                config.width,
-                config.num_heads,
-                config.mlp_dim,
-                mlp=config.mlp,
-                dropout=config.dropout,
-                attention_dropout=config.attention_dropout,
-                drop_path=drop_path,
-                layer_scale=config.layer_scale,
-                qk_norm=config.qk_norm,
-                merge_tokens=merged,
-                num_prefix_tokens=config.has_class_token + config.registers,
-                name=f"block_{index}",
-                dtype=dtype,
-                **common,
-            )
-            x = block(x) if sizes is None else block(x, sizes=sizes)
-            x, sizes = x if merged else (x, sizes)
-        norm = LayerNormalization(name="norm", **norms)
-        prefix = config.has_class_token + config.registers
-        if config.pool == "map":
-            pool = AttentionPooling(
-                config.width, config.num_heads, config.mlp_dim, mlp=config.mlp, name="pool", dtype=dtype, **common
-            )
-        else:
-            pool = Pooling(config.pool, prefix, name="pool", dtype=dtype)
-        tokens = x if config.norm_after_pool else norm(x)  # (B, N, D)
-        x = pool(tokens) if sizes is None else pool(tokens, sizes=sizes)  # (B, D)
-        x = norm(x) if config.norm_after_pool else x
-        if config.pre_logits_dim:
-            x = keras.layers.Dense(config.pre_logits_dim, activation="tanh", name="pre_logits", dtype=dtype)(x)
-        if config.num_classes:
-            x = make_head(config, "head")(x)
-        if config.distillation:
-            y = Pooling("cls", prefix, token=1, name="pool_dist", dtype=dtype)(tokens)
-            y = make_head(config, "head_dist")(y) if config.num_classes else y
-            x = keras.layers.Average(name="average", dtype=x.dtype)([x, y])
-        super().__init__(inputs=images, outputs=x, name=name)
+        x = embed(config, images, dtype)  # (B, N, D)
+        x, sizes = transform(config, x, dtype)  # (B, N, D); (B, N, 1) if tokens are merged
+        outputs = classify(config, x, sizes, dtype)  # (B, num_classes)
+        super().__init__(inputs=images, outputs=outputs, name=name)
         self.config = config
         self.dtype_policy = dtype
         if policies is not dtype:  # a map of the layers that are quantised; Keras cannot save a layer that is given the map itself
@@ -110,6 +55,60 @@ class ViT(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**{**config, "config": ViTConfig(**config["config"])})
+
+
+def embed(config, images, dtype):
+    """Images (B, H, W, C) to tokens (B, N, D)."""
+    if config.stem == "conv":
+        stem = ConvStem.of(config, filters=config.stem_widths, name="stem", dtype=dtype)
+    else:
+        stem = Patches.of(config, name="stem", dtype=dtype)
+    encoder = PatchEncoder.of(
+        config,
+        class_token=config.has_class_token,
+        use_bias=config.use_bias and not config.pre_norm,
+        name="encoder",
+        dtype=dtype,
+    )
+    x = encoder(stem(images))  # (B, N, D)
+    if config.patch_dropout:
+        x = PatchDropout.of(config, rate=config.patch_dropout, name="patch_dropout", dtype=dtype)(x)
+    if config.pre_norm:
+        x = LayerNormalization(epsilon=config.norm_epsilon, name="pre_norm", dtype=dtype)(x)
+    return x
+
+
+def transform(config, x, dtype):
+    """Tokens (B, N, D) through the blocks, and their sizes (B, N, 1); None where no tokens are merged."""
+    sizes = None
+    for index, (drop_path, merged) in enumerate(zip(config.drop_path_rates, config.merged_tokens, strict=True)):
+        settings = {"drop_path": drop_path, "name": f"block_{index}", "dtype": dtype}
+        if config.merge_tokens:
+            x, sizes = MergingBlock.of(config, merge_tokens=merged, **settings)(x, sizes)
+        else:
+            x = TransformerBlock.of(config, **settings)(x)
+    return x, sizes
+
+
+def classify(config, x, sizes, dtype):
+    """Tokens (B, N, D) and their sizes to logits (B, num_classes)."""
+    norm = LayerNormalization(epsilon=config.norm_epsilon, name="norm", dtype=dtype)
+    if config.pool == "map":
+        pool = AttentionPooling.of(config, name="pool", dtype=dtype)
+    else:
+        pool = Pooling.of(config, kind=config.pool, name="pool", dtype=dtype)
+    tokens = x if config.norm_after_pool else norm(x)  # (B, N, D)
+    x = pool(tokens, sizes=sizes)  # (B, D)
+    x = norm(x) if config.norm_after_pool else x
+    if config.pre_logits_dim:
+        x = keras.layers.Dense(config.pre_logits_dim, activation="tanh", name="pre_logits", dtype=dtype)(x)
+    if config.num_classes:
+        x = make_head(config, "head")(x)
+    if config.distillation:
+        y = Pooling.of(config, kind="cls", token=1, name="pool_dist", dtype=dtype)(tokens)
+        y = make_head(config, "head_dist")(y) if config.num_classes else y
+        x = keras.layers.Average(name="average", dtype=x.dtype)([x, y])
+    return x
 
 
 def make_head(config, name):
@@ -143,46 +142,3 @@ def merging_model(model: ViT, count: int) -> ViT:
     copy = ViT(dataclasses.replace(model.config, merge_tokens=count), name=model.name, dtype=model.dtype_policy)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def features(model: ViT, names: str | list[str]) -> keras.Model:
-    """A model that gives the named intermediates of a `ViT`, sharing its weights.
-
-    Args:
-        model: A `ViT`.
-        names: One name or a list: a layer of the model (`encoder`, `block_3`, `norm`, `pool`, `pre_logits`, `head`),
-            or `block_3/attention` for that block's attention weights (B, h, N, N).
-
-    Returns:
-        A functional model from images to a dictionary of the named tensors. It is a view of `model`: save that one.
-
-    Raises:
-        ValueError: For a name that the model does not have, listing those it has.
-    """
-    names = [names] if isinstance(names, str) else list(names)
-    known = [layer.name for layer in model.layers[1:]]
-    known += [f"{name}/attention" for name in known if name.startswith("block_")]
-    outputs = {}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"names: received {name!r}; allowed: {', '.join(known)}")
-        layer_name, _, attention = name.partition("/")
-        layer = model.get_layer(layer_name)
-        scores = AttentionScores(layer, name=f"{layer_name}_attention") if attention else None
-        # A block that merges tokens has their sizes beside them.
-        outputs[name] = scores(*keras.tree.flatten(layer.input)) if attention else keras.tree.flatten(layer.output)[0]
-    return keras.Model(model.input, outputs, name=f"{model.name}_features")
-
-
-class AttentionScores(keras.layers.Layer):
-    """The attention weights (B, h, N, N) of a block for the tokens (B, N, D) that it gets; has no weights of its own.
-
-    Keras counts a layer's outputs once, at its first call, so that the block itself cannot be called again for more.
-    """
-
-    def __init__(self, block, **kwargs):
-        super().__init__(dtype=block.dtype_policy, **kwargs)
-        self.block = block
-
-    def call(self, x, sizes=None):
-        return self.block(x, return_attention_scores=True, sizes=sizes)[1]

@@ -20,7 +20,7 @@ def place_prefix(config: ViTConfig, weights: dict, wanted: str) -> tuple[ViTConf
     """
     weights = dict(weights)
     tokens = [name for name in ("encoder/class_token", "encoder/register_tokens") if name in weights]
-    before = config.num_prefix_positions if config.position != "sincos2d" else 0
+    before = config.num_prefix_positions
     config = dataclasses.replace(config, position="learned", prefix_positions=wanted)
     table, after = weights["encoder/position"], config.num_prefix_positions
     if before != after:

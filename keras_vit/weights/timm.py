@@ -303,7 +303,7 @@ def describe(config: ViTConfig) -> tuple[str, dict]:
     }
     if config.position == "none":
         args["pos_embed"] = "none"
-    if config.pool == "map" and (config.has_class_token or config.registers):
+    if config.pool == "map" and config.num_prefix_tokens:
         args["pool_include_prefix"] = True
     if config.mlp == "swiglu":
         return "vit_giant_patch14_dinov2", args
@@ -321,9 +321,8 @@ def save_timm(config: ViTConfig, weights: dict, path: Path, mean: list, std: lis
     """Writes a folder for `timm.create_model("local-dir:PATH")`, or one file where `path` ends in .safetensors."""
     if config.position != "none":
         # In timm all prefix tokens have positions, or none has.
-        some = config.prefix_positions != "none" and config.position != "sincos2d" and config.num_prefix_positions
-        whole = config.num_prefix_positions == config.has_class_token + config.registers
-        config, weights = place_prefix(config, weights, "none" if not (some and whole) else "all")
+        all_have = 0 < config.num_prefix_positions == config.num_prefix_tokens
+        config, weights = place_prefix(config, weights, "all" if all_have else "none")
         if config.distillation and not config.num_prefix_positions:
             config, weights = place_prefix(config, weights, "all")
     architecture, args = describe(config)

@@ -1,0 +1,110 @@
+"""What a `ViTConfig` costs, counted without building the model: weights and floating-point operations."""
+
+import itertools
+import math
+
+
+def weight_shapes(config) -> dict[str, tuple[int, ...]]:
+    """Path and shape of each weight of the model that `build_vit` makes."""
+    shapes, width, bias = {}, config.width, config.use_bias
+
+    def dense(name, inputs, units, bias):
+        shapes[f"{name}/kernel"] = (inputs, units)
+        if bias:
+            shapes[f"{name}/bias"] = (units,)
+
+    def norm(name, size):
+        shapes[f"{name}/gamma"] = shapes[f"{name}/beta"] = (size,)
+
+    def mlp(name):
+        dense(f"{name}/fc1", width, config.mlp_dim * (2 if config.mlp == "swiglu" else 1), bias)
+        dense(f"{name}/fc2", config.mlp_dim, width, bias)
+
+    patch_dim = math.prod(config.patch_size) * config.channels
+    if config.stem == "conv":
+        for index, (a, b) in enumerate(itertools.pairwise((config.channels, *config.stem_widths))):
+            shapes[f"stem/conv{index}/kernel"] = (3, 3, a, b)
+            if bias:
+                shapes[f"stem/conv{index}/bias"] = (b,)
+        patch_dim = width
+    dense("encoder/projection", patch_dim, width, bias and not config.pre_norm)
+    if config.has_class_token:
+        shapes["encoder/class_token"] = (1, 1, width)
+    if config.registers:
+        shapes["encoder/register_tokens"] = (1, config.registers, width)
+    if config.position == "learned":
+        shapes["encoder/position"] = (1, config.num_prefix_positions + config.num_patches, width)
+    if config.pre_norm:
+        norm("pre_norm", width)
+    for block in (f"block_{index}" for index in range(config.depth)):
+        norm(f"{block}/norm1", width)
+        dense(f"{block}/attention/qkv", width, 3 * width, config.qkv_bias)
+        dense(f"{block}/attention/projection", width, width, bias)
+        if config.qk_norm:
+            norm(f"{block}/attention/q_norm", config.head_dim)
+            norm(f"{block}/attention/k_norm", config.head_dim)
+        norm(f"{block}/norm2", width)
+        mlp(f"{block}/mlp")
+        if config.layer_scale:
+            shapes[f"{block}/scale1/gamma"] = shapes[f"{block}/scale2/gamma"] = (width,)
+    norm("norm", config.pooled_dim if config.norm_after_pool else width)
+    if config.pool == "map":
+        shapes["pool/probe"] = (1, width)
+        dense("pool/query", width, width, config.qkv_bias)
+        dense("pool/key_value", width, 2 * width, config.qkv_bias)
+        dense("pool/projection", width, width, bias)
+        norm("pool/norm", width)
+        mlp("pool/mlp")
+    if config.pre_logits_dim:
+        dense("pre_logits", config.pooled_dim, config.pre_logits_dim, True)
+    if config.num_classes:
+        for head in ("head", "head_dist") if config.distillation else ("head",):
+            dense(head, config.pre_logits_dim or config.pooled_dim, config.num_classes, True)
+    return shapes
+
+
+def num_params(config) -> int:
+    """Number of trainable parameters."""
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+
+
+def flops(config, patches: int) -> int:
+    """Floating-point operations of one image's forward pass; a multiply-add counts as two.
+
+    Counts the matrix products and convolutions, as the papers do; norms, activations and softmax are left out.
+
+    Args:
+        config: A `ViTConfig`.
+        patches: How many patches the blocks get.
+    """
+    width, tokens = config.width, config.num_prefix_tokens + patches
+    gate = 2 if config.mlp == "swiglu" else 1
+    mlp = width * gate * config.mlp_dim + config.mlp_dim * width
+    blocks = 0
+    for merged in config.merged_tokens:
+        blocks += tokens * 4 * width * width + 2 * tokens * tokens * width + (tokens - merged) * mlp
+        tokens -= merged
+    embed = config.num_patches * math.prod(config.patch_size) * config.channels * width
+    if config.stem == "conv":
+        widths, pixels, embed = (config.channels, *config.stem_widths), math.prod(config.image_size), 0
+        for a, b in itertools.pairwise(widths):
+            pixels //= 4
+            embed += pixels * 9 * a * b
+        embed += config.num_patches * width * width
+    pool = 0
+    if config.pool == "map":
+        pool = 2 * width * width * (1 + tokens) + 2 * tokens * width + mlp
+    features = config.pooled_dim
+    head = features * config.pre_logits_dim
+    head += (config.pre_logits_dim or features) * config.num_classes * (1 + config.distillation)
+    return 2 * (embed + blocks + pool + head)
+
+
+def training_flops(config) -> int:
+    """FLOPs of one image's training step, on the patches that `patch_dropout` keeps: three times a forward pass."""
+    return 3 * flops(config, kept_patches(config.num_patches, config.patch_dropout))
+
+
+def kept_patches(count: int, patch_dropout: float) -> int:
+    """How many of `count` patches training keeps, at least one."""
+    return max(1, round(count * (1 - patch_dropout)))
