@@ -425,7 +425,7 @@ def test_a_run_brings_normalisation_and_images(tmp_path, faked):
 
 
 def test_a_run_without_its_data_is_compared_on_photographs(tmp_path, faked):
-    recipe = load_recipe("digits", data="folder:/no/such/folder", model={"image_size": 8, "channels": 3, "num_classes": 10})
+    recipe = load_recipe("digits", data="folder:/no/such/folder", model={"image_size": 8, "channels": 3})
     run = RunFolder.create(tmp_path / "run", recipe)
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, num_heads=2, mlp_dim=12, num_classes=10)
     run.write_model(randomise(build_vit(config)))

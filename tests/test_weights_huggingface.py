@@ -189,7 +189,7 @@ def shards(tmp_path_factory):
         ({"num_hidden_layers": 3}, "num_hidden_layers: received 3; allowed: 2, as the tensors have"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: received 1000000000; allowed: 2, as the tensors have"),
         ({"intermediate_size": 32}, "! vit.encoder.layer.0.intermediate.dense.weight (40, 24), expected (32, 24)"),
-        ({"num_attention_heads": 5}, "num_heads: 5 does not divide width 24"),
+        ({"num_attention_heads": 5}, "num_heads: received 5; allowed: the divisors of width 24"),
         ({"image_size": 64}, "! vit.embeddings.position_embeddings (1, 17, 24), expected (1, 65, 24)"),
         ({"patch_size": [8, "x"]}, "patch_size: received [8, 'x']"),
         ({"hidden_act": "relu"}, "hidden_act: received 'relu'; allowed: gelu"),

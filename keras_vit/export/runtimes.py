@@ -263,15 +263,15 @@ def load_keras(folder, report, threads):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     import keras
 
-    import keras_vit
+    from keras_vit.images import normalize
+    from keras_vit.model.vit import ViT
 
     model = keras.saving.load_model(folder / FILES["keras"], compile=False)
-    assert isinstance(model, keras_vit.ViT)
+    if not isinstance(model, ViT):
+        raise ValueError(f"{FILES['keras']}: received a {type(model).__name__}; allowed: a ViT")
 
     def run(images):
         if images.dtype == np.uint8:
-            from keras_vit.images import normalize
-
             images = normalize(images, report["mean"], report["std"])
             if report["data_format"] == "channels_first":
                 images = images.transpose(0, 3, 1, 2)
