@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vit.data import sources
+from keras_vit.data import arrays, decode, network, store, tfds
+from keras_vit.data import folder as class_folders
 from keras_vit.data.augment import AugmentConfig
-from keras_vit.data.dataset import Split, evaluation_batches, load_data, training_batch, training_batches
+from keras_vit.data.batches import evaluation_batches, training_batch, training_batches
+from keras_vit.data.dataset import Split, load_data
+from keras_vit.data.decode import read_image
+from keras_vit.files import partial_prefix
 from keras_vit.images import normalize
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
@@ -148,12 +152,12 @@ def test_threads_end_with_the_stream():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": COUNT + 1}, "batch_size must be from 1 to the 26"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"seed": -1}, "seed must be"),
-        ({"mean": (0.5, 0.5)}, "mean must be"),
-        ({"std": 0}, "std must be"),
-        ({"pipeline": "queue"}, "pipeline must be"),
+        ({"batch_size": COUNT + 1}, "^batch_size: received 27; allowed: at most 26, the training images"),
+        ({"batch_size": 0}, "^batch_size: received 0; allowed: an integer of at least 1"),
+        ({"seed": -1}, r"^seed: received -1; allowed: an integer from 0 to 2\^32 - 1"),
+        ({"mean": (0.5, 0.5)}, r"^mean: received \(0.5, 0.5\); allowed: a number, or one for each of 3 channels"),
+        ({"std": 0}, "^std: received 0; allowed: a number above 0, or one for each of 3 channels"),
+        ({"pipeline": "queue"}, "^pipeline: received 'queue'; allowed: None, tf.data, PyDataset"),
     ],
 )
 def test_wrong_stream_arguments_are_named(changes, message):
@@ -204,7 +208,7 @@ def test_splits_are_stratified_disjoint_and_by_seed():
     assert load(validation=0).validation is None
     assert len(load(validation=7).validation) == 7
     for wrong in (1.0, -1, 1438, 1435, True, "10%"):
-        with pytest.raises(ValueError, match="validation"):
+        with pytest.raises(ValueError, match=r"^validation: received .*; allowed: "):
             load(validation=wrong)
 
 
@@ -240,20 +244,23 @@ def test_arrays(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y_train": None}, "has no 'y_train'. Received: .'x_train'."),
-        ({"x_train": None, "y_train": None}, "has no 'x_train'"),
-        ({"x_test": np.zeros((3, 6, 7), np.uint8)}, "has no 'y_test'"),
-        ({"x_train": np.zeros((40, 6), np.uint8)}, "x_train must be .N, H, W."),
-        ({"x_train": np.zeros((40, 6, 7, 2), np.uint8)}, "x_train must be"),
-        ({"x_train": np.full((40, 6, 7), 2.0)}, "x_train must be uint8, or float from 0 to 1. Received: float64 from 2.0"),
-        ({"x_train": np.full((40, 6, 7), np.nan)}, "x_train must be uint8, or float"),
-        ({"x_train": np.zeros((40, 6, 7), np.int32)}, "Received: int32"),
+        ({"y_train": None}, "^y_train: received none in '.*wrong.npz', which has x_train; allowed: an array"),
+        ({"x_train": None, "y_train": None}, "^x_train: received none"),
+        ({"x_test": np.zeros((3, 6, 7), np.uint8)}, "^y_test: received none"),
+        ({"x_train": np.zeros((40, 6), np.uint8)}, r"^x_train: received shape \(40, 6\); allowed: \(N, H, W\)"),
+        ({"x_train": np.zeros((40, 6, 7, 2), np.uint8)}, "^x_train: received shape"),
+        ({"x_train": np.full((40, 6, 7), 2.0)}, "^x_train: received float64 from 2.0 to 2.0; allowed: uint8, or float from 0 to 1"),
+        ({"x_train": np.full((40, 6, 7), np.nan)}, "^x_train: received float64 from nan"),
+        ({"x_train": np.zeros((40, 6, 7), np.int32)}, "^x_train: received int32; allowed: uint8, or float"),
         ({"x_train": np.array([None] * 40)}, "allow_pickle=False"),
-        ({"y_train": np.arange(39)}, "40 images and y_train 39 labels"),
-        ({"y_train": np.arange(40) - 1}, "y_train must be whole numbers"),
-        ({"y_train": np.ones(40)}, "y_train must be whole numbers"),
-        ({"y_train": np.zeros(40, int)}, "at least two classes are needed. Received: '0' only"),
-        ({"x_test": np.zeros((2, 6, 7), np.uint8), "y_test": np.array([1, 9])}, "test has label 9; allowed are 0 to 3"),
+        ({"y_train": np.arange(39)}, "^y_train: received 39 labels; allowed: 40, the images of x_train"),
+        ({"y_train": np.arange(40) - 1}, "^y_train: received .*; allowed: whole numbers"),
+        ({"y_train": np.ones(40)}, "^y_train: received .*; allowed: whole numbers"),
+        ({"y_train": np.zeros(40, int)}, "^data: received 'arrays:.*' with class '0' alone; allowed: two classes or more"),
+        (
+            {"x_test": np.zeros((2, 6, 7), np.uint8), "y_test": np.array([1, 9])},
+            "^data: received label 9 in test of .*; allowed: 0 to 3",
+        ),
     ],
 )
 def test_wrong_arrays(tmp_path, changes, message):
@@ -263,20 +270,22 @@ def test_wrong_arrays(tmp_path, changes, message):
 
 
 def test_arrays_that_are_none(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match=r"^data: received 'arrays:.*none.npz': there is no such file; allowed: arrays:FILE.npz"):
         load_data(f"arrays:{tmp_path}/none.npz", image_size=8)
     (tmp_path / "text.npz").write_text("not a zip")
-    with pytest.raises(ValueError, match=r"cannot read .*text.npz"):
+    with pytest.raises(ValueError, match=r"^data: received 'arrays:.*text.npz', which cannot be read"):
         load_data(f"arrays:{tmp_path}/text.npz", image_size=8)
     name = save(tmp_path / "big.npz", **grey_arrays())
-    monkeypatch.setattr(sources, "_memory_limit", lambda: 1000)
-    with pytest.raises(ValueError, match="the limit is a third of the free memory"):
+    monkeypatch.setattr(arrays, "memory_limit", lambda: 1000)
+    with pytest.raises(
+        ValueError, match=r"^data: received 'arrays:.*big.npz' of 2,\d+ bytes; allowed: a third of the free memory, 1,000"
+    ):
         load_data(name, image_size=8)
 
 
 @pytest.mark.parametrize("wrong", [{"image_size": 0}, {"image_size": 8, "channels": 4}, {"image_size": 8, "seed": -1}])
 def test_wrong_load_arguments(wrong):
-    with pytest.raises(ValueError, match="Received"):
+    with pytest.raises(ValueError, match=r"^(image_size|channels|seed): received .*; allowed: "):
         load_data("digits", **wrong)
 
 
@@ -326,7 +335,7 @@ def test_folder_with_its_own_parts(folder, tmp_path):
     assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 2, 3]
     assert any("validation images are used as test images" in note for note in data.notes)
     (root / "val" / "café noir").rename(root / "val" / "chat")
-    with pytest.raises(ValueError, match=r"chat' is not a class of train. Allowed: café noir"):
+    with pytest.raises(ValueError, match=r"received the class folder '.*chat'; allowed, as in train: café noir, "):
         load_data(f"folder:{root}", image_size=16)
 
 
@@ -337,17 +346,17 @@ def test_folders_of_parts_are_told_from_classes(folder, tmp_path):
     picture(seed=78).save(folder / "Train" / "1.png")
     data = load_data(f"folder:{folder}", image_size=16)
     assert data.class_names == ["Train", "café noir", "東京 タワー"]
-    assert "no class, as there is no image for it: nothing" in data.notes
+    assert "ignored folders without images: nothing" in data.notes
     root = tmp_path / "parts"
     root.mkdir()
     folder.rename(root / "Testing")
-    with pytest.raises(ValueError, match="class folders in Testing but no folder 'train'"):
+    with pytest.raises(ValueError, match="with class folders in Testing; allowed: a folder 'train'"):
         load_data(f"folder:{root}", image_size=16)
     (root / "Testing").rename(root / "TRAINING")
     (root / "TRAINING" / "nothing").rename(root / "docs")
     data = load_data(f"folder:{root}", image_size=16)
     assert data.class_names == ["Train", "café noir", "東京 タワー"]
-    assert "no class, as there is no image for it: docs" in data.notes
+    assert "ignored folders without images: docs" in data.notes
 
 
 def test_broken_images_are_skipped_counted_and_named(folder):
@@ -370,26 +379,28 @@ def test_broken_images_are_skipped_counted_and_named(folder):
 
 
 def test_images_between_pillows_limits_are_skipped_too(folder, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_PIXELS", 24 * 17)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 24 * 17)
     picture(25, 17).save(folder / "café noir" / "large.png")
-    with pytest.warns(UserWarning, match=r"skipped 1 of 21 images .café noir/large.png: 17x25 pixels, allowed are 408"):
+    with pytest.warns(UserWarning, match=r"skipped 1 of 21 images .café noir/large.png: received 17x25 pixels; allowed: 408"):
         load_data(f"folder:{folder}", image_size=16)
 
 
 def test_folders_that_cannot_be_used(tmp_path, folder):
     for path in (tmp_path / "none", ""):
-        with pytest.raises(ValueError, match="folder: there is no folder"):
+        with pytest.raises(ValueError, match=r"^data: received 'folder:.*': there is no such folder; allowed: folder:PATH"):
             load_data(f"folder:{path}", image_size=8)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"must hold at least two folders, one a class.*Received: none"):
+    with pytest.raises(
+        ValueError, match=r"^data: received 'folder:.*' with no images; allowed: two or more folders, one a class, of .jpg"
+    ):
         load_data(f"folder:{tmp_path / 'empty'}", image_size=8)
-    with pytest.raises(ValueError, match=r"at least two folders.*Received: .'my data'."):
+    with pytest.raises(ValueError, match=r"with images in 'my data' alone; allowed: two or more folders"):
         load_data(f"folder:{tmp_path}", image_size=8)
     for file in (folder / "café noir").iterdir():
         file.write_text("broken")
     with (
         pytest.warns(UserWarning, match="skipped 10 of 20"),
-        pytest.raises(ValueError, match="no image of class 'café noir' can be read"),
+        pytest.raises(ValueError, match=r"^data: received .* with no readable image of class 'café noir'"),
     ):
         load_data(f"folder:{folder}", image_size=8)
 
@@ -398,7 +409,7 @@ def test_image_modes(tmp_path):
     """What each mode becomes, against values computed by hand."""
     rng = np.random.default_rng(0)
     shape = (10, 7, 3)
-    read = lambda name: sources.read_image(tmp_path / name, shape)  # noqa: E731
+    read = lambda name: read_image(tmp_path / name, shape)  # noqa: E731
     deep = rng.integers(0, 2**16, (10, 7), dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert np.abs(read("deep.png").astype(float) - deep[..., None] / 257).max() <= 0.51
@@ -410,7 +421,7 @@ def test_image_modes(tmp_path):
     np.testing.assert_array_equal(read("grey.png"), np.repeat(colors[..., :1], 3, axis=-1))
     luma = colors @ [0.299, 0.587, 0.114]
     Image.fromarray(colors).save(tmp_path / "rgb.png")
-    assert np.abs(sources.read_image(tmp_path / "rgb.png", (10, 7, 1))[..., 0] - luma).max() <= 1
+    assert np.abs(read_image(tmp_path / "rgb.png", (10, 7, 1))[..., 0] - luma).max() <= 1
     frames = [Image.new("P", (7, 10), color) for color in (1, 2)]
     for frame in frames:
         frame.putpalette([0, 0, 0, 10, 20, 30, 200, 100, 50])
@@ -419,7 +430,7 @@ def test_image_modes(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
     Image.fromarray(colors).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(sources.read_image(tmp_path / "turned.png", (7, 10, 3)), np.rot90(colors, -1))
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png", (7, 10, 3)), np.rot90(colors, -1))
     Image.new("CMYK", (7, 10), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
     red = read("cmyk.jpg").mean(axis=(0, 1))
     assert red[0] > 200
@@ -430,7 +441,7 @@ def test_other_sizes_are_covered_and_the_middle_is_kept(tmp_path):
     ramp = np.tile(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], (100, 1, 3))
     for name in ("wide.png", "wide.jpg"):
         Image.fromarray(ramp).save(tmp_path / name)
-        image = sources.read_image(tmp_path / name, (20, 20, 3))[..., 0].astype(float)
+        image = read_image(tmp_path / name, (20, 20, 3))[..., 0].astype(float)
         expected = ramp[0, 150:250, 0].reshape(20, 5).mean(axis=1)
         assert np.abs(image[5:15, 2:-2] - expected[2:-2]).max() <= 2
 
@@ -440,7 +451,7 @@ def test_other_sizes_are_covered_and_the_middle_is_kept(tmp_path):
 
 def test_large_parts_are_kept_on_disk_and_found_again(folder, monkeypatch):
     in_memory = load_data(f"folder:{folder}", image_size=16)
-    monkeypatch.setattr(sources, "_memory_limit", lambda: 100)
+    monkeypatch.setattr(store, "memory_limit", lambda: 100)
     (folder / "café noir" / "text.jpg").write_text("broken")
     with pytest.warns(UserWarning, match="skipped 1 of 21"):
         on_disk = load_data(f"folder:{folder}", image_size=16)
@@ -449,33 +460,33 @@ def test_large_parts_are_kept_on_disk_and_found_again(folder, monkeypatch):
     assert any(str(files[1]) in note or str(files[0]) in note for note in on_disk.notes)
     assert on_disk.fingerprint == in_memory.fingerprint
     np.testing.assert_array_equal(on_disk.train.images([3, 0]), in_memory.train.images([3, 0]))
-    monkeypatch.setattr(sources, "_decode_files", lambda *args: iter(()))  # nothing is decoded again
+    monkeypatch.setattr(class_folders, "decode_files", lambda *args: iter(()))  # nothing is decoded again
     with pytest.warns(UserWarning, match="skipped 1 of 21"):
         assert load_data(f"folder:{folder}", image_size=16).fingerprint == in_memory.fingerprint
 
 
 def test_kept_files_are_told_apart_and_old_ones_go(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_memory_limit", lambda: 100)
+    monkeypatch.setattr(store, "memory_limit", lambda: 100)
     load_data(f"folder:{folder}", image_size=16)
     kept = folder / ".keras_vit"
     before = {file.name for file in kept.iterdir()}
-    (kept / "train-old.99999999.partial").write_bytes(b"killed")
+    (kept / f"{partial_prefix(99999999)}x.npy").write_bytes(b"killed")
     picture(seed=99).save(folder / "café noir" / "new.png")
     load_data(f"folder:{folder}", image_size=16)
     assert len(list(kept.iterdir())) == 2
     assert not before & {file.name for file in kept.iterdir()}
 
     # Where the folder cannot be written to, data sets of the same version number lie apart.
-    monkeypatch.setattr(sources.os, "access", lambda *args: False)
+    monkeypatch.setattr(store.os, "access", lambda *args: False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     notes = []
     for name, value in (("food", 1), ("flowers", 2)):
         (tmp_path / name / "2.0.0").mkdir(parents=True)
         chunks = iter([(np.full((3, 2, 2, 1), value, np.uint8), np.arange(3))])
-        images, _ = sources._store(chunks, 3, (2, 2, 1), (tmp_path / name / "2.0.0", "train"), "train", notes)
+        images, _ = store.keep(chunks, 3, (2, 2, 1), (tmp_path / name / "2.0.0", "train"), "train", notes)
         assert (images == value).all()
     chunks = iter([(np.full((5, 2, 2, 1), 3, np.uint8), np.arange(5))])  # another number of images is another data set
-    images, _ = sources._store(chunks, 5, (2, 2, 1), (tmp_path / "food" / "2.0.0", "train"), "train", notes)
+    images, _ = store.keep(chunks, 5, (2, 2, 1), (tmp_path / "food" / "2.0.0", "train"), "train", notes)
     assert images.shape == (5, 2, 2, 1)
 
 
@@ -484,8 +495,8 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(folder, monkeypatch):
         yield np.zeros((3, 16, 16, 3), np.uint8), np.zeros(3, np.int64)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sources, "_memory_limit", lambda: 100)
-    monkeypatch.setattr(sources, "_decode_files", full)
+    monkeypatch.setattr(store, "memory_limit", lambda: 100)
+    monkeypatch.setattr(class_folders, "decode_files", full)
     with pytest.raises(ValueError, match=r"20 images need 0 MB in .*No space left on device"):
         load_data(f"folder:{folder}", image_size=16)
     assert list((folder / ".keras_vit").iterdir()) == []
@@ -515,7 +526,7 @@ def test_auto_falls_back_to_digits_within_seconds_and_says_why(offline, tmp_path
 
 
 def test_a_network_that_never_answers_costs_seconds(monkeypatch):
-    monkeypatch.setattr(sources, "_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(network, "PROBE_SECONDS", 0.2)
 
     def never(*args, **kwargs):
         time.sleep(2)
@@ -523,7 +534,7 @@ def test_a_network_that_never_answers_costs_seconds(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", never)
     started = time.monotonic()
-    assert not sources._reachable("https://nowhere.invalid/")
+    assert not network.reachable("https://nowhere.invalid/")
     assert time.monotonic() - started < 1
 
 
@@ -533,23 +544,25 @@ def test_an_explicit_name_never_falls_back(offline, tmp_path):
 
 
 def test_without_tensorflow(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "installed", lambda module: module == "sklearn")
+    monkeypatch.setattr(tfds, "installed", lambda module: False)
     assert load_data("auto", image_size=8).name == "digits"
-    with pytest.raises(ValueError, match="tensorflow-datasets, not installed here: pip install tensorflow tensorflow-d"):
+    with pytest.raises(
+        ValueError, match=r"not installed here \(pip install tensorflow tensorflow-datasets\); allowed without it: digits"
+    ):
         load_data("cifar10", data_dir=tmp_path, image_size=32)
 
 
-@pytest.mark.skipif(not sources.installed("tensorflow_datasets"), reason="names are TensorFlow's data sets")
+@pytest.mark.skipif(not tfds.installed("tensorflow_datasets"), reason="names are TensorFlow's data sets")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifr10", "unknown data set 'cifr10': did you mean .*cifar10"),
+        ("cifr10", r"^data: received 'cifr10' \(did you mean .*cifar10.*\?\); allowed: auto, digits, folder:PATH"),
         ("digit", "did you mean digits"),
-        ("qqqqqq", "use the name of a TensorFlow data set, use digits|use the name of a TensorFlow data set"),
-        ("", "unknown data set ''"),
-        ("huggingface:glue", "unknown data set 'huggingface:glue'"),
-        ("coco", "'coco' must have an 8-bit 'image' and a class 'label'"),
-        ("cifar10/none", "data set 'cifar10/none': "),
+        ("qqqqqq", "^data: received 'qqqqqq'; allowed: auto, .*a TFDS name"),
+        ("", "^data: received ''; allowed: "),
+        ("huggingface:glue", "^data: received 'huggingface:glue'.*; allowed: "),
+        ("coco", "^data: received 'coco' with features image, .*; allowed: an 8-bit image and a class label"),
+        ("cifar10/none", "^data: received 'cifar10/none': "),
     ],
 )
 def test_wrong_names(offline, tmp_path, name, message):
@@ -557,7 +570,7 @@ def test_wrong_names(offline, tmp_path, name, message):
         load_data(name, data_dir=tmp_path, image_size=32)
 
 
-@pytest.mark.skipif(not (SHARED.is_dir() and sources.installed("tensorflow_datasets")), reason="needs prepared CIFAR-10")
+@pytest.mark.skipif(not (SHARED.is_dir() and tfds.installed("tensorflow_datasets")), reason="needs prepared CIFAR-10")
 def test_prepared_cifar10_without_network(offline, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(SHARED))
     data = load_data("auto", image_size=32)
