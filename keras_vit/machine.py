@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import keras
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_vit"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 SHORT_COMPILATION = 0.02  # seconds below which it is not kept; JAX has 1.0, but building a model compiles many short ones
+AMPERE = 8.0  # compute capability of the first NVIDIA GPUs with bfloat16
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
 
@@ -72,6 +74,31 @@ def accelerator() -> str | None:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return {"cpu": None, "mps": "Apple GPU"}.get(device.type, device.type)
+
+
+def has_bfloat16() -> bool:
+    """Whether the device has instructions for bfloat16; True of a CPU that does not say."""
+    backend, name = keras.backend.backend(), accelerator()
+    if name is None:
+        cpuinfo = Path("/proc/cpuinfo")
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+        return not flags or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags[1].split()))
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if backend == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        capability = getattr(device, "compute_capability", "0")
+        return device.platform == "tpu" or float(capability) >= AMPERE
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("TPU"):
+        return True
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+    return float("{}.{}".format(*details.get("compute_capability", (0, 0)))) >= AMPERE
 
 
 def processor(field: str) -> str:

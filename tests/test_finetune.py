@@ -332,8 +332,8 @@ def test_head_starts_at_zero_or_is_kept(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (("a", "c", "b"), "keep_head: class 1 is 'b' in the checkpoint and 'c' in the data"),
-        (("a", "b"), "keep_head: the checkpoint has 3 classes and the data 2"),
+        (("a", "c", "b"), "keep_head: received true; allowed: false, as class 1 is 'b' in the checkpoint and 'c' here"),
+        (("a", "b"), "keep_head: received true; allowed: false, for 2 classes and a checkpoint of 3"),
     ],
 )
 def test_a_head_of_other_classes_cannot_be_kept(checkpoint, tmp_path, classes, message):
@@ -405,11 +405,11 @@ def test_a_run_killed_in_its_first_epoch_needs_no_checkpoint_either(checkpoint, 
         ({"method": "lora", "lora_rank": 0}, "lora_rank: received 0"),
         ({"method": "lora", "lora_alpha": 0.0}, "lora_alpha: received 0.0"),
         ({"keep_head": "yes"}, "keep_head: received 'yes'"),
-        ({"lora_rank": 4}, "lora_rank: received 4; with method full, which has no adapters, allowed: 8"),
-        ({"method": "probe", "layer_decay": 0.9}, "layer_decay: received 0.9; of a linear probe"),
-        ({"method": "probe", "freeze": 1}, "freeze: received 1; of a linear probe"),
-        ({"checkpoint": "", "method": "probe"}, "method: received 'probe'; without a checkpoint allowed: 'full'"),
-        ({"checkpoint": "", "freeze": 2}, "freeze: received 2; without a checkpoint allowed: 0"),
+        ({"lora_rank": 4}, "lora_rank: received 4; allowed: 8 with method=full"),
+        ({"method": "probe", "layer_decay": 0.9}, "layer_decay: received 0.9; allowed: 1.0 with method=probe"),
+        ({"method": "probe", "freeze": 1}, "freeze: received 1; allowed: 0 with method=probe"),
+        ({"checkpoint": "", "method": "probe"}, "method: received 'probe'; allowed: 'full' without a checkpoint"),
+        ({"checkpoint": "", "freeze": 2}, "freeze: received 2; allowed: 0 without a checkpoint"),
         ({"checkpoint": 3}, "checkpoint: received 3"),
     ],
 )
@@ -424,9 +424,9 @@ def test_bad_settings_are_named(options, message):
         ({"model": {"width": 16}}, "model.width: received 16; allowed: 8, as the checkpoint has it"),
         ({"model": {"depth": 2}}, "model.depth: received 2; allowed: 3"),
         ({"model": {"mlp": "gelu_tanh"}}, "model.mlp: received gelu_tanh; allowed: gelu"),
-        ({"finetune": {"freeze": 4}}, "freeze: received 4; the model has 3 blocks"),
+        ({"finetune": {"freeze": 4}}, "freeze: received 4; allowed: 0 to 3, the blocks of the model"),
         ({"finetune": {"method": "lora", "lora_rank": 9}}, "lora_rank: received 9; allowed: 1 to 8"),
-        ({"finetune": {"method": "probe"}, "model": {"dropout": 0.1}}, "dropout: received 0.1; of a linear probe"),
+        ({"finetune": {"method": "probe"}, "model": {"dropout": 0.1}}, "dropout: received 0.1; allowed: 0 with method=probe"),
     ],
 )
 def test_what_contradicts_the_checkpoint_is_named(checkpoint, overrides, message):
@@ -509,15 +509,18 @@ def test_killed_run_of_the_command_ends_like_one_that_never_was(monkeypatch, cap
     ("options", "message"),
     [
         ([], "CHECKPOINT: none is given"),
-        (["--data", "digits"], "checkpoint: none is given"),
+        (["--data", "digits"], "checkpoint: received none"),
         (["/no/such/run", "--data", "digits"], "/no/such/run"),
-        (["RUN", "--method", "probe", "--finetune.layer_decay", "0.75"], "layer_decay: received 0.75; of a linear probe"),
-        (["RUN", "--method=probe", "--finetune.freeze", "1"], "freeze: received 1; of a linear probe"),
-        (["RUN", "--finetune.freeze", "3"], "freeze: received 3; the model has 2 blocks; allowed: 0 to 2"),
+        (
+            ["RUN", "--method", "probe", "--finetune.layer_decay", "0.75"],
+            "layer_decay: received 0.75; allowed: 1.0 with method=probe",
+        ),
+        (["RUN", "--method=probe", "--finetune.freeze", "1"], "freeze: received 1; allowed: 0 with method=probe"),
+        (["RUN", "--finetune.freeze", "3"], "freeze: received 3; allowed: 0 to 2, the blocks of the model"),
         (["RUN", "--method", "lora", "--finetune.lora_rank", "0"], "lora_rank: received 0"),
         (["RUN", "--method", "some"], "some"),
         (["RUN", "--model.patch_size", "4"], "model.patch_size: received (4, 4); allowed: (2, 2), as the checkpoint has it"),
-        (["RUN", "--model.image_size", "9"], "patch_size: 2 does not divide image_size 9"),
+        (["RUN", "--model.image_size", "9"], "patch_size: received 2; allowed: the divisors"),
         (["RUN", "--model.depth", "3"], "model.depth: received 3; allowed: 2"),
         (["--resume", "RUN", "--out", "x"], "--resume: takes neither"),
         (["RUN", "--data", "digits", "--out", "RUN", "--overwrite"], "holds the checkpoint"),

@@ -11,7 +11,7 @@ from keras_vit.recipes.parse import load_recipe, parse_recipe, recipe_names
 from keras_vit.recipes.schema import Recipe
 
 # Parameters of each recipe's model with ten classes; a new recipe needs a line here.
-PARAMETERS = {"best": 4_600_586, "digits": 312_106, "mnist": 21_962, "quick": 643_274, "standard": 631_818}
+PARAMETERS = {"best": 4_600_586, "digits": 312_106, "mnist": 21_962, "mnist-conv": 160_778, "quick": 643_274, "standard": 631_818}
 OF_A_CHECKPOINT = {"finetune"}  # recipes whose model is that of a checkpoint
 
 
@@ -23,14 +23,16 @@ def test_every_recipe_builds_the_model_that_it_says(name):
 
 
 def test_yaml_round_trip(tmp_path):
-    recipe = load_recipe("quick", model={"variant": "Ti/4", "depth": 3, "num_classes": 7}, seed=5, augment={"cutmix": 0.5})
+    recipe = load_recipe("quick", model={"variant": "Ti/4", "depth": 3}, seed=5, augment={"cutmix": 0.5})
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=7))  # as a run records it
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
     assert load_recipe(file) == recipe
     json_file = tmp_path / "recipe.json"
     json_file.write_text(json.dumps(recipe.to_dict()))
     assert load_recipe(json_file) == recipe
-    assert recipe.model.num_classes == 7
+    assert load_recipe(file).model.num_classes == 7
+    assert recipe.train.precision == "auto"
 
 
 def test_overrides_win_over_variant_and_variant_over_recipe():
@@ -53,21 +55,25 @@ def test_command_line_leaves_the_rest_of_the_recipe_alone():
     ("overrides", "message"),
     [
         ({"train": {"epochs": 0}}, "epochs: received 0"),
-        ({"train": {"epoch": 3}}, "train.epoch: no such field; did you mean 'epochs'"),
-        ({"sed": 1}, "sed: no such field; did you mean 'seed'"),
+        ({"train": {"epoch": 3}}, "train: received 'epoch' (did you mean 'epochs'?)"),
+        ({"sed": 1}, "recipe: received 'sed' (did you mean 'seed'?)"),
         ({"model": {"variant": "Q/4"}}, "variant: received 'Q/4'"),
-        ({"model": {"patch_size": 5}}, "patch_size: 5 does not divide"),
+        ({"model": {"patch_size": 5}}, "patch_size: received 5; allowed: the divisors"),
         ({"model": 3}, "model: received 3"),
+        ({"model": {"num_classes": 7}}, "model.num_classes: received 7; allowed: none, the data decides it"),
         ({"model": {"data_format": "channels_first"}}, "data_format: received channels_first"),
-        ({"mean": [0.1, 0.2]}, "mean: received 2 numbers"),
-        ({"std": [0.0]}, "std: received 0"),
-        ({"train": {"remat": True}, "model": {"attention_dropout": 0.1}}, "attention_dropout: received 0.1; with remat allowed: 0"),
+        ({"mean": [0.1, 0.2]}, "mean: received [0.1, 0.2]; allowed: a number, or one for each of 3 channels"),
+        ({"std": [0.0]}, "std: received [0.0]; allowed: a number above 0"),
+        (
+            {"train": {"remat": True}, "model": {"attention_dropout": 0.1}},
+            "attention_dropout: received 0.1; allowed: 0 with remat=true",
+        ),
         ({"seed": -1}, "seed: received -1"),
         ({"seed": 2**32}, "seed: received 4294967296"),
         ({"data": ""}, "data: received ''"),
         ({"augment": {"erasing": 2.0}}, "erasing: received 2"),
-        ({"finetune": {"checkpont": "x"}}, "finetune.checkpont: no such field; did you mean 'checkpoint'"),
-        ({"finetune": {"checkpoint": "x", "freeze": 5}}, "freeze: received 5; the model has 4 blocks"),
+        ({"finetune": {"checkpont": "x"}}, "finetune: received 'checkpont' (did you mean 'checkpoint'?)"),
+        ({"finetune": {"checkpoint": "x", "freeze": 5}}, "freeze: received 5; allowed: 0 to 4, the blocks of the model"),
         ({"finetune": {"checkpoint": "x", "method": "lora", "lora_rank": 129}}, "lora_rank: received 129; allowed: 1 to 128"),
         ({"finetune": {"checkpoint": "x", "method": "probe"}, "model": {"drop_path": 0.1}}, "drop_path: received 0.1"),
     ],
@@ -84,6 +90,9 @@ def test_bad_settings_are_named(overrides, message):
         (["--train.optimizer", "adagrad"], "train.optimizer"),
         (["--train.epoch", "3"], "--train.epoch"),
         (["--model.depth"], "--model.depth"),
+        (["--model.num_classes", "7"], "model.num_classes: received 7; allowed: none, the data decides it"),
+        (["--model.num-classes=7"], "model.num_classes: received 7; allowed: none, the data decides it"),
+        (["--model", '{"num_classes": 7}'], "model.num_classes: received"),
     ],
 )
 def test_bad_options_are_named(option, message):
@@ -97,7 +106,7 @@ def test_bad_options_are_named(option, message):
         ("model: [", "not valid YAML"),
         ("- 3", "received a list"),
         ("train: {epochs: x}", "epochs"),
-        ("train: {speed: 3}", "train.speed: no such field"),
+        ("train: {speed: 3}", "recipe.yaml: train: received 'speed'"),
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("data:\n", "data: received None"),
         ("# caf\xe9", "not valid YAML or JSON in UTF-8"),
@@ -117,9 +126,12 @@ def test_dashes_do_for_underscores():
 
 
 def test_unknown_recipe_is_named():
-    with pytest.raises(ValueError, match="received 'quik'; did you mean 'quick'"):
-        load_recipe("quik")
-    with pytest.raises(ValueError, match=r"no file 'none\.yaml'"):
+    for name in ("quik", "xyzzy"):  # with and without one like it
+        near = " (did you mean 'quick'?)" if name == "quik" else ""
+        allowed = f"allowed: {', '.join(recipe_names())}, or a .yaml or .json file"
+        with pytest.raises(ValueError, match=f"^{re.escape(f'recipe: received {name!r}{near}; {allowed}')}$"):
+            load_recipe(name)
+    with pytest.raises(ValueError, match=r"^recipe: received 'none\.yaml', which is no file; allowed: a file, best, "):
         load_recipe("none.yaml")
 
 

@@ -20,12 +20,13 @@ import keras_vit
 from keras_vit import ViTConfig
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.dataset import DataSet, Split
-from keras_vit.model.config import kept_patches
+from keras_vit.model.counts import kept_patches
 from keras_vit.model.layers import NO_DECAY
 from keras_vit.model.resample import resample_positions
 from keras_vit.recipes.parse import load_recipe
-from keras_vit.recipes.schema import Recipe, TrainConfig, load_recipe_data
+from keras_vit.recipes.schema import Recipe, TrainConfig
 from keras_vit.runs.folder import RunFolder
+from keras_vit.training import loop
 from keras_vit.training.callbacks import Clock, Diverged
 from keras_vit.training.loop import train
 from keras_vit.training.models import carry_over, compile_model, compiled_model
@@ -63,7 +64,7 @@ def fit(model, config, images, targets, callbacks=()):
 
 
 class WeightLog(keras.callbacks.Callback):
-    """The weights behind every step that the optimizer took, in epochs of one step: loss scaling skips some."""
+    """The weights after every step that the optimizer took, in epochs of one step: loss scaling skips some."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +72,8 @@ class WeightLog(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        if int(keras.ops.convert_to_numpy(optimizer._iterations)) > len(self.weights):
+        steps = next(variable for variable in optimizer.variables if variable.name == "iteration")  # updates or not
+        if int(keras.ops.convert_to_numpy(steps)) > len(self.weights):
             self.weights.append(weights_of(self.model))
 
 
@@ -162,10 +164,10 @@ def test_ema_is_the_average_of_the_weights(tmp_path, precision, accumulate):
         ),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["keras_vit.train"], "StopOnNaN", lambda: log)
+        patch.setattr(loop, "StopOnNaN", lambda: log)
         run = train(recipe, tmp_path / "run", data=data, verbose=0)
     assert len(log.weights) >= 4
-    average = log.weights[0]  # Keras starts the average at the weights behind the first update
+    average = log.weights[0]  # Keras starts the average at the weights after the first update
     for step, weights in enumerate(log.weights[1:], 2):
         momentum = decay ** (1 / accumulate) if step > accumulate else 0.0
         average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights, strict=True)]
@@ -221,7 +223,7 @@ def test_run_folder(finished):
 
 
 def test_saved_model_has_the_reported_accuracy(finished):
-    data = load_recipe_data(finished.recipe)
+    data = finished.recipe.load_data()
     images = data.test.images(np.arange(len(data.test))).astype("float32") / 127.5 - 1
     right = finished.model().predict(images, verbose=0).argmax(1) == data.test.labels
     assert finished.summary["test_accuracy"] == pytest.approx(right.mean(), abs=1e-6)
@@ -278,7 +280,7 @@ def test_a_run_of_stages_in_parts_ends_like_one_in_one_piece(tmp_path, kind):
     whole = train(recipe, tmp_path / "whole", verbose=0)
     assert whole.model().config.num_patches == 16
     assert whole.recipe.train.stages == recipe.train.stages
-    for until in (switch, switch + 1, None):  # the state behind the last epoch of a stage, and behind the first of the next
+    for until in (switch, switch + 1, None):  # the state after the last epoch of a stage, and after the first of the next
         part = train(recipe, tmp_path / "parts", until=until, resume=until != switch, verbose=0)
     assert [row["loss"] for row in part.metrics] == [row["loss"] for row in whole.metrics]
     assert part.summary["test_loss"] == whole.summary["test_loss"]
@@ -315,13 +317,13 @@ def test_a_stage_goes_on_where_the_last_one_ended():
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([{"until": 0.5, "image_scale": 0.6}], "stages: patch_size: 2 does not divide"),
-        ([{"until": 0.5, "patch_scale": 2}], "stages: patch_scale: received 2; with stem 'conv' allowed: 1"),
+        ([{"until": 0.5, "image_scale": 0.6}], "stages: patch_size: received 2; allowed: the divisors"),
+        ([{"until": 0.5, "patch_scale": 2}], "stages: patch_scale: received 2; allowed: 1 with stem=conv"),
         ([{"until": 0.5, "image_scale": 2}], "image_scale: received 2.0; allowed: a number"),
-        ([{"until": 0.5}, {"until": 0.4}], "stages: received one until 0.4 behind one until 0.5; allowed: in order"),
+        ([{"until": 0.5}, {"until": 0.4}], "stages: received until 0.4 after 0.5; allowed: each later than the last"),
         ([{"until": 1.0}], "until: received 1.0"),
         ([{"until": 0.5, "patch_dropout": 1}], "patch_dropout: received 1.0; allowed: a number"),
-        ([{"until": 0.5, "augment": {"cutmx": 1}}], "stages: augment.cutmx: no such field; did you mean 'cutmix'?"),
+        ([{"until": 0.5, "augment": {"cutmx": 1}}], "stages: augment: received 'cutmx' (did you mean 'cutmix'?)"),
         ([{"until": 0.5, "augment": {"cutmix": -1}}], "stages: cutmix: received -1; allowed: a number"),
     ],
 )
@@ -331,7 +333,7 @@ def test_stages_that_cannot_be_are_refused(stages, message):
 
 
 def test_epochs_of_some_steps_split_the_same_training(finished, tmp_path):
-    steps = len(load_recipe_data(small_recipe()).train) // 128
+    steps = len(small_recipe().load_data().train) // 128
     settings = {"steps_per_epoch": 2, "epochs": 3 * steps // 2, "warmup_epochs": steps / 2}
     run = train(small_recipe(train=settings), tmp_path / "run", verbose=0)
     assert len(run.metrics) == 3 * steps // 2
@@ -411,7 +413,7 @@ def test_divergence_keeps_the_last_good_state(monkeypatch, tmp_path):
             if epoch == 2:
                 self.model.get_layer("norm").gamma.assign(np.full(16, 3e38))
 
-    monkeypatch.setattr(sys.modules["keras_vit.train"], "StopOnNaN", Spoil)
+    monkeypatch.setattr(loop, "StopOnNaN", Spoil)
     with pytest.raises(Diverged, match=r"in epoch 3, .*train.learning_rate"):
         train(small_recipe(train=settings), run, verbose=0)
     run = RunFolder(run)
@@ -591,10 +593,9 @@ def test_kill_before_the_first_epoch_starts_again(finished, tmp_path):
     assert [row["loss"] for row in again.metrics] == [row["loss"] for row in finished.metrics]
 
 
-def test_the_clock_bears_steps_out_of_order(monkeypatch):
+def test_the_clock_bears_steps_out_of_order():
     """Keras calls it from several threads, where a later step may come first."""
-    monkeypatch.setattr(sys.modules["keras_vit.train"], "TIMED_SECONDS", 0.0)
-    clock = Clock()
+    clock = Clock(0.0)
     clock.set_model(tiny_model())
     for batch in (0, 1, 4, 2, 3, 7, 5, 8):
         clock.on_train_batch_end(batch, {"loss": 1.0})
@@ -604,7 +605,7 @@ def test_the_clock_bears_steps_out_of_order(monkeypatch):
 
 
 def test_a_length_in_seconds_becomes_steps_and_changes_nothing_else(tmp_path):
-    """The model is measured first and then trained as if it had not been: the recipe that is left behind repeats the run."""
+    """The model is measured first and then trained as if it had not been: the recipe that is left after repeats the run."""
     recipe = load_recipe(
         "digits",
         data="digits",

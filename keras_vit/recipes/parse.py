@@ -15,6 +15,7 @@ from keras_vit.model.config import ViTConfig, decode_variant
 from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe
 
 RECIPES = Path(__file__).parent
+CLASSES = "model.num_classes"  # a run records it in its recipe; nobody else states it, as the data decides it
 
 
 def recipe_names() -> list[str]:
@@ -24,12 +25,11 @@ def recipe_names() -> list[str]:
 
 def recipe_path(name: str | os.PathLike) -> Path:
     """The file of a recipe: a path, or the name of one in this package."""
-    path = Path(name)
+    path, names = Path(name), recipe_names()
     if path.suffix in (".yaml", ".yml", ".json"):
         if not path.is_file():
-            raise ValueError(f"recipe: no file {str(name)!r}")
+            raise ValueError(f"recipe: received {str(name)!r}, which is no file; allowed: a file, {', '.join(names)}")
         return path
-    names = recipe_names()
     if str(name) not in names:
         raise ValueError(unknown("recipe", str(name), names, "or a .yaml or .json file"))
     return RECIPES / f"{name}.yaml"
@@ -47,20 +47,36 @@ def read_settings(name: str | os.PathLike, variant: str | None = None, sections:
     tree = read_yaml(path) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: received a {type(tree).__name__}; allowed: a mapping of settings")
-    further = {}
-    for section, cls in (sections or {}).items():
-        values = tree.pop(section, None) or {}
-        check_fields(cls, values, f"{path}: {section}.")
-        further.update({f"{section}.{name}": value for name, value in values.items()})
-    settings = {**flatten(tree, where=f"{path}: "), **further}
+    further = {section: tree.pop(section, None) or {} for section in sections or {}}
+    settings = flatten(tree, f"{path}: ")
+    for section, values in further.items():
+        check_fields(sections[section], values, f"{path}: {section}")
+        settings.update({f"{section}.{name}": value for name, value in values.items()})
     if variant:
-        settings.update({f"model.{name}": item for name, item in decode_variant(variant).items()})
+        settings.update({f"model.{name}": value for name, value in decode_variant(variant).items()})
     return settings
 
 
+def read_overrides(overrides: dict) -> dict:
+    """Settings on top of a recipe, {"model": {"depth": 4}}, as {"model.depth": 4}, names checked."""
+    settings = flatten(overrides, "")
+    if CLASSES in settings:
+        refuse_classes(settings[CLASSES])
+    return settings
+
+
+def refuse_classes(received):
+    raise ValueError(f"{CLASSES}: received {received}; allowed: none, the data decides it")
+
+
 def flatten(tree: dict, where: str) -> dict:
-    """Settings {"model": {"depth": 4}} as {"model.depth": 4}, names checked; a `variant` in `model` is expanded."""
-    check_fields(Recipe, tree, where)
+    """Settings {"model": {"depth": 4}} as {"model.depth": 4}, names checked; a `variant` in `model` is expanded.
+
+    Args:
+        tree: The settings.
+        where: Begins the messages, such as the name of a file.
+    """
+    check_fields(Recipe, tree, f"{where}recipe")
     settings = {}
     for key, value in tree.items():
         if key not in SECTIONS:
@@ -70,7 +86,7 @@ def flatten(tree: dict, where: str) -> dict:
             raise ValueError(f"{where}{key}: received {value!r}; allowed: a mapping of settings")
         if key == "model" and "variant" in value:
             value = {**decode_variant(value["variant"]), **{k: v for k, v in value.items() if k != "variant"}}
-        check_fields(SECTIONS[key], value, f"{where}{key}.")
+        check_fields(SECTIONS[key], value, f"{where}{key}")
         settings.update({f"{key}.{name}": item for name, item in value.items()})
     return settings
 
@@ -80,9 +96,9 @@ def recipe_parser(parser: jsonargparse.ArgumentParser | None = None) -> jsonargp
     parser = parser or jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--model.variant",
-        help="Replaces the recipe's width, depth, num_heads, mlp_dim and patch_size by those of a variant such as Ti/4.",
+        help="A variant such as Ti/4 that replaces the recipe's width, depth, num_heads, mlp_dim and patch_size.",
     )
-    parser.add_class_arguments(Recipe, as_group=False, skip={"model.num_classes"})
+    parser.add_class_arguments(Recipe, as_group=False, skip={CLASSES})
     return parser
 
 
@@ -110,13 +126,18 @@ def parse_recipe(
     Raises:
         ValueError: Naming the setting, what was received and what is allowed.
     """
+    arguments = [re.sub(r"^--[\w.-]+", lambda option: "--" + option[0][2:].replace("-", "_"), each) for each in arguments]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--model.variant", dest="variant")
+    first.add_argument(f"--{CLASSES}", dest="classes")
+    first.add_argument("--model", default="")
     try:
-        variant = first.parse_known_args(arguments)[0].variant
+        known = first.parse_known_args(arguments)[0]
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
-    return parse_settings(read_settings(name, variant, sections), arguments, parser or recipe_parser(), complete)
+    if known.classes is not None or "num_classes" in known.model:
+        refuse_classes(known.classes or known.model)
+    return parse_settings(read_settings(name, known.variant, sections), arguments, parser or recipe_parser(), complete)
 
 
 def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
@@ -124,12 +145,13 @@ def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
 
     Args:
         name: A recipe's name ("quick") or a YAML or JSON file.
-        **overrides: Sections as dictionaries and other fields as values: `train={"epochs": 3}, seed=1`.
+        **overrides: Sections as dictionaries and other fields as values: `train={"epochs": 3}, seed=1`. Not the number of
+            classes, which the data decides.
 
     Raises:
         ValueError: Naming the setting, what was received and what is allowed.
     """
-    return parse_settings({**read_settings(name), **flatten(overrides, "")})[0]
+    return parse_settings({**read_settings(name), **read_overrides(overrides)})[0]
 
 
 def parse_settings(
@@ -141,8 +163,7 @@ def parse_settings(
     """Settings {"model.depth": 4, ...} with a command line on top; arguments, result and errors as in `parse_recipe`."""
     parser = parser or recipe_parser()
     settings = dict(settings)
-    num_classes = settings.pop("model.num_classes", ViTConfig.num_classes)
-    arguments = [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), option) for option in arguments]
+    num_classes = settings.pop(CLASSES, ViTConfig.num_classes)
     try:
         parser.set_defaults(settings)
         namespace = parser.parse_args(arguments)

@@ -6,33 +6,29 @@ import typing
 
 import yaml
 
-from keras_vit.checks import check_choice, check_fields, check_int, check_number
+from keras_vit.checks import as_moments, check_choice, check_fields, check_int, check_number, check_seed
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.dataset import DataSet, load_data
 from keras_vit.model.config import ViTConfig
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
-
-
 SCHEDULES = ("cosine", "constant")
-
-
-PRECISIONS = ("float32", "bfloat16", "float16")
-
-
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 JITS = ("auto", "on", "off")
+METHODS = ("full", "probe", "lora")
+SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """An early part of the training that costs less: smaller images, larger patches, patches left out, less augmentation.
+    """An early part of the training that costs less: smaller images, larger patches, fewer patches, less augmentation.
 
     Attributes:
-        until: Share of the epochs at which the next stage begins, above 0 and below 1.
-        image_scale: What the model's image size is multiplied by, above 0 and at most 1.
-        patch_scale: What its patch size is multiplied by, 1 or more; not with a convolutional stem.
-        patch_dropout: Share of the patch tokens that are left out, 0 to below 1, instead of the model's; null = the model's.
-        augment: Settings of the augmentation that are others in this stage, such as {randaugment_layers: 0}.
+        until: Share of the epochs after which the next stage begins, above 0 and below 1.
+        image_scale: Factor on the model's image size, above 0 and at most 1.
+        patch_scale: Factor on the model's patch size, 1 or more; 1 with a convolutional stem.
+        patch_dropout: Replaces the model's `patch_dropout`, 0 to below 1; null = the model's.
+        augment: Augmentation settings that differ in this stage, such as {randaugment_layers: 0}.
     """
 
     until: float
@@ -54,30 +50,32 @@ class TrainConfig:
     """How a model is trained.
 
     Attributes:
-        epochs: Passes over the training images, at least 1; behind each the model is validated and saved.
-        steps_per_epoch: Steps that count as an epoch; null = as many as the training images fill.
+        epochs: Passes over the training images, at least 1. The model is validated and saved after each.
+        steps_per_epoch: Steps that count as an epoch; null = as many as one pass takes.
         batch_size: Images a step.
         accumulate: Steps whose gradients are averaged for one update of the weights; 1 = every step updates.
-        optimizer: `adamw`, `adam` (the same without decay), `sgd` (Nesterov momentum), `lion`, or `muon` (Muon on every
-            matrix, AdamW on the rest: biases, norms, tokens, positions and convolutions).
+        optimizer: `adamw`, `adam` (the same without decay), `sgd` (Nesterov momentum), `lion`, or `muon` (Muon for the
+            matrices, AdamW for the rest: biases, norms, tokens, positions and convolutions).
         learning_rate: Peak learning rate.
-        schedule: `cosine` (to zero at the last step) or `constant`, both behind the warmup.
-        warmup_epochs: Epochs of linear warmup from zero; fractions count. At most half of the training.
+        schedule: `cosine` (to zero at the last step) or `constant`, after the warmup.
+        warmup_epochs: Epochs of linear warmup from zero, such as 0.5; at most half of the training.
         weight_decay: Decoupled weight decay; never on biases, norms, scales, tokens and positions. 0 = off.
-        beta_1: Decay of the first moment; the momentum of `sgd`. Of `muon` the AdamW part alone: its matrices have 0.95.
+        beta_1: Decay of the first moment; the momentum of `sgd`. With `muon` only for its AdamW part: its matrices have 0.95.
         beta_2: Decay of the second moment.
         clip_norm: Largest global norm of the gradient; 0 = no clipping.
-        ema: Decay per update of the averaged weights that are then evaluated and saved, such as 0.999; 0 = off.
-        precision: `float32`, `bfloat16` or `float16` (with loss scaling); the weights stay in float32.
-        remat: Whether the backward pass computes the inside of each block again instead of keeping it (gradient checkpointing,
+        ema: Decay per update of averaged weights, such as 0.999, which are then validated and saved; 0 = off.
+        precision: `float32`, `bfloat16`, `float16` (with loss scaling) or `auto`: the faster of float32 and bfloat16 on this
+            machine. The run measures both first and records the answer in its recipe. The weights stay in float32.
+        remat: Whether the backward pass recomputes the inside of each block instead of keeping it (gradient checkpointing,
             arXiv 1604.06174): less memory, more time, the same numbers. Needs `dropout` and `attention_dropout` of 0.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
-        stages: Early parts of the training on smaller images and with less augmentation (arXiv 2104.00298), with larger patches or
-            on some of the patches (arXiv 2208.07220), in order; the rest is trained as the recipe says. Between two of them
-            positions and patch projection are resampled. Validated and saved is always the model in its own size.
+        stages: Cheaper early parts of the training, in order: smaller images and less augmentation (arXiv 2104.00298), larger
+            patches or fewer of them (arXiv 2208.07220); the rest is trained as the recipe says. Between two stages positions
+            and patch projection are resampled. The model is always validated and saved in its own size.
     """
 
+    # `precision` is float32 by default, so that a configuration made in Python gives the same numbers on every machine.
     epochs: int = 100
     steps_per_epoch: int | None = None
     batch_size: int = 128
@@ -117,32 +115,26 @@ class TrainConfig:
         object.__setattr__(self, "stages", stages)
         for before, stage in itertools.pairwise(stages):
             if stage.until <= before.until:
-                raise ValueError(f"stages: received one until {stage.until} behind one until {before.until}; allowed: in order")
-
-
-METHODS = ("full", "probe", "lora")
-
-
-SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
+                raise ValueError(f"stages: received until {stage.until} after {before.until}; allowed: each later than the last")
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """What a training starts from, and what of it is trained.
+    """Where a training starts, and which weights it trains.
 
     Attributes:
         checkpoint: A run folder, a `.keras` file, a checkpoint of timm, transformers or JAX, or a name on the Hugging Face hub;
             empty = from scratch.
-        source: Whose checkpoint it is: `auto` (told by its files), `keras`, `timm`, `huggingface` or `jax`.
-        architecture: Name of the architecture, such as vit_base_patch16_224, where the checkpoint does not say; empty = it does.
-        method: `full` (every weight), `probe` (the head alone) or `lora` (the head, and adapters of low rank beside the kernels of
+        source: Format of the checkpoint: `auto` (its files tell), `keras`, `timm`, `huggingface` or `jax`.
+        architecture: Name of the architecture, such as vit_base_patch16_224, for a checkpoint that does not say; empty = it does.
+        method: `full` (every weight), `probe` (the head alone) or `lora` (the head, and low-rank adapters beside the kernels of
             attention and MLP, arXiv 2106.09685).
-        keep_head: Whether the checkpoint's head is kept, for data of the same classes; else a new one starts at zero.
-        freeze: Number of blocks, from the first on, that are not trained, nor then is the embedding; 0 = all are trained.
-        layer_decay: Factor on the learning rate for every block down from the head (arXiv 2106.08254): 1 for all behind the last
+        keep_head: Whether to keep the checkpoint's head, for data of the same classes; else a new one starts at zero.
+        freeze: Number of first blocks that are not trained, and the embedding with them; 0 = all are trained.
+        layer_decay: Factor on the learning rate for each block further from the head (arXiv 2106.08254): 1 after the last
             block, layer_decay^1 for the last block, layer_decay^depth for the first and layer_decay^(depth + 1) for the
             embedding; 1 = off.
-        lora_rank: Rank r of the adapters A (D, r) and B (r, M), of which B starts at zero.
+        lora_rank: Rank r of the adapters A (D, r) and B (r, M); B starts at zero.
         lora_alpha: Scale of the adapters: a kernel becomes kernel + lora_alpha / lora_rank * A B.
     """
 
@@ -170,30 +162,32 @@ class FinetuneConfig:
         if not self.checkpoint:
             self.refuse([field.name for field in dataclasses.fields(self)], "without a checkpoint")
         if self.method == "probe":
-            self.refuse(("freeze", "layer_decay"), "of a linear probe, which trains the head alone,")
+            self.refuse(("freeze", "layer_decay"), "with method=probe")
         if self.method != "lora":
-            self.refuse(("lora_rank", "lora_alpha"), f"with method {self.method}, which has no adapters,")
+            self.refuse(("lora_rank", "lora_alpha"), f"with method={self.method}")
 
     def refuse(self, names, where):
-        """Raises a ValueError unless the named fields have their defaults: elsewhere they would do nothing."""
+        """Raises a ValueError unless the named fields, which have no effect here, have their defaults."""
         for name in names:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             if value != default:
-                raise ValueError(f"{name}: received {value!r}; {where} allowed: {default!r}")
+                raise ValueError(f"{name}: received {value!r}; allowed: {default!r} {where}")
 
     def check_model(self, model: ViTConfig) -> None:
-        """Raises a ValueError unless this can be done with a model."""
+        """Raises a ValueError for settings that do not fit a model."""
         if self.freeze > model.depth:
-            raise ValueError(f"freeze: received {self.freeze}; the model has {model.depth} blocks; allowed: 0 to {model.depth}")
+            raise ValueError(f"freeze: received {self.freeze}; allowed: 0 to {model.depth}, the blocks of the model")
         largest = min(model.width, model.mlp_dim)
         if self.method == "lora" and self.lora_rank > largest:
             raise ValueError(f"lora_rank: received {self.lora_rank}; allowed: 1 to {largest}, the smaller side of the kernels")
         if self.method == "probe":
-            for name in ("dropout", "attention_dropout", "drop_path"):
-                if getattr(model, name):
-                    raise ValueError(
-                        f"{name}: received {getattr(model, name)}; of a linear probe, whose blocks are frozen, allowed: 0"
-                    )
+            refuse_dropout(model, ("dropout", "attention_dropout", "drop_path"), "with method=probe, whose blocks are frozen")
+
+
+def refuse_dropout(model: ViTConfig, names: tuple[str, ...], where: str) -> None:
+    for name in names:
+        if getattr(model, name):
+            raise ValueError(f"{name}: received {getattr(model, name)}; allowed: 0 {where}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,13 +199,13 @@ class Recipe:
         data: `auto` (CIFAR-10 if it is at hand or can be downloaded, else digits), `cifar10`, `cifar100`, `mnist`,
             `fashion_mnist`, another TensorFlow Datasets name, `folder:PATH`, `arrays:FILE.npz` or `digits`.
         data_dir: Folder of prepared TensorFlow Datasets; null = TFDS_DATA_DIR or the default of that library.
-        validation: Part of the training images held out for validation: a share below 1, a number of images, or null
-            for a tenth and 5000 at most; 0 = none.
-        mean: Subtracted from images scaled to 0..1, one number or one a channel.
-        std: What is then divided by, one number or one a channel.
-        augment: What happens to the training images.
+        validation: Training images to hold out for validation: a share below 1, a number of images, or null for a tenth and
+            5000 at most; 0 = none.
+        mean: Subtracted from images scaled to 0..1: a number, or one for each channel.
+        std: Divides them then: a number, or one for each channel.
+        augment: Augmentation of the training images.
         train: Optimisation.
-        finetune: The checkpoint that it starts from, if any, and what of it is trained.
+        finetune: The checkpoint to start from, if any, and which weights to train.
         seed: Decides initial weights, split, order, augmentation and dropout.
     """
 
@@ -227,32 +221,22 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        check_int("seed", self.seed, at_least=0)
-        if self.seed >= 2**32:
-            raise ValueError(f"seed: received {self.seed}; allowed: an integer from 0 to 2^32 - 1")
+        check_seed(self.seed)
         if not isinstance(self.data, str) or not self.data:
             raise ValueError(f"data: received {self.data!r}; allowed: auto, digits, folder:PATH, arrays:FILE.npz or a TFDS name")
         if self.model.data_format != "channels_last":
-            raise ValueError("data_format: received channels_first; training takes channels_last (the weights are the same)")
+            raise ValueError("data_format: received channels_first; allowed: channels_last in training (the weights are the same)")
         self.finetune.check_model(self.model)
-        for name in ("dropout", "attention_dropout") if self.train.remat else ():
-            if getattr(self.model, name):
-                raise ValueError(f"{name}: received {getattr(self.model, name)}; with remat allowed: 0 (drop_path may be any)")
+        if self.train.remat:
+            refuse_dropout(self.model, ("dropout", "attention_dropout"), "with remat=true (drop_path may have any value)")
         if self.validation is not None:
             check_number("validation", self.validation, at_least=0)
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            values = list(values) if isinstance(values, (list, tuple)) else [values]
+        for name, values in zip(("mean", "std"), as_moments(self.mean, self.std, self.model.channels), strict=True):
             object.__setattr__(self, name, values)
-            if len(values) not in (1, self.model.channels):
-                allowed = "1" if self.model.channels == 1 else f"1 or {self.model.channels}"
-                raise ValueError(f"{name}: received {len(values)} numbers; allowed: {allowed}, as the images have channels")
-            for value in values:
-                check_number(name, value, **({"above": 0} if name == "std" else {}))
         self.stages()
 
     def stages(self) -> list[tuple[int, int, typing.Self]]:
-        """First epoch, epoch behind the last and recipe of each stage of the training, the recipe's own at the end."""
+        """(first epoch, epoch after the last one, recipe) of each stage of the training; the last is the recipe itself."""
         stages, first = [], 0
         rest = dataclasses.replace(self, train=dataclasses.replace(self.train, stages=[])) if self.train.stages else self
         for stage in self.train.stages:
@@ -268,15 +252,30 @@ class Recipe:
 
     def stage_model(self, stage: Stage) -> ViTConfig:
         if stage.patch_scale != 1 and self.model.stem != "patch":
-            raise ValueError(f"patch_scale: received {stage.patch_scale:g}; with stem {self.model.stem!r} allowed: 1")
+            raise ValueError(f"patch_scale: received {stage.patch_scale:g}; allowed: 1 with stem={self.model.stem}")
         changes = {} if stage.patch_dropout is None else {"patch_dropout": stage.patch_dropout}
         for name, scale in (("image_size", stage.image_scale), ("patch_size", stage.patch_scale)):
             changes[name] = tuple(round(side * scale) for side in getattr(self.model, name))
         return dataclasses.replace(self.model, **changes)
 
     def stage_augment(self, stage: Stage) -> AugmentConfig:
-        check_fields(AugmentConfig, stage.augment, "augment.")
+        check_fields(AugmentConfig, stage.augment, "augment")
         return dataclasses.replace(self.augment, **stage.augment)
+
+    def load_data(self) -> DataSet:
+        """The `DataSet` of the recipe: its images in the size and with the channels of the recipe's model."""
+        return load_data(
+            self.data,
+            data_dir=self.data_dir,
+            image_size=self.model.image_size,
+            channels=self.model.channels,
+            validation=self.validation,
+            seed=self.seed,
+        )
+
+    def for_data(self, data: DataSet) -> typing.Self:
+        """The recipe with what its data decides: what `auto` stands for, and the number of classes."""
+        return dataclasses.replace(self, data=data.name, model=dataclasses.replace(self.model, num_classes=len(data.class_names)))
 
     def to_dict(self) -> dict:
         """The recipe as plain values, in the order of the fields."""
@@ -288,15 +287,3 @@ class Recipe:
 
 
 SECTIONS = {"model": ViTConfig, "augment": AugmentConfig, "train": TrainConfig, "finetune": FinetuneConfig}
-
-
-def load_recipe_data(recipe: Recipe) -> DataSet:
-    """The `DataSet` of a recipe: its images in the size and with the channels of the recipe's model."""
-    return load_data(
-        recipe.data,
-        data_dir=recipe.data_dir,
-        image_size=recipe.model.image_size,
-        channels=recipe.model.channels,
-        validation=recipe.validation,
-        seed=recipe.seed,
-    )

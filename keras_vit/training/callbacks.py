@@ -9,18 +9,34 @@ import time
 
 import keras
 
+WARM_STEPS = 3  # steps before a measurement: compilation, and memory that is taken for the first time
+
 
 class Diverged(ValueError):
     """The loss is no longer a finite number."""
 
 
-class Clock(keras.callbacks.Callback):
-    """Times steps behind the first few, and then ends `fit`."""
+class Watcher(keras.callbacks.Callback):
+    """Looks at the loss now and then, off the main thread where Keras allows it, so that no step waits for its predecessor."""
 
     async_safe = True
 
-    def __init__(self):
+    def set_model(self, model):
+        super().set_model(model)
+        self.watched = model  # `self.model` would fetch the state of a step that is still running (JAX)
+
+
+class Clock(Watcher):
+    """Times the steps after the first few for `seconds`, and then ends `fit`.
+
+    Attributes:
+        steps: Timed steps.
+        seconds: Their time.
+    """
+
+    def __init__(self, seconds):
         super().__init__()
+        self.enough = seconds
         self.lock = threading.Lock()
         self.first = self.seconds = None
 
@@ -31,18 +47,18 @@ class Clock(keras.callbacks.Callback):
             if self.first is None:
                 float(logs["loss"])  # waits for the steps so far
                 self.first, self.started = batch, time.perf_counter()
-            elif batch > self.first and time.perf_counter() - self.started > TIMED_SECONDS:
+            elif batch > self.first and time.perf_counter() - self.started > self.enough:
                 float(logs["loss"])
                 self.steps, self.seconds = batch - self.first, time.perf_counter() - self.started
-                self._model.stop_training = True  # `self.model` would fetch the state of a step that is still running (JAX)
+                self.watched.stop_training = True
 
 
 class Interrupts(keras.callbacks.Callback):
     """Makes an interruption (Ctrl-C) end the training, whenever it comes.
 
-    While Keras traces a model it swallows everything that is raised (PyTorch), its clean-up of a first step that was
-    interrupted raises a TypeError of its own (JAX), and what is raised while Python collects garbage is only printed: what
-    came is noted here, and raised again at the next step or the end.
+    An exception can get lost: Keras swallows it while it traces a model (PyTorch), or raises a TypeError while it cleans up the
+    first step (JAX), and Python only prints it during garbage collection. This callback remembers the interruption, and raises
+    it again at the next step or the end.
     """
 
     def __init__(self):
@@ -50,7 +66,7 @@ class Interrupts(keras.callbacks.Callback):
         self.handler, self.came, self.hook = None, False, sys.unraisablehook
 
     def __enter__(self):
-        # Elsewhere than in the main thread, or where the program has a handler of its own, that is none of our business.
+        # Not in another thread, and not where the program has a handler of its own.
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self.handler = signal.signal(signal.SIGINT, self.note)
             sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else self.hook(lost)
@@ -72,35 +88,35 @@ class Interrupts(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-class StopOnNaN(keras.callbacks.Callback):
-    """Ends the epoch soon after the loss became NaN; `Session` then says so.
+class StopOnNaN(Watcher):
+    """Ends the epoch soon after the loss became NaN; `Session` then says so."""
 
-    Looks once in a while and off the main thread where Keras allows it, so that no step waits for its predecessor.
-    """
-
-    async_safe = True
     every = 20
 
     def on_train_batch_end(self, batch, logs=None):
         if batch % self.every == 0 and math.isnan(logs["loss"]):
-            self._model.stop_training = True  # `self.model` would fetch the state of a step that is still running (JAX)
+            self.watched.stop_training = True
 
 
-class Progress(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar with images/s and, at each epoch's start, the time left."""
+class Progress(keras.callbacks.Callback):
+    """A progress bar with images/s and, at each epoch's start, the time left.
+
+    Args:
+        config: The `TrainConfig`.
+        steps_per_epoch: Steps of an epoch.
+        verbose: 1 for a bar, 2 for a line an epoch.
+    """
 
     async_safe = True
 
-    def __init__(self, config, steps_per_epoch):
+    def __init__(self, config, steps_per_epoch, verbose):
         super().__init__()
-        self.config = config
-        self.steps_per_epoch = steps_per_epoch
+        self.config, self.steps, self.verbose = config, steps_per_epoch, verbose
         self.epoch_seconds = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
-        self._reset_progbar()
-        self._maybe_init_progbar()
+        self.bar = keras.utils.Progbar(self.steps, verbose=self.verbose, stateless_metrics=())
         left = ""
         if self.epoch_seconds:
             left = datetime.timedelta(seconds=round(self.epoch_seconds * (self.config.epochs - epoch)))
@@ -108,12 +124,10 @@ class Progress(keras.callbacks.ProgbarLogger):
         print(f"Epoch {epoch + 1}/{self.config.epochs}{left}", flush=True)
 
     def on_train_batch_end(self, batch, logs=None):
-        rate = (batch + 1) * self.config.batch_size / (time.perf_counter() - self.started)
-        super().on_train_batch_end(batch, {**logs, "images_per_second": rate})
+        if self.verbose == 1:
+            rate = (batch + 1) * self.config.batch_size / (time.perf_counter() - self.started)
+            self.bar.update(batch + 1, [*logs.items(), ("images_per_second", rate)], finalize=False)
 
     def on_epoch_end(self, epoch, logs=None):
         self.epoch_seconds = time.perf_counter() - self.started
-        super().on_epoch_end(epoch, logs)
-
-
-WARM_STEPS, TIMED_SECONDS = 3, 1.5  # of the measurement of how many images a second a configuration trains
+        self.bar.update(self.steps, list(logs.items()), finalize=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning: the weights of a checkpoint, which of them are trained, and at what share of the learning rate."""
+"""Fine-tuning: a checkpoint's settings and weights, which weights are trained, and at what share of the learning rate."""
 
 import dataclasses
 import itertools
@@ -12,21 +12,21 @@ import numpy as np
 
 from keras_vit.model.adapters import adapted_layers
 from keras_vit.model.config import ViTConfig
-from keras_vit.recipes.parse import flatten, parse_recipe, parse_settings, read_settings
+from keras_vit.recipes.parse import parse_recipe, parse_settings, read_overrides, read_settings
 from keras_vit.recipes.schema import FinetuneConfig, Recipe
 
 if typing.TYPE_CHECKING:
     from keras_vit.model.vit import ViT
     from keras_vit.weights.checkpoint import Checkpoint
 
-HEADS = ("head", "head_dist")  # names of the layers that give logits; the second one where there is distillation
+HEADS = ("head", "head_dist")  # names of the layers that give logits; a model with distillation has both
 
-# Peak learning rates where neither recipe nor command line says: the more is trained, the smaller.
+# Default peak learning rates: the more is trained, the smaller.
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "probe": 3e-3}
 
-# Fields of a ViTConfig that are the recipe's, not the checkpoint's: they change no weight, or the head alone.
+# Fields of a ViTConfig that the recipe decides, not the checkpoint: they change no weight, or only the head.
 OWN_FIELDS = ("num_classes", "dropout", "attention_dropout", "drop_path", "data_format")
-RESIZED_FIELDS = ("image_size", "patch_size")  # the checkpoint's unless others are asked for; weights are then resampled
+RESIZED_FIELDS = ("image_size", "patch_size")  # the checkpoint's by default; other values resample its weights
 
 
 # Weights of a checkpoint
@@ -36,12 +36,12 @@ def open_finetune(config: FinetuneConfig) -> "Checkpoint":
     """The checkpoint of a `FinetuneConfig`, opened.
 
     Raises:
-        ValueError: Where there is none, or it cannot be read.
+        ValueError: If there is none, or it cannot be read.
     """
     from keras_vit.weights.load import open_checkpoint
 
     if not config.checkpoint:
-        raise ValueError("checkpoint: none is given; allowed: a run folder, a file, a folder or a name on the Hugging Face hub")
+        raise ValueError("checkpoint: received none; allowed: a run folder, a file, a folder or a name on the Hugging Face hub")
     return open_checkpoint(config.checkpoint, config.source, architecture=config.architecture or None)
 
 
@@ -53,7 +53,7 @@ def checkpoint_settings(checkpoint: "Checkpoint") -> dict:
 
 
 def check_architecture(config: ViTConfig, checkpoint: ViTConfig) -> None:
-    """Raises a ValueError that names the first field in which a model contradicts its checkpoint."""
+    """Raises a ValueError that names the first field in which a model differs from its checkpoint and must not."""
     free = (*OWN_FIELDS, *(RESIZED_FIELDS if checkpoint.stem == "patch" else RESIZED_FIELDS[:1]))
     for field in dataclasses.fields(ViTConfig):
         ours, theirs = getattr(config, field.name), getattr(checkpoint, field.name)
@@ -62,12 +62,12 @@ def check_architecture(config: ViTConfig, checkpoint: ViTConfig) -> None:
 
 
 def load_finetune(model: "ViT", config: FinetuneConfig, class_names: list[str]) -> list[str]:
-    """Gives a model the weights of a checkpoint, resampled to its image and patch size, and a head at zero or the checkpoint's.
+    """Gives a model the weights of a checkpoint, resampled to its image and patch size; its head starts at zero or is kept.
 
     Args:
         model: A `ViT`, not yet prepared by `select_weights`.
         config: The `FinetuneConfig`.
-        class_names: Those of the data.
+        class_names: The data's classes.
 
     Returns:
         Lines for the user.
@@ -82,11 +82,13 @@ def load_finetune(model: "ViT", config: FinetuneConfig, class_names: list[str]) 
     names, count = checkpoint.class_names, checkpoint.config.num_classes
     if config.keep_head:
         if count != len(class_names):
-            raise ValueError(f"keep_head: the checkpoint has {count} classes and the data {len(class_names)}; allowed: false")
+            raise ValueError(
+                f"keep_head: received true; allowed: false, for {len(class_names)} classes and a checkpoint of {count}"
+            )
         for index, (theirs, ours) in enumerate(zip(names or class_names, class_names, strict=True)):
             if theirs != ours:
                 raise ValueError(
-                    f"keep_head: class {index} is {theirs!r} in the checkpoint and {ours!r} in the data; allowed: false"
+                    f"keep_head: received true; allowed: false, as class {index} is {theirs!r} in the checkpoint and {ours!r} here"
                 )
     notes = load_weights(model, checkpoint, new_head=not config.keep_head, resize=True)
     if not config.keep_head:
@@ -106,16 +108,16 @@ def head_variables(model):
 
 
 def select_weights(model: "ViT", config: FinetuneConfig) -> None:
-    """Freezes what a `FinetuneConfig` does not train, and adds the adapters of LoRA, which leave the outputs as they are.
+    """Freezes what a `FinetuneConfig` does not train, and adds LoRA's adapters, which do not change the outputs yet.
 
-    Keras neither differentiates by a frozen variable nor keeps optimizer state of it. Before the model is compiled.
+    Call it before the model is compiled. Keras computes no gradient of a frozen variable, and keeps no optimizer state of it.
     """
     trained = HEADS
     if config.method == "full":
         names = [layer.name for layer in model.layers]
         trained = names[names.index(f"block_{config.freeze - 1}") + 1 :] if config.freeze else names
     for layer in model.layers:
-        for variable in layer.weights:  # not layer.trainable: that would hold for its adapters too
+        for variable in layer.weights:  # not layer.trainable, which would freeze its adapters too
             variable.trainable = layer.name in trained
     if config.method == "lora":
         for layer in adapted_layers(model, config.freeze):
@@ -125,9 +127,9 @@ def select_weights(model: "ViT", config: FinetuneConfig) -> None:
 def learning_rate_factors(model: "ViT", layer_decay: float) -> dict[str, float]:
     """The factor on the learning rate of each weight, by path.
 
-    Behind the last block 1, then layer_decay^1 for the last block to layer_decay^depth for the first, and
-    layer_decay^(depth + 1) for the embedding: stem, projection, prefix tokens and positions. So does BEiT (arXiv 2106.08254);
-    timm counts the last norm to the last block.
+    1 after the last block, layer_decay^1 for the last block to layer_decay^depth for the first, and layer_decay^(depth + 1) for
+    the embedding: stem, projection, prefix tokens and positions. This is BEiT's rule (arXiv 2106.08254); in timm the last norm
+    has the last block's factor.
     """
     depth, layers = model.config.depth, model.layers  # in the order in which an image passes them
     first = [layer.name for layer in layers].index("block_0")
@@ -143,7 +145,7 @@ def trained_parameters(model: keras.Model) -> int:
 
 
 def describe_trained(model: "ViT") -> str:
-    """A line that says what of a model is trained, such as "block_2 to block_3, norm, head (3,450 of 9,120 parameters...)"."""
+    """A line that says what is trained: "trained: block_2 to block_3, norm, head: 3,450 of 9,120 parameters in 26 variables"."""
     names = dict.fromkeys(variable.path.split("/")[0] for variable in model.trainable_variables)
     parts = []
     for is_block, group in itertools.groupby(names, lambda name: name.startswith("block_")):
@@ -160,8 +162,8 @@ def describe_trained(model: "ViT") -> str:
 def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "finetune", **overrides) -> Recipe:
     """A `Recipe` that fine-tunes a checkpoint; `train` does it.
 
-    Architecture, image and patch size, mean and std are the checkpoint's where neither file nor overrides say otherwise; of
-    those, the architecture must not. The peak learning rate is that of `keras_vit.finetune.LEARNING_RATES` for the method.
+    Architecture, image and patch size, mean and std are the checkpoint's by default. The architecture cannot be overridden. The
+    default peak learning rate depends on the method: `keras_vit.training.finetune.LEARNING_RATES`.
 
     Args:
         checkpoint: As `FinetuneConfig.checkpoint`.
@@ -171,7 +173,7 @@ def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "fi
     Raises:
         ValueError: Naming the setting, what was received and what is allowed, or what is wrong with the checkpoint.
     """
-    settings = {**read_settings(name), **flatten(overrides, ""), "finetune.checkpoint": str(checkpoint)}
+    settings = {**read_settings(name), **read_overrides(overrides), "finetune.checkpoint": str(checkpoint)}
     completion = Completion()
     recipe, _ = parse_settings(settings, complete=completion)
     completion.check(recipe)
@@ -181,7 +183,7 @@ def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "fi
 def parse_finetune(
     name: str | os.PathLike, arguments: list[str], parser: jsonargparse.ArgumentParser | None = None
 ) -> tuple[Recipe, jsonargparse.Namespace]:
-    """As `parse_recipe`; what neither file nor command line states comes from `finetune.checkpoint`."""
+    """As `parse_recipe`; settings that neither file nor command line states come from `finetune.checkpoint`."""
     completion = Completion()
     recipe, namespace = parse_recipe(name, arguments, parser, complete=completion)
     completion.check(recipe)
@@ -189,12 +191,12 @@ def parse_finetune(
 
 
 class Completion:
-    """Opens the checkpoint of a `FinetuneConfig` and gives the settings that it decides."""
+    """The settings that the checkpoint of a `FinetuneConfig` decides, for `parse_settings`; and its check of the outcome."""
 
     def __call__(self, finetune: FinetuneConfig) -> dict:
         self.checkpoint = open_finetune(finetune)
         return {"train.learning_rate": LEARNING_RATES[finetune.method], **checkpoint_settings(self.checkpoint)}
 
     def check(self, recipe: Recipe) -> None:
-        """Raises a ValueError if the recipe's architecture contradicts the checkpoint."""
+        """Raises a ValueError if the recipe's architecture differs from the checkpoint's."""
         check_architecture(recipe.model, self.checkpoint.config)

@@ -1,22 +1,31 @@
 """Models ready for `fit`, and what one hands on to the next."""
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vit.machine import accelerator
 from keras_vit.model.resample import resample_weight
-from keras_vit.model.vit import build_vit
+from keras_vit.model.vit import ViT, build_vit
+from keras_vit.recipes.schema import Recipe
 from keras_vit.training.finetune import learning_rate_factors, load_finetune, select_weights
-from keras_vit.training.optimizer import make_optimizer
+from keras_vit.training.optimizer import make_optimizer, own_optimizer
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
+Prepared = tuple[ViT, list[str]]  # a compiled model, and notes for the user
 
-def compiled_model(recipe, total_steps, class_names=None):
-    """The model of a recipe or of a stage of it, ready for `fit`, and notes for the user.
 
-    Its weights are the checkpoint's where the names of the data's classes are given, else the seed's.
+def compiled_model(recipe: Recipe, total_steps: int, class_names: list[str] | None = None) -> Prepared:
+    """The model of a recipe or of one of its stages, ready for `fit`, and notes for the user.
+
+    Args:
+        recipe: The `Recipe`, with a precision other than `auto`.
+        total_steps: Steps of the whole training.
+        class_names: The data's classes: a recipe with a checkpoint then takes its weights. None = the seed's weights.
     """
     keras.utils.set_random_seed(recipe.seed)
     model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
@@ -31,17 +40,33 @@ def compiled_model(recipe, total_steps, class_names=None):
     return model, notes
 
 
-def carry_over(old, new):
-    """Gives a compiled model the weights and the optimizer's state of another that differs as stages do.
+@contextlib.contextmanager
+def averaged(model: ViT) -> Iterator[None]:
+    """Puts the averaged weights, if there are any, in the place of the trained ones, which come back afterwards."""
+    if not own_optimizer(model.optimizer).use_ema:
+        yield
+        return
+    variables = model.trainable_variables
+    trained = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+    model.optimizer.finalize_variable_values(variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, trained, strict=True):
+            variable.assign(value)
 
-    Weights and their averages are resampled. The optimizer's moments of those are only of an order of magnitude then: their mean.
+
+def carry_over(old: ViT, new: ViT) -> None:
+    """Gives a compiled model the weights and the optimizer's state of another stage's.
+
+    Weights and their averages are resampled. Resized weights get their old moments' mean.
     """
-    optimizer = getattr(new.optimizer, "inner_optimizer", new.optimizer)
+    optimizer = own_optimizer(new.optimizer)
     paths = {id(variable): variable.path for variable in new.variables}
     if optimizer.use_ema:
-        averages = optimizer._model_variables_moving_average  # no public access in Keras 3.15
+        averages = [variable for variable in optimizer.variables if variable.path.endswith("_average")]
         paths |= {id(average): variable.path for average, variable in zip(averages, new.trainable_variables, strict=True)}
-    # By layer, as only one of them may have patch dropout, which has a variable too: the state of its random numbers.
+    # Layer by layer: one of the models may have patch dropout, and with it one more variable, the state of its random numbers.
     theirs, ours = ({layer.name: layer.variables for layer in model.layers} for model in (old, new))
     pairs = [*zip(old.optimizer.variables, new.optimizer.variables, strict=True)]
     for name in theirs.keys() & ours.keys():
@@ -54,7 +79,8 @@ def carry_over(old, new):
         target.assign(value)
 
 
-def compile_model(model, optimizer, jit):
+def compile_model(model: keras.Model, optimizer: keras.optimizers.Optimizer | str, jit: str) -> None:
+    """Compiles a model for classification; `jit` as in `TrainConfig`."""
     jit = {"auto": "auto", "on": True, "off": False}[jit]
     if jit == "auto" and keras.backend.backend() == "tensorflow" and not accelerator():
         jit = False  # on a CPU TensorFlow's own kernels are as fast as XLA's in float32 and faster in bfloat16

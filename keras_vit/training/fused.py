@@ -1,0 +1,236 @@
+"""Adam and Muon as Keras has them, in fewer and larger operations: the same numbers but for rounding.
+
+Keras updates one weight after the other. `tests/test_optimizer.py` holds these to Keras's own.
+"""
+
+import functools
+import math
+
+import keras
+from keras import ops
+
+from keras_vit.private.keras import OptimizerHooks, available
+
+
+def backend_class(kind: type) -> type:
+    """The class of the objects that a Keras optimizer's class makes: under PyTorch another one."""
+    return type(kind())
+
+
+@functools.cache
+def fused_adam() -> type:
+    """Keras's Adam in one pass over each weight where Keras makes ten; its decay is decoupled, as AdamW's.
+
+    Under TensorFlow the backend's own operation, under PyTorch on a CPU its fused Adam. XLA fuses by itself.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax" or not available("optimizer"):
+        return keras.optimizers.Adam
+    kind = backend_class(keras.optimizers.Adam)
+    return tensorflow_adam(kind) if backend == "tensorflow" else torch_adam(kind)
+
+
+@functools.cache
+def fused_muon() -> type:
+    """Keras's Muon, which updates all matrices of one shape at once and computes its learning rate once a step.
+
+    Keras takes one matrix after the other: a model has dozens, and each is five steps of three small products.
+    """
+    if not available("optimizer"):
+        return keras.optimizers.Muon
+    kind = backend_class(keras.optimizers.Muon)
+    return torch_muon(kind) if keras.backend.backend() == "torch" else muon(kind)
+
+
+class SharedDecay(OptimizerHooks):
+    """Mixin: decay and schedule are computed once a step, and not for each weight."""
+
+    def decay(self, variables):
+        rate = self.rate()
+        for variable in variables:
+            decay = self.decay_of(variable)
+            if decay and self.is_decayed(variable):
+                self.assign(variable, variable * (1 - decay * rate))
+
+    def decay_of(self, variable):
+        return self.weight_decay
+
+
+def is_distributed():
+    """Whether TensorFlow trains several replicas, whose gradients Keras then sums."""
+    import tensorflow as tf
+
+    return tf.distribute.has_strategy()
+
+
+def tensorflow_adam(kind):
+    import tensorflow as tf
+
+    class FusedAdam(SharedDecay, kind):
+        def update(self, gradients, variables, learning_rate):
+            if is_distributed():
+                return super().update(gradients, variables, learning_rate)
+            # Once, and not for each weight: tracing all of it took longer than tracing a model.
+            step, rate = ops.cast(self.iterations + 1, "float32"), ops.cast(learning_rate, "float32")
+            powers = {"beta1_power": self.beta_1**step, "beta2_power": self.beta_2**step}
+            settings = {"lr": rate, "beta1": self.beta_1, "beta2": self.beta_2, "epsilon": self.epsilon}
+            for gradient, variable in zip(gradients, variables, strict=True):
+                momentum, velocity = self.adam_moments(variable)
+                kept = {"m": momentum.value.handle, "v": velocity.value.handle}
+                tf.raw_ops.ResourceApplyAdam(var=variable.value.handle, grad=gradient, **kept, **powers, **settings)
+
+    return FusedAdam
+
+
+def muon(kind):
+    class FusedMuon(SharedDecay, kind):
+        def is_matrix(self, variable):
+            """Whether Muon updates a variable, and not AdamW."""
+            return self.adam_velocities[self.place(variable)] is None
+
+        def decay_of(self, variable):
+            return self.weight_decay if self.is_matrix(variable) else self.adam_weight_decay
+
+        def update(self, gradients, variables, learning_rate):
+            if keras.backend.backend() == "tensorflow" and is_distributed():
+                return super().update(gradients, variables, learning_rate)
+            shapes, rest = {}, []
+            for gradient, variable in zip(gradients, variables, strict=True):
+                members = shapes.setdefault(tuple(sorted(variable.shape)), []) if self.is_matrix(variable) else rest
+                members.append((gradient, variable))
+            for (_, longer), members in shapes.items():
+                gradients, variables = zip(*members, strict=True)
+                tall = [variable.shape[0] > variable.shape[1] for variable in variables]
+                momentums = [self.momentums[self.place(variable)] for variable in variables]
+                updates = self.directions(gradients, momentums)
+                updates = [ops.transpose(update) if turn else update for update, turn in zip(updates, tall, strict=True)]
+                rate = 1 if self.rms_rate is None else math.sqrt(longer) * self.rms_rate
+                updates = ops.unstack(self.zeropower(ops.stack(updates)) * (rate * learning_rate), len(updates))
+                updates = [ops.transpose(update) if turn else update for update, turn in zip(updates, tall, strict=True)]
+                self.subtract(variables, updates)
+            self.update_rest(rest, learning_rate)
+
+        def directions(self, gradients, momentums):
+            """Updates the momentums of matrices; returns what is then made orthogonal."""
+            for gradient, momentum in zip(gradients, momentums, strict=True):
+                self.assign(momentum, self.momentum * momentum + gradient)
+            momentums = [momentum.value for momentum in momentums]
+            if not self.nesterov:
+                return momentums
+            return [gradient + self.momentum * momentum for gradient, momentum in zip(gradients, momentums, strict=True)]
+
+        def zeropower(self, x):
+            """About the polar factor of each matrix (n, R, C), R <= C, by Newton-Schulz iterations, as Keras's."""
+            x = x / (ops.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
+            for _ in range(self.ns_steps):
+                gram = ops.matmul(x, ops.transpose(x, (0, 2, 1)))  # (n, R, R)
+                x = self.muon_a * x + ops.matmul(self.muon_b * gram + self.muon_c * ops.matmul(gram, gram), x)
+            return x
+
+        def subtract(self, variables, updates):
+            for variable, update in zip(variables, updates, strict=True):
+                self.assign_sub(variable, update)
+
+        def update_rest(self, rest, learning_rate):
+            """Updates by AdamW what is no matrix."""
+            for gradient, variable in rest:
+                self.update_step(gradient, variable, learning_rate)
+
+    return FusedMuon
+
+
+def torch_adam(kind):
+    import torch
+
+    from keras_vit.private import torch_optim
+
+    class FusedAdam(torch_clipping(), kind):
+        @torch.no_grad()
+        def update(self, gradients, variables, learning_rate):
+            if variables[0].value.device.type != "cpu" or not torch_optim.available("adam"):
+                return super().update(gradients, variables, learning_rate)
+            moments = zip(*(self.adam_moments(variable) for variable in variables), strict=True)
+            settings = self.beta_1, self.beta_2, self.epsilon
+            torch_adam_step(gradients, variables, *moments, self.iterations, learning_rate, *settings)
+
+    return FusedAdam
+
+
+def torch_muon(kind):
+    import torch
+
+    from keras_vit.private import torch_optim
+
+    class FusedMuon(torch_clipping(), muon(kind)):
+        """In few calls, each for all matrices of a shape."""
+
+        @torch.no_grad()
+        def decay(self, variables):
+            rate, decayed = self.rate(), {}
+            for variable in variables:
+                decay = self.decay_of(variable)
+                if decay and self.is_decayed(variable):
+                    decayed.setdefault(decay, []).append(variable.value)
+            for decay, weights in decayed.items():
+                torch_optim.scale(weights, 1 - decay * rate)
+
+        @torch.no_grad()
+        def update(self, gradients, variables, learning_rate):
+            super().update(gradients, variables, learning_rate)
+
+        def directions(self, gradients, momentums):
+            momentums = [momentum.value for momentum in momentums]
+            torch_optim.scale(momentums, self.momentum)
+            torch_optim.add(momentums, gradients)
+            return torch_optim.plus(gradients, momentums, self.momentum) if self.nesterov else momentums
+
+        def zeropower(self, x):
+            x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+            for _ in range(self.ns_steps):
+                gram = x @ x.mT  # (n, R, R)
+                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=self.muon_b, alpha=self.muon_c), x, beta=self.muon_a)
+            return x
+
+        def subtract(self, variables, updates):
+            torch_optim.subtract([variable.value for variable in variables], updates)
+
+        def update_rest(self, rest, learning_rate):
+            # On an accelerator reading step and rate would wait for it.
+            if not rest or rest[0][0].device.type != "cpu" or not torch_optim.available("adam"):
+                return super().update_rest(rest, learning_rate)
+            gradients, variables = zip(*rest, strict=True)
+            moments = [[kept[self.place(variable)] for variable in variables] for kept in (self.momentums, self.adam_velocities)]
+            settings = self.adam_beta_1, self.adam_beta_2, self.epsilon
+            torch_adam_step(gradients, variables, *moments, self.iterations, learning_rate * self.adam_lr_ratio, *settings)
+
+    return FusedMuon
+
+
+@functools.cache
+def torch_clipping() -> type:
+    """Mixin under PyTorch: the gradients are clipped in a few calls, and not in five for each."""
+    import torch
+
+    from keras_vit.private import torch_optim
+
+    class FusedClipping(OptimizerHooks):
+        def clip(self, gradients):
+            if not self.global_clipnorm:
+                return super().clip(gradients)
+            norm = torch.linalg.vector_norm(torch.stack(torch_optim.norms(gradients)))
+            scale = self.global_clipnorm / norm.clamp(min=self.global_clipnorm) + (norm - norm)  # NaN where the norm is infinite
+            return torch_optim.scaled(gradients, scale)
+
+    return FusedClipping
+
+
+def torch_adam_step(gradients, variables, momentums, velocities, iterations, learning_rate, beta_1, beta_2, epsilon):
+    """One step of Keras's Adam by PyTorch's fused one."""
+    from keras_vit.private.torch_optim import adam_step
+
+    step = int(iterations)
+    weights, momentums, velocities = ([variable.value for variable in kept] for kept in (variables, momentums, velocities))
+    # Keras adds epsilon to the root of the uncorrected second moment, PyTorch to that of the corrected one.
+    epsilon /= math.sqrt(1 - beta_2 ** (step + 1))
+    settings = {"step": step, "learning_rate": float(learning_rate), "beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
+    adam_step(weights, gradients, momentums, velocities, **settings)
