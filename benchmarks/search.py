@@ -1,31 +1,31 @@
-"""How much faster than random search do the oracles find a good Vision Transformer? On a made objective with a known answer.
+"""How much faster than random search do the oracles find a good Vision Transformer? On a synthetic objective with a known answer.
 
     python benchmarks/search.py [--trials 60] [--seeds 10] [--json search.json]
 
 No model is trained: accuracy is a formula of the hyperparameters, with noise as large as a seed's and a learning curve over
 the share of the training that has been done. Cost is counted in whole trainings. For each seed random search spends
-`--trials` of them; the others are asked after what cost the configuration that they hold best is as good as random search's.
+`--trials` of them. For the other methods the cost is counted at which their best configuration is as good as random search's.
 """
 
+import argparse
 import math
 import pathlib
 import tempfile
 
 import numpy as np
 
-from keras_vit.cli.command import Parser
 from keras_vit.processes import run_command
 
 NOISE = 0.003  # standard deviation of an accuracy over seeds, as measured on CIFAR-10
 EPOCHS = 27  # of a whole training, for Hyperband
 INITIAL = 10  # random trials before the Gaussian process is asked
-# Of the hypervolume, in accuracy and log10 of milliseconds: a tenth of its range behind the worst of the true front, which runs
-# from 66% at 0.04 ms to 89.8% at 2.6 ms. Far behind it, what both searches have would be most of either volume.
+# Of the hypervolume, in accuracy and log10 of milliseconds: a tenth of the range below the worst of the true front, which runs
+# from 66% at 0.04 ms to 89.8% at 2.6 ms. A point much worse would give both searches nearly the same volume.
 REFERENCE = (0.635, 0.6)
 
 
 def true_accuracy(values, share=1.0):
-    """The accuracy behind a share of the training: a smooth optimum, with interactions, and a curve that depends on the rate."""
+    """The accuracy after a share of the training: a smooth optimum, with interactions, and a curve that depends on the rate."""
     rate = math.log10(values["learning_rate"]) + 2.7 + 0.4 * (values["depth"] > 6)
     patch = {2: 0.03, 4: 0.0, 8: 0.06, 16: 0.2}[values["patch_size"]]
     width = math.log2(values["num_heads"] * values["head_dim"] / 192)
@@ -81,7 +81,7 @@ def cost_to_reach(rows, target):
 
 
 def main():
-    parser = Parser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=60, help="whole trainings of each search (default: 60)")
     parser.add_argument("--seeds", type=int, default=10, help="searches of each kind (default: 10)")
     parser.add_argument("--json", type=pathlib.Path, help="file to write: every search")

@@ -16,9 +16,10 @@ from test_tuner import FAKE, make
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.search import distribute
 from keras_vit.search import tuner as tuner_module
+from keras_vit.search.axes import SpaceConfig
 from keras_vit.search.distribute import Chief, ChiefClient, read_address
 from keras_vit.search.oracle import HyperbandOracle, RandomOracle
-from keras_vit.search.space import Space, SpaceConfig
+from keras_vit.search.space import Space
 from keras_vit.search.tuner import Lost, Silence, TrialTuner
 
 
@@ -204,7 +205,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name):
     tuner.oracle.max_seconds = 0.001
     client = ChiefClient(tuner.oracle, ("127.0.0.1", port), "w", 30)
     with chief(tuner, port):
-        with pytest.raises(ValueError, match="chief: sent a trial named"):
+        with pytest.raises(ValueError, match="chief: received a trial named"):
             client.create_trial("w")
         tuner.oracle.ongoing_trials.clear()
 
@@ -223,7 +224,7 @@ def test_a_port_in_use_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"chief: port {port} of '127.0.0.1' is in use"):
+        with pytest.raises(ValueError, match=f"chief: received 127.0.0.1:{port}, which is in use"):
             Chief(tuner.oracle, tuner.folder, Silence()).serve(("127.0.0.1", port))
 
 

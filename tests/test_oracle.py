@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from keras_vit.recipes.parse import load_recipe
+from keras_vit.search.axes import SpaceConfig
 from keras_vit.search.oracle import ORACLES, WORST, BayesianOracle, GridOracle, RandomOracle, expected_improvement, previous
-from keras_vit.search.space import Space, SpaceConfig
+from keras_vit.search.space import Space
 
 SMALL = {name: None for name in ("head_dim", "mlp_ratio", "stem", "weight_decay", "drop_path", "batch_size", "augment")}
 METHODS = {
@@ -33,7 +34,7 @@ def score(values):
 
 def make(method, space, folder, seed=0, **settings):
     oracle = ORACLES[method](space, seed=seed, **{**METHODS[method], **settings})
-    oracle._set_project_dir(str(folder), "search")
+    oracle.use_folder(folder / "search")
     return oracle
 
 
@@ -111,7 +112,7 @@ def test_no_configuration_is_proposed_twice_and_a_small_space_ends(tmp_path):
 
 def test_grid_is_every_legal_configuration(space, tmp_path):
     oracle = GridOracle(space, steps=2)
-    oracle._set_project_dir(str(tmp_path), "search")
+    oracle.use_folder(tmp_path / "search")
     values = run(oracle)
     assert len(values) == 2 * 4 * 2 * 2 * 2
     assert sorted({value["learning_rate"] for value in values}) == pytest.approx([1e-4, 1e-2])
@@ -173,7 +174,7 @@ def test_expected_improvement_is_its_integral():
 
 def test_time_ends_a_search(space, tmp_path):
     oracle = RandomOracle(space, max_trials=100)
-    oracle._set_project_dir(str(tmp_path), "search")
+    oracle.use_folder(tmp_path / "search")
     oracle.max_seconds, oracle.trial_seconds = 10.0, 4.0
     oracle.earlier_seconds = 5.0
     assert oracle.create_trial("worker-0").status == "RUNNING"
@@ -181,6 +182,6 @@ def test_time_ends_a_search(space, tmp_path):
     assert oracle.create_trial("worker-1").status == "STOPPED"
     oracle.save()
     again = RandomOracle(space, max_trials=100)
-    again._set_project_dir(str(tmp_path), "search")
+    again.use_folder(tmp_path / "search")
     again.reload()
     assert again.seconds >= 7

@@ -10,9 +10,11 @@ import plotly.graph_objects
 import pytest
 from plotly.offline import get_plotlyjs
 
-from keras_vit.search import report
+from keras_vit.search import importance as forests
+from keras_vit.search import labels
+from keras_vit.search.importance import importance
 from keras_vit.search.pareto import front
-from keras_vit.search.report import importance, write_report
+from keras_vit.search.report import write_report
 
 WILD = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"q\" 'a' ünï 猫 %{x} \u2028 </script> <a href='http://x.org'>"
 TIMES_NOISE = 10  # an axis that matters is that much more important than one that does not
@@ -90,7 +92,7 @@ def make_trial(index, values, accuracy, epochs=3, **fields):
         },
         "reason": None,
         "curve": curve,
-        "command": f"python experiments/train_cifar.py --recipe trial-{index:03}/recipe.yaml",
+        "command": f"keras-vit train --recipe trial-{index:03}/recipe.yaml",
         "continues": None,
     } | fields
 
@@ -117,7 +119,7 @@ def make_search(count=40, noise=0.005, failures=(), formula=None, **fields):
             "seed": 0,
             "budget": {"kind": "epochs", "amount": 3},
             "objectives": {"val_accuracy": "max", "latency_ms": "min"},
-            "command": "python tuning/search.py",
+            "command": "keras-vit search",
         },
         "axes": copy.deepcopy(AXES),
         "trials": trials,
@@ -131,8 +133,8 @@ def make_search(count=40, noise=0.005, failures=(), formula=None, **fields):
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Writes a report and reads it back; every figure is one that plotly accepts. Small forests, to be quick."""
-    monkeypatch.setattr(report, "TREES", 16)
-    monkeypatch.setattr(report, "PARTITIONS", 1)
+    monkeypatch.setattr(forests, "TREES", 16)
+    monkeypatch.setattr(forests, "PARTITIONS", 1)
 
     def write(search):
         before = copy.deepcopy(search)
@@ -363,7 +365,7 @@ def test_importance_is_stated_with_its_method(written):
             make_search(12, noise=0, formula=lambda values: 0.5),
             "Importance: too few trials, 12 with a result; 10 of different configurations and results are needed.",
         ),
-        (make_search(40, formula=lambda values: 0.5), "Importance: none to be seen. On 40 trials the forest has R² = -"),
+        (make_search(40, formula=lambda values: 0.5), "Importance: none visible. On 40 trials the forest has R² = -"),
     ],
 )
 def test_importance_says_why_there_is_none(written, search, reason):
@@ -437,10 +439,10 @@ def test_the_same_search_gives_the_same_page(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda search: search.pop("axes"), "search: received no 'axes'; needed: settings, axes, trials"),
+        (lambda search: search.pop("axes"), "search: received no 'axes'; allowed: all of settings, axes, trials"),
         (
             lambda search: search["trials"][1].update(status="STOPPED"),
-            "search: trial '001' has status 'STOPPED'; allowed: COMPLETED",
+            "status: received 'STOPPED' of trial '001'; allowed: COMPLETED",
         ),
         (lambda search: search["settings"].update(objectives={"val_accuracy": "up"}), "direction: received 'up'"),
     ],
@@ -474,4 +476,4 @@ def test_a_damaged_search_is_named_and_the_old_page_kept(tmp_path, change, messa
     ],
 )
 def test_show(name, value, text):
-    assert report.show(name, value) == text
+    assert labels.show(name, value) == text

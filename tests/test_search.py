@@ -1,18 +1,26 @@
-"""The command: what it writes and says, with trials that train nothing; what it refuses, in one line."""
+"""The command: its files and messages, with trials that train nothing; the mistakes that it refuses, in one line."""
 
+import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import filelock
 import keras
 import pytest
-from test_tuner import interrupted
+import yaml
+from test_tuner import FAKE, interrupted
 
 from keras_vit.cli import search
+from keras_vit.files import read_yaml
 from keras_vit.recipes.parse import load_recipe
-from keras_vit.search import tuner
+from keras_vit.search import folder as folders
+from keras_vit.search import session, settings, tuner, worker
+from keras_vit.search.axes import SpaceConfig
 from keras_vit.search.pareto import front
+
+SPACES = Path(__file__).resolve().parents[1] / "tuning" / "spaces"
 
 FACTS = {
     "data": "digits",
@@ -32,13 +40,12 @@ SMALL = ["--recipe", "digits", "--data", "digits", "--trials", "6", "--budget", 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """Runs the command with these arguments, on trials and data that are made up."""
-    monkeypatch.setattr(tuner, "TRIAL", Path(__file__).with_name("fake_trial.py"))
+    monkeypatch.setattr(tuner, "TRIAL", FAKE)
 
     def run(*arguments, out="search", **facts):
-        monkeypatch.setattr(search, "load_facts", lambda recipe, environment: {**FACTS, **facts})
-        monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
-        monkeypatch.setattr(sys, "argv", ["search.py", *arguments, "--out", str(tmp_path / out)])
-        search.main()
+        for module in (search, worker):
+            monkeypatch.setattr(module, "load_facts", lambda recipe: {**FACTS, **facts})
+        search.main([*arguments, "--out", str(tmp_path / out)])
         return tmp_path / out
 
     return run
@@ -96,9 +103,10 @@ def test_a_whole_search(command, capsys):
         "a trial took 7.5 s beyond its training",
         "report: ",
         f"retrain {best}-seed-1: test",
+        f"keras-vit train --recipe {folder / 'best.yaml'}",
     ):
         assert text in said, text
-    assert not [name for name in (tuner.DATA, tuner.JAX_CACHE) if (folder / name).exists()]
+    assert not [name for name in (folders.DATA, folders.JAX_CACHE) if (folder / name).exists()]
 
     times = {file: file.stat().st_mtime_ns for file in folder.glob("*/result.json")}
     assert command(*arguments) == folder  # again: nothing left to do
@@ -130,7 +138,7 @@ def test_interrupt_and_the_same_command(command, capsys, monkeypatch):
 )
 def test_another_search_in_the_folder_is_refused(command, arguments, facts, difference):
     folder = command(*SMALL[:-4], "--trials", "1", "--budget", "3epochs")
-    with pytest.raises(ValueError, match="holds another one: .*" + difference):
+    with pytest.raises(ValueError, match="another search: .*" + difference):
         command(*SMALL, *arguments, **facts)
     assert (folder / "trial-0" / "result.json").is_file()
     command(*SMALL, *arguments, "--overwrite", **facts)
@@ -139,7 +147,7 @@ def test_another_search_in_the_folder_is_refused(command, arguments, facts, diff
 
 def test_a_folder_in_use_is_refused(command, tmp_path):
     (tmp_path / "search").mkdir()
-    with filelock.FileLock(tmp_path / "search" / "lock"), pytest.raises(ValueError, match="is in use by another search"):
+    with filelock.FileLock(tmp_path / "search" / "lock"), pytest.raises(ValueError, match="which another search is using; allowed"):
         command(*SMALL)
 
 
@@ -165,13 +173,13 @@ def test_a_folder_that_is_no_search_is_left_alone(command, tmp_path):
     for name in ("data", "trial-photos"):
         (tmp_path / "search" / name).mkdir(parents=True)
     for more in ([], ["--overwrite"]):
-        with pytest.raises(ValueError, match="is no search folder: it holds data, trial-photos; choose another --out"):
+        with pytest.raises(ValueError, match="which holds data, trial-photos; allowed: a new or a search folder"):
             command(*SMALL, *more)
     assert {file.name for file in (tmp_path / "search").iterdir()} == {"data", "trial-photos", "lock"}
 
 
 def test_data_without_validation_images_is_refused(command):
-    with pytest.raises(ValueError, match="validation: digits has no validation images"):
+    with pytest.raises(ValueError, match="validation: received 0 images of digits; allowed: at least 1"):
         command(*SMALL, validation=0)
 
 
@@ -183,7 +191,7 @@ def test_each_worker_has_a_gpu_that_is_the_users(monkeypatch, visible, accelerat
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    given = search.worker_environments(workers, accelerators)
+    given = session.worker_environments(workers, accelerators)
     assert [variables["CUDA_VISIBLE_DEVICES"] for variables, _ in given] == devices
     assert [cores for _, cores in given] == [None] * workers
 
@@ -191,13 +199,16 @@ def test_each_worker_has_a_gpu_that_is_the_users(monkeypatch, visible, accelerat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--space.depth", "8..2"], r"space.depth: received '8..2'; the range is empty"),
+        (["--space.depth", "8..2"], r"space.depth: received '8..2'; allowed: a range LOW..HIGH"),
         (["--space.depth", "many"], "space.depth: received 'many'; allowed: a number"),
         (["--space.depth", "0..3"], "space.depth: received 0; allowed: integers of at least 1"),
         (["--space.pool", "cls,max"], "space.pool: received 'max'; allowed: "),
         (["--space.learning-rate", "0..1"], "learning_rate: received 0"),
         (["--space.patch_size", "3,5"], "space: no configuration can be built; the first one: "),
-        (["--max-params", "10"], r"none of [\d,]+ shapes keeps within max_params 10; the least is [\d,]+ parameters"),
+        (["--space.depht", "2"], r"unrecognized arguments: --space.depht"),
+        (["--space", "shape"], "space: received 'shape'; allowed: a .yaml or .json file that names axes"),
+        (["--space", "no.yaml"], "space: received 'no.yaml'; allowed: a file that exists"),
+        (["--max-params", "10"], r"max_params 10; none of [\d,]+ shapes keeps them; allowed: at least [\d,]+ parameters"),
         (["--max-memory", "0"], "max_memory: received 0"),
         (["--budget", "0s"], "budget: received '0s'; allowed: 9epochs"),
         (["--budget", "1e999epochs"], "budget: received '1e999epochs'; allowed: 9epochs"),
@@ -207,14 +218,20 @@ def test_each_worker_has_a_gpu_that_is_the_users(monkeypatch, visible, accelerat
         (["--trials", "0"], "trials: received 0"),
         (["--workers", "0"], "workers: received 0"),
         (["--retrain", "-1"], "retrain: received -1"),
-        (["--objective", "latency"], "objective: received 'latency'; allowed: accuracy, and behind it"),
+        (
+            ["--objective", "latency"],
+            "objective: received 'latency'; allowed: accuracy alone, or accuracy and after it",
+        ),
         (["--method", "genetic"], "method.*genetic"),
-        (["--method", "hyperband", "--budget", "2epochs"], "budget: received 2epochs; hyperband takes at least 3epochs"),
+        (
+            ["--method", "hyperband", "--budget", "2epochs"],
+            "budget: received '2epochs'; with method hyperband allowed: at least 3",
+        ),
         (["--chief", "here"], "chief: received 'here'; allowed: HOST:PORT or PORT"),
-        (["--chief", "8500", "--retrain", "1"], "chief: trains nothing"),
+        (["--chief", "8500", "--retrain", "1"], "chief: received --retrain 1, --workers 1; allowed: --workers with each worker"),
         (["--worker", "here"], "worker: received 'here'; allowed: HOST:PORT or PORT"),
-        (["--worker", "8500"], "out: .* holds no search; start the chief with the same --out"),
-        (["--worker", "8500", "--workers", "0"], "workers, patience: received 0"),
+        (["--worker", "8500"], "out: received .*, which holds no search; allowed: the --out of the chief"),
+        (["--worker", "8500", "--workers", "0"], "workers: received 0"),
         (["--worker", "8500", "--trials", "4"], "unrecognized arguments: --trials 4"),
     ],
 )
@@ -227,7 +244,7 @@ def test_bad_input_is_named(command, tmp_path, arguments, message):
 
 def test_a_worker_with_other_data_is_refused(command):
     command(*SMALL)
-    with pytest.raises(ValueError, match=r"worker: the search in .* is another one: data f0 there and f9 here"):
+    with pytest.raises(ValueError, match=r"worker: received another search than that in .*: data f0 there and f9 here"):
         command("--worker", "8500", fingerprint="f9")
 
 
@@ -239,9 +256,54 @@ def test_without_cifar10_the_search_says_so_and_takes_digits(command, capsys, mo
     assert load_recipe(folder / "recipe.yaml").model.image_size == load_recipe("digits").model.image_size
 
 
+def test_the_default_space_is_a_file_to_copy():
+    assert SpaceConfig(**read_yaml(SPACES / "default.yaml")) == SpaceConfig()
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_space_file_is_all_that_is_searched(path):
+    arguments = ["--space", str(path), "--space.depth", "3,5"]
+    _, _, space, _, _ = search.parse("quick", arguments)
+    named = {**read_yaml(path), "depth": "3,5"}
+    assert {name: value for name, value in dataclasses.asdict(space).items() if value is not None} == named
+    *_, options = search.parse("quick", arguments)
+    assert options.space == space
+
+
+def test_a_space_file_replaces_the_axes_of_a_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"data": "digits", "space": {"depth": "3..4", "head_dim": 8}}))
+    (tmp_path / "space.yaml").write_text("patch_size: [1, 2]\n")
+    parse = search.parse(str(tmp_path / "recipe.yaml"), ["--space", str(tmp_path / "space.yaml")])
+    assert {name: value for name, value in dataclasses.asdict(parse[2]).items() if value is not None} == {"patch_size": [1, 2]}
+    assert search.parse(str(tmp_path / "recipe.yaml"), [])[2] == SpaceConfig(depth="3..4", head_dim=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("depht: 2..4", r"space.yaml: received 'depht' \(did you mean 'depth'\?\); allowed: patch_size, depth"),
+        ("- depth", "space.yaml: received a list; allowed: a mapping of axes"),
+        ("", "space.yaml: received a NoneType; allowed: a mapping of axes"),
+        ("depth: [", "space.yaml: not valid YAML"),
+    ],
+)
+def test_bad_space_files_are_named(tmp_path, text, message):
+    (tmp_path / "space.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        search.parse("quick", ["--space", str(tmp_path / "space.yaml")])
+
+
+def test_missing_packages_are_named():
+    hide = "import sys; sys.modules.update(dict.fromkeys(['keras_tuner', 'six']))"
+    code = f"{hide}; sys.argv = ['keras-vit', 'search', '--help']; from keras_vit.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: search: needs keras_tuner, six: pip install 'keras-vision-transformer[search]'\n"
+
+
 def test_default_budget_leaves_room_for_some_fifteen_trials():
     for max_time in ("15m", "40m", "4h"):
-        config = search.SearchConfig(max_time=max_time)
+        config = settings.SearchConfig(max_time=max_time)
         assert config.trial_budget["kind"] == "seconds"
-        trials = config.seconds / (config.trial_budget["amount"] + search.START_SECONDS)
+        trials = config.seconds / (config.trial_budget["amount"] + settings.START_SECONDS)
         assert 12 <= trials <= 18, max_time

@@ -3,16 +3,14 @@
 import dataclasses
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.search.trial import STAGES
+from keras_vit.search.tuner import TRIAL
 
-TRIAL = Path(__file__).resolve().parents[1] / "tuning" / "trial.py"
 TINY = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}
 
 
@@ -28,7 +26,7 @@ def trial(tmp_path):
         job = {name: str(folder / file) for name, file in {"recipe": "recipe.yaml", "run": "run", "result": "result.json"}.items()}
         job |= {"data": str(tmp_path / "images") if data else None, "until": until, "budget": budget, "latency": latency}
         (folder / "job.json").write_text(json.dumps(job))
-        process = subprocess.Popen([sys.executable, str(TRIAL), str(folder / "job.json")], stdin=subprocess.PIPE)
+        process = subprocess.Popen([*TRIAL, str(folder / "job.json")], stdin=subprocess.PIPE)
         assert process.wait(300) == 0
         process.stdin.close()
         return RunFolder(folder / "run"), json.loads((folder / "result.json").read_text())

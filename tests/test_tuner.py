@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from keras_vit.recipes.parse import load_recipe
+from keras_vit.search.axes import SpaceConfig
 from keras_vit.search.oracle import WORST, HyperbandOracle, RandomOracle
-from keras_vit.search.space import Space, SpaceConfig
+from keras_vit.search.space import Space
 from keras_vit.search.tuner import TrialSettings, TrialTuner
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_trial.py"))]

@@ -1,0 +1,17 @@
+"""The search for the Vision Transformer to use: a space, an oracle that proposes, trials that train, and a report."""
+
+import importlib.util
+
+NEEDED = ("keras_tuner", "six", "sklearn", "grpc", "google.protobuf", "filelock", "plotly", "jinja2")
+
+
+def is_installed(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
+
+
+MISSING = [name for name in NEEDED if not is_installed(name)]
+if MISSING:
+    raise ImportError(f"search: needs {', '.join(MISSING)}: pip install 'keras-vision-transformer[search]'")

@@ -1,39 +1,38 @@
 """A search over several machines: KerasTuner's chief and workers, made to survive.
 
-The chief holds the oracle and what the user sees, and neither trains nor touches a GPU; workers ask it for trials. All of them
-see the same search folder. The messages are KerasTuner's own (gRPC); what is added: a worker shows that it lives, the trial of
-one that does not is given to another, and whoever waits in vain says so.
+The chief holds the oracle and shows the search to the user; it neither trains nor touches a GPU. Workers ask it for trials. All
+of them share the search folder. The messages are KerasTuner's own (gRPC). Added here: workers send signs of life, the trial of a
+silent worker goes to another one, and a worker or chief that waits in vain says so.
 
-A worker whose signs of life stay unanswered ends its trial before the chief gives that trial away, so that no two processes
-write one run.
+A worker ends its trial when its signs of life stay unanswered, before the chief gives that trial away: no two processes write
+one run.
 """
 
 import contextlib
 import threading
 import time
+from concurrent import futures
 
 import grpc
-from keras_tuner.src import protos
-from keras_tuner.src.distribute.oracle_chief import OracleServicer
-from keras_tuner.src.distribute.oracle_client import OracleClient
-from keras_tuner.src.engine import trial as trial_module
+from keras_tuner.engine.trial import TrialStatus
 
+from keras_vit.private.keras_tuner import MESSAGES, SERVICE, Client, OracleServicer
 from keras_vit.search.oracle import metrics_of, with_results
 from keras_vit.search.tuner import Lost, reason_of
 
 LEASE_SECONDS = 30.0  # of silence, after which the chief gives a worker's trial to another one
 BEAT_SECONDS = 2.0  # between two signs of life
-UNANSWERED_SECONDS = 15.0  # of signs of life without an answer, after which a worker ends its trial
-FAREWELL_SECONDS = 10.0  # in which a chief that is done tells its workers
-IDENTITY = "worker"  # name of the metadata that tells who calls
+UNANSWERED_SECONDS = 15.0  # without an answer to its signs of life, after which a worker ends its trial
+FAREWELL_SECONDS = 10.0  # that a chief with nothing left to do waits for its workers to ask once more
+IDENTITY = "worker"  # name of the metadata with the caller's name
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def read_address(name, text):
-    """Host and port of `HOST:PORT`, `[HOST]:PORT` or `PORT`; without a host this machine alone.
+    """Host and port of `HOST:PORT`, `[HOST]:PORT` or `PORT`; the host of the last is this machine, for itself alone.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: For any other text.
     """
     host, _, port = str(text).rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536:
@@ -46,7 +45,7 @@ def join(host, port):
 
 
 def answered(method):
-    """One call at a time; a `Lost` goes to the worker, any other error is the chief's end."""
+    """One call at a time; a `Lost` goes to the worker, any other error ends the chief."""
 
     def call(self, request, context):
         try:
@@ -62,12 +61,12 @@ def answered(method):
 
 
 class Chief(OracleServicer):
-    """Answers the workers of a search, and takes back the trials of those that fall silent.
+    """Answers the workers of a search, and takes back the trials of silent workers.
 
     Args:
-        oracle: The `SearchOracle`; what was running when an earlier chief ended stays for a while with whoever runs it.
+        oracle: The `SearchOracle`. Trials that ran under an earlier chief stay for `lease` seconds with their workers.
         folder: The search folder.
-        events: As those of a `TrialTuner`.
+        events: As of a `TrialTuner`.
         lease: Seconds of silence after which a worker's trial is given to another one.
     """
 
@@ -76,9 +75,9 @@ class Chief(OracleServicer):
         self.folder, self.events, self.lease = folder, events, lease
         self.lock, self.error = threading.RLock(), None
         self.started, self.seen, self.dismissed = time.monotonic(), {}, set()
-        for trial_id in oracle._retry_queue:
+        for trial_id in oracle.waiting:
             oracle.ongoing_trials[f"of-earlier-{trial_id}"] = oracle.trials[trial_id]
-        oracle._retry_queue = []
+        oracle.waiting = []
 
     def serve(self, address):
         """Answers until the search has ended.
@@ -87,16 +86,15 @@ class Chief(OracleServicer):
             address: (host, port).
 
         Raises:
-            ValueError: If the port cannot be had.
+            ValueError: If the port is in use.
         """
-        from concurrent import futures
-
         server = grpc.server(futures.ThreadPoolExecutor(max_workers=1), options=[("grpc.so_reuseport", 0)])
-        protos.get_service_grpc().add_OracleServicer_to_server(self, server)
+        SERVICE.add_OracleServicer_to_server(self, server)
         try:
             server.add_insecure_port(join(*address))
         except RuntimeError:
-            raise ValueError(f"chief: port {address[1]} of {address[0]!r} is in use, or no address of this machine") from None
+            allowed = "a free port and an address of this machine"
+            raise ValueError(f"chief: received {join(*address)}, which is in use or elsewhere; allowed: {allowed}") from None
         server.start()
         try:
             while not self.is_done():
@@ -113,7 +111,7 @@ class Chief(OracleServicer):
 
     def is_done(self):
         with self.lock:
-            busy = self.oracle.ongoing_trials or self.oracle._retry_queue
+            busy = self.oracle.ongoing_trials or self.oracle.waiting
             return (self.stop_triggered or self.oracle.is_over) and not busy
 
     def living(self):
@@ -122,7 +120,7 @@ class Chief(OracleServicer):
             return {worker for worker, seen in self.seen.items() if now - seen < self.lease}
 
     def take_back(self):
-        """Takes back the trials of workers that have not been heard of."""
+        """Takes back the trials of silent workers."""
         with self.lock:
             now = time.monotonic()
             for worker, trial in list(self.oracle.ongoing_trials.items()):
@@ -131,7 +129,7 @@ class Chief(OracleServicer):
                     self.events.trial_lost(trial, worker)
 
     def caller(self, context, trial_id=None):
-        """Who calls; a `Lost` if a trial is not theirs (any more)."""
+        """The name of the calling worker; a `Lost` if the trial is not its own, or no longer."""
         worker = dict(context.invocation_metadata()).get(IDENTITY, "")
         self.seen[worker] = time.monotonic()
         if trial_id is not None:
@@ -148,15 +146,15 @@ class Chief(OracleServicer):
         self.caller(context)
         running = request.tuner_id in self.oracle.ongoing_trials
         trial = self.oracle.create_trial(request.tuner_id)
-        if trial.status == trial_module.TrialStatus.STOPPED:
+        if trial.status == TrialStatus.STOPPED:
             if self.oracle.ongoing_trials:
-                trial.status = trial_module.TrialStatus.IDLE  # a worker that dies may still give one back
+                trial.status = TrialStatus.IDLE  # a running trial may still come back
             else:
                 self.stop_triggered = True
                 self.dismissed.add(request.tuner_id)
-        elif trial.status == trial_module.TrialStatus.RUNNING and not running:
+        elif trial.status == TrialStatus.RUNNING and not running:
             self.events.trial_began(trial)
-        return protos.get_service().CreateTrialResponse(trial=trial.to_proto())
+        return MESSAGES.CreateTrialResponse(trial=trial.to_proto())
 
     @answered
     def GetTrial(self, request, context):
@@ -169,22 +167,22 @@ class Chief(OracleServicer):
         # Numbers travel with seven digits.
         metrics = {name: float(f"{value:.7g}") for name, value in request.metrics.items()}
         trial = self.oracle.update_trial(request.trial_id, metrics, step=request.step)
-        return protos.get_service().UpdateTrialResponse(trial=trial.to_proto())
+        return MESSAGES.UpdateTrialResponse(trial=trial.to_proto())
 
     @answered
     def EndTrial(self, request, context):
         worker = self.caller(context, request.trial.trial_id)
         trial = self.oracle.ongoing_trials[worker]
-        if trial_module.TrialStatus.from_proto(request.trial.status) != trial_module.TrialStatus.COMPLETED:
+        if TrialStatus.from_proto(request.trial.status) != TrialStatus.COMPLETED:
             self.oracle.give_back(worker)
             self.events.trial_lost(trial, worker)
         else:
             metrics = metrics_of(trial)
             trial.message = reason_of(self.folder, trial, metrics)
-            trial.status = trial_module.TrialStatus.COMPLETED
+            trial.status = TrialStatus.COMPLETED
             self.oracle.end_trial(trial)
             self.events.trial_ended(trial, metrics, trial.message)
-        return protos.get_service().EndTrialResponse()
+        return MESSAGES.EndTrialResponse()
 
     @answered
     def GetBestTrials(self, request, context):
@@ -196,33 +194,31 @@ class Chief(OracleServicer):
         raise Lost("the space of this search does not change")
 
 
-class ChiefClient(OracleClient):
+class ChiefClient(Client):
     """A worker's view of the chief's oracle.
 
     Args:
-        oracle: An oracle of the same space, which is not asked for anything but that.
+        oracle: An oracle of the same space; only its space and objectives are used.
         address: (host, port) of the chief.
-        tuner_id: Who this worker is; another one for each.
-        patience: Seconds after which a chief that does not answer is given up.
+        tuner_id: The unique name of this worker.
+        patience: Seconds to wait for a chief that does not answer.
     """
 
     def __init__(self, oracle, address, tuner_id, patience):
-        self._oracle, self.tuner_id = oracle, tuner_id
-        self.space, self.objectives = oracle.space, oracle.objectives
         self.channel = grpc.insecure_channel(join(*address), options=[("grpc.max_receive_message_length", -1)])
-        self.stub = Calls(protos.get_service_grpc().OracleStub(self.channel), join(*address), tuner_id, patience)
-        self.multi_worker, self.should_report = False, True
+        super().__init__(oracle, Calls(SERVICE.OracleStub(self.channel), join(*address), tuner_id, patience), tuner_id)
+        self.space, self.objectives = oracle.space, oracle.objectives
         self.beaten = self.answered = 0.0
         self.mine = None
 
     def create_trial(self, tuner_id):
         asked = time.monotonic()
         trial = super().create_trial(tuner_id)
-        if trial.status == trial_module.TrialStatus.RUNNING:
+        if trial.status == TrialStatus.RUNNING:
             values = trial.hyperparameters.values
             for name in (trial.trial_id, str(values.get("tuner/trial_id", "0"))):
                 if not name.isdigit():  # it becomes the name of a folder
-                    raise ValueError(f"chief: sent a trial named {name!r}; allowed: digits")
+                    raise ValueError(f"chief: received a trial named {name!r}; allowed: digits")
             trial.hyperparameters.values = self.space.restore(values)
             self.answered, self.mine = asked, trial
         return trial
@@ -240,21 +236,21 @@ class ChiefClient(OracleClient):
     def finish(self, trial, metrics):
         """Tells the chief the result of a trial."""
         self.update_trial(trial.trial_id, metrics)
-        trial.status = trial_module.TrialStatus.COMPLETED
+        trial.status = TrialStatus.COMPLETED
         self.end_trial(trial)
         self.mine = None
 
     def keep(self, trial_id):
-        """Shows that this worker lives, once in a while.
+        """Sends a sign of life every `BEAT_SECONDS`.
 
         Raises:
-            Lost: If the trial is another's, or the chief has not answered for so long that it may be soon.
+            Lost: If the trial is another worker's, or may soon be, because the chief does not answer.
         """
         now = time.monotonic()
         if now - self.beaten < BEAT_SECONDS:
             return
         self.beaten = now
-        request = protos.get_service().GetTrialRequest(trial_id=trial_id)
+        request = MESSAGES.GetTrialRequest(trial_id=trial_id)
         try:
             self.stub.once("GetTrial", request, BEAT_SECONDS)
             self.answered = now
@@ -263,16 +259,16 @@ class ChiefClient(OracleClient):
                 raise Lost(f"the chief has not answered for {UNANSWERED_SECONDS:.0f} s") from None
 
     def give_back(self, tuner_id):
-        """Returns the trial that this worker cannot finish."""
+        """Returns the trial that this worker will not finish."""
         if self.mine is not None:
-            self.mine.status = trial_module.TrialStatus.INVALID
-            request = protos.get_service().EndTrialRequest(trial=self.mine.to_proto())
+            self.mine.status = TrialStatus.INVALID
+            request = MESSAGES.EndTrialRequest(trial=self.mine.to_proto())
             with contextlib.suppress(grpc.RpcError, Lost):
                 self.stub.once("EndTrial", request, BEAT_SECONDS)
 
 
 class Calls:
-    """The remote procedures, with the caller's name, a limit of time, and errors in a line."""
+    """The remote procedures, with the caller's name, a time limit and one-line errors."""
 
     def __init__(self, stub, address, tuner_id, patience):
         self.stub, self.address, self.patience = stub, address, patience

@@ -1,8 +1,8 @@
-"""What to try next: KerasTuner's oracles, made to survive.
+"""KerasTuner's oracles, which choose the next trial, made to survive a kill.
 
-What is shared by all: every proposal is a function of the seed, the number of the trial and the results so far, so that
-a search that was killed goes on to what it would have found; proposals are legal and new; a failed trial is a bad score;
-the state is one file, written in one step, whose predecessor is kept.
+All of them: a proposal depends on the seed, the number of the trial and the results so far alone, so that a search that was
+killed goes on to the same result; proposals are legal and new; a failed trial is a bad score; the state is one file, written in
+one step, and the state before it is kept.
 """
 
 import contextlib
@@ -13,33 +13,36 @@ import os
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import keras_tuner
 import numpy as np
-from keras_tuner.src.engine import oracle as oracle_module
-from keras_tuner.src.engine import trial as trial_module
+from keras_tuner.engine.trial import Trial, TrialStatus
+from scipy.stats import norm
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from keras_vit.files import write_text
+from keras_vit.private.keras_tuner import OracleHooks
 from keras_vit.search.pareto import non_dominated
 
 FAILED = "failed"  # a metric: 1 where a trial has no result
 WORST = 0.0  # accuracy of a failed trial
-CANDIDATES, NEIGHBOURS = 2000, 500  # what the Gaussian process chooses from
+CANDIDATES, NEIGHBOURS = 2000, 500  # random configurations, and neighbours of the best, that the Gaussian process ranks
 DRAWS = 128  # of each candidate's objectives, for the expectation of their norm
-AHEAD = 0.25  # how much better that point is in each objective, of the front's range
+AHEAD = 0.25  # the norm's reference point is better than the front by this share of its range in each objective
 RHO = 0.05  # of ParEGO's augmented Chebyshev norm (Knowles 2006)
 
 
-class SearchOracle:
-    """What every oracle here does; stands in front of one of KerasTuner's in the list of bases.
+class SearchOracle(OracleHooks):
+    """The part that every oracle here shares; stands before one of KerasTuner's in the list of bases.
 
     Args:
         space: The `Space`.
-        seed: Decides all proposals; 0 counts.
+        seed: Decides all proposals.
         objectives: Names of metrics with their directions, {"val_accuracy": "max", "latency_ms": "min"}; the first one is
             KerasTuner's objective.
-        first: The configuration to begin with, if it is legal; None = one that the oracle chooses.
+        first: The configuration to begin with, if it is legal; None = the oracle chooses.
         **settings: Arguments of KerasTuner's oracle.
     """
 
@@ -55,44 +58,42 @@ class SearchOracle:
             seed=seed,
             **settings,
         )
-        self.seed = self._seed_state = seed  # KerasTuner takes 0 for none
+        self.set_seed(seed)
         self.verbose = 0
-        self.max_seconds, self.trial_seconds = None, 0.0  # of the search, and what a trial is expected to take
+        self.max_seconds, self.trial_seconds = None, 0.0  # of the search, and the expected length of a trial
         self.lock = threading.RLock()
         self.started, self.earlier_seconds = time.monotonic(), 0.0
 
     @property
     def seconds(self):
-        """Seconds that the search has taken, the earlier parts of one that goes on included."""
+        """Seconds that the search has taken, its earlier parts included."""
         return self.earlier_seconds + time.monotonic() - self.started
 
     @property
     def is_over(self):
-        """Whether there is no time for another trial; there always is for the first one."""
+        """Whether no time is left for another trial; the first one always runs."""
         late = self.max_seconds is not None and self.seconds + self.trial_seconds > self.max_seconds
         return late and bool(self.start_order)
 
     @contextlib.contextmanager
     def exclusive(self):
-        """One thread at a time. KerasTuner has a lock for that, which it keeps for ever if anything is raised."""
+        """Lets one thread at a time through."""
         with self.lock:
             try:
                 yield
             except BaseException:
-                if oracle_module.THREADS[self] is not None:
-                    oracle_module.THREADS[self] = None
-                    oracle_module.LOCKS[self].release()
+                self.release()
                 raise
 
     def create_trial(self, tuner_id):
         with self.exclusive():
-            if self.is_over and not self._retry_queue and tuner_id not in self.ongoing_trials:
-                return trial_module.Trial(self.hyperparameters.copy(), status="STOPPED")
+            if self.is_over and not self.waiting and tuner_id not in self.ongoing_trials:
+                return Trial(self.hyperparameters.copy(), status=TrialStatus.STOPPED)
             return super().create_trial(tuner_id)
 
     def update_trial(self, trial_id, metrics, step=0):
         with self.exclusive():
-            # Told twice, KerasTuner would take the mean.
+            # KerasTuner would take the mean of two reports.
             self.trials[trial_id].metrics = type(self.trials[trial_id].metrics)()
             return super().update_trial(trial_id, metrics, step)
 
@@ -101,39 +102,37 @@ class SearchOracle:
             super().end_trial(trial)
 
     def finish(self, trial, metrics):
-        """Takes the result of a trial; nobody sees it half taken."""
+        """Takes the result of a trial, in one step."""
         with self.exclusive():
             self.update_trial(trial.trial_id, metrics)
-            trial.status = "COMPLETED"
+            trial.status = TrialStatus.COMPLETED
             self.end_trial(trial)
 
     def keep(self, trial_id):
-        """Nothing: what runs in this process is known to live."""
+        """Nothing: a worker in this process lives as long as the oracle."""
 
     def give_back(self, tuner_id):
-        """Takes back the trial that a worker has not finished: the next one to ask gets it."""
+        """Takes back a worker's unfinished trial: the next worker that asks gets it."""
         with self.exclusive():
             trial = self.ongoing_trials.pop(tuner_id, None)
             if trial is not None:
-                self._retry_queue.append(trial.trial_id)
+                self.waiting.append(trial.trial_id)
                 self.save()
 
     def rng(self, *key):
         """A generator that depends on the seed, the number of this trial, and `key`."""
         return np.random.default_rng([self.seed, len(self.start_order), *key])
 
-    def _random_values(self):
+    def random_values(self):
+        """A random legal configuration that is new, the first one if it was given; None if everything has been tried."""
         if self.first and not self.start_order and self.space.is_legal(self.first):
             return dict(self.first)
         rng = self.rng()
         for _ in range(1000):
             values = self.space.sample(rng)
-            if not self._duplicate(values):
+            if not self.is_tried(values):
                 return values
-        return None  # everything has been tried
-
-    def _check_consecutive_failures(self):
-        """Nothing: a failed trial is a bad score, not the end of the search."""
+        return None
 
     def results(self):
         """The finished trials, in the order of their start, each with its metrics."""
@@ -152,25 +151,23 @@ class SearchOracle:
     def save(self):
         state = {"oracle": self.get_state(), "trials": [self.trials[name].get_state() for name in self.start_order]}
         text = json.dumps(state, default=plain_number)
-        path = Path(self._get_oracle_fname())
-        if path.is_file() and is_whole(path):
+        path = self.state_path
+        if path.is_file() and read_state(path) is not None:
             os.replace(path, previous(path))
         write_text(path, json.dumps({"sha256": digest(text), "state": text}))
 
-    def _save_trial(self, trial):
-        """Nothing: `save`, which follows, writes the trials too."""
-
     def reload(self):
-        path = Path(self._get_oracle_fname())
+        path = self.state_path
         state = read_state(path) or read_state(previous(path))
         if state is None:
             raise ValueError(f"search: {str(path)!r} and its predecessor are damaged; start again with --overwrite")
         for trial_state in state["trials"]:
-            trial = trial_module.Trial.from_state(trial_state)
+            trial = Trial.from_state(trial_state)
             self.trials[trial.trial_id] = trial
         self.set_state(state["oracle"])
-        # What was running goes on, the oldest first.
-        self._retry_queue = [name for name in reversed(self.start_order) if self.trials[name].status in ("RUNNING", "INVALID")]
+        # The trials that were running go on, the oldest first.
+        unfinished = (TrialStatus.RUNNING, TrialStatus.INVALID)
+        self.waiting = [name for name in reversed(self.start_order) if self.trials[name].status in unfinished]
         self.ongoing_trials = {}
 
 
@@ -180,7 +177,7 @@ def metrics_of(trial):
 
 def with_results(trials):
     """The finished ones of trials, each with its metrics."""
-    return [(trial, metrics_of(trial)) for trial in trials if trial.status == "COMPLETED"]
+    return [(trial, metrics_of(trial)) for trial in trials if trial.status == TrialStatus.COMPLETED]
 
 
 def previous(path):
@@ -192,16 +189,12 @@ def digest(text):
 
 
 def read_state(path):
-    """The state in a file, or None where there is none or it is damaged."""
+    """The state in a file; None if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return json.loads(content["state"]) if content["sha256"] == digest(content["state"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def is_whole(path):
-    return read_state(path) is not None
 
 
 def plain_number(value):
@@ -219,7 +212,7 @@ class HyperbandOracle(SearchOracle, keras_tuner.oracles.HyperbandOracle):
 
 
 class GridOracle(SearchOracle, keras_tuner.Oracle):
-    """Every legal configuration in the order of the axes; a range of real numbers counts as `steps` values."""
+    """Every legal configuration, in the order of the axes; a range of real numbers counts as `steps` values."""
 
     def __init__(self, space, steps=3, **settings):
         super().__init__(space, **settings)
@@ -227,31 +220,29 @@ class GridOracle(SearchOracle, keras_tuner.Oracle):
 
     def populate_space(self, trial_id):
         for values in self.space.grid(self.steps):
-            if not self._duplicate(values):
-                return {"status": "RUNNING", "values": values}
-        return {"status": "IDLE" if self.ongoing_trials else "STOPPED", "values": None}
+            if not self.is_tried(values):
+                return {"status": TrialStatus.RUNNING, "values": values}
+        return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED, "values": None}
 
 
 class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracle):
-    """Bayesian optimisation with a Gaussian process an objective.
+    """Bayesian optimisation with one Gaussian process for each objective.
 
-    The surrogate is scikit-learn's Gaussian process with a Matern kernel of one length an axis and a noise term. The next
-    trial is the legal, new configuration of largest expected improvement among random ones and neighbours of the best;
-    running trials count with their predicted mean. With several objectives each trial draws weights and looks for an
-    improvement of the objectives' augmented Chebyshev norm, scaled to 0..1, as ParEGO does (Knowles 2006), so that the trials
-    spread along the Pareto front; the objectives have processes of their own, and the norm's expectation is sampled (Paria,
-    Kandasamy and Poczos, arXiv 1805.12168).
+    The surrogate is scikit-learn's Gaussian process with a noise term and a Matern kernel that has one length an axis. Among
+    random configurations and neighbours of the best, the next trial is the legal, new one with the largest expected
+    improvement; running trials count with their predicted mean. With several objectives each trial draws weights and improves
+    the objectives' augmented Chebyshev norm, scaled to 0..1, as ParEGO does (Knowles 2006), so that the trials spread along
+    the Pareto front. The norm's expectation is sampled from the objectives' processes (Paria, Kandasamy and Poczos, arXiv
+    1805.12168).
     """
 
     def populate_space(self, trial_id):
         done = self.results()
         wanted = self.num_initial_points or max(5, 2 * len(self.space.axes))
-        if len(done) < wanted:
-            return self._random_populate_space()
-        values = self.propose(done)
+        values = self.propose(done) if len(done) >= wanted else None
         if values is None:
-            return self._random_populate_space()
-        return {"status": "RUNNING", "values": values}
+            values = self.random_values()
+        return {"status": TrialStatus.STOPPED if values is None else TrialStatus.RUNNING, "values": values}
 
     def propose(self, done):
         """The configuration to try next; None if there is no new one."""
@@ -281,12 +272,12 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
             gains = np.maximum(norms.min() - chebyshev(draws, weights), 0).mean(axis=0)
         for index in np.argsort(-gains, kind="stable"):
             values = candidates[index]
-            if not self._duplicate(values) and self.space.is_legal(values):
+            if not self.is_tried(values) and self.space.is_legal(values):
                 return values
         return None
 
     def costs(self, metrics):
-        """(N, M): each objective of each trial, to be minimised, from 0; a failed trial costs as much as the worst one."""
+        """(N, M): the objectives of each trial, scaled to be minimised from 0; a failed trial costs as much as the worst one."""
         columns = []
         for name, direction in self.objectives.items():
             column = np.array([row.get(name, math.nan) for row in metrics], float)
@@ -297,7 +288,7 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
             return np.zeros(table.shape)
         good = table[~failed]
         low, high = good.min(axis=0), good.max(axis=0)
-        if len(columns) > 1:  # 0..1 along the front: what is far behind it must not make its differences small
+        if len(columns) > 1:  # 0..1 along the front: points far from it must not make its differences small
             end = good[non_dominated(good)].max(axis=0)
             high = np.where(end > low, end, high)
         scaled = (table - low) / np.where(high > low, high - low, 1)
@@ -306,20 +297,16 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
 
 
 def chebyshev(costs, weights):
-    """The augmented Chebyshev norm over the last axis, from a point better than any yet: else none could get better there."""
+    """The augmented Chebyshev norm over the last axis, from a point better than any so far: so each point can be improved."""
     weighted = weights * (costs + AHEAD)
     return weighted.max(axis=-1) + RHO * weighted.sum(axis=-1)
 
 
 def fit(points, costs, rng, kernel=None):
-    """A Gaussian process through points (N, D) of a unit cube; with a kernel its lengths are taken over.
+    """A Gaussian process through points (N, D) of the unit cube; a given kernel keeps its lengths.
 
     Some tens of points cannot tell lengths below a third of an axis from noise.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-
     optimizer = "fmin_l_bfgs_b" if kernel is None else None
     if kernel is None:
         lengths = Matern(np.ones(points.shape[1]), (0.3, 10), nu=2.5)
@@ -333,8 +320,6 @@ def fit(points, costs, rng, kernel=None):
 
 def expected_improvement(mean, deviation, best):
     """Expected improvement below `best` of normal variables (Jones 1998)."""
-    from scipy.stats import norm
-
     deviation = np.maximum(deviation, 1e-9)
     z = (best - mean) / deviation
     return (best - mean) * norm.cdf(z) + deviation * norm.pdf(z)

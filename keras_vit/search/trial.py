@@ -1,25 +1,32 @@
-"""One trial: an ordinary training run in a process of its own. `tuner.py` starts it; nobody else need.
+"""One trial: an ordinary training run in a process of its own, which `tuner.py` starts.
 
-    python -m keras_vit.search.trial JOB.json        recipe, result, and run, data, until, budget, latency; without a run: what the data is
+    python -m keras_vit.search.trial JOB.json
 
-The process ends when its standard input is closed, that is with the process that started it, whatever became of that.
+JOB.json holds the paths `recipe`, `result`, `run` and `data`, and `until`, `budget` and `latency`; without `run`, the process
+only writes the facts of data and machine. It ends when its standard input is closed, that is with the process that started it.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
+import psutil
 
+from keras_vit.data.dataset import DataSet, Split
+from keras_vit.files import atomic_folder, write_text
+from keras_vit.machine import accelerator, machine, peak_memory_mb
 from keras_vit.processes import end_with_parent, run_command
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.runs.folder import RunFolder
+from keras_vit.training.loop import train
 
 CORES = "KERAS_VIT_CORES"  # environment variable: the cores that a trial keeps to, separated by commas
-STAGES, VALIDATE_EVERY = 9, 5  # parts of a trial whose budget is not counted in epochs, and between two validations
+STAGES, VALIDATE_EVERY = 9, 5  # a trial with a budget in seconds or FLOPs has 9 equal parts, and is validated every 5
 CHUNK = 4096  # images written at a time
 LATENCY_BATCH, LATENCY_SECONDS = 64, 1.0
 
@@ -27,8 +34,8 @@ LATENCY_BATCH, LATENCY_SECONDS = 64, 1.0
 def scheduled(recipe, budget):
     """The recipe with the length of a budget, {"kind": "epochs", "seconds" or "flops", "amount": ...}.
 
-    A budget that is not counted in epochs is cut into `STAGES` equal parts, so that it may be less than one pass over the data.
-    Seconds are left to `train`, which measures them.
+    A budget in seconds or FLOPs is cut into `STAGES` equal parts, so that it may be less than one pass over the data. `train`
+    measures the seconds.
     """
     train = recipe.train
     epochs = max(1, round(budget["amount"])) if budget["kind"] == "epochs" else STAGES
@@ -43,9 +50,7 @@ def scheduled(recipe, budget):
 
 
 def latency(model, batch):
-    """Milliseconds of one prediction of a batch, the median; compiled where the backend compiles."""
-    import keras
-
+    """The median milliseconds to predict a batch, with the backend's compiler."""
     scorer = keras.Model(model.input, model.output)
     scorer.compile()
     images = np.random.default_rng(0).normal(size=(batch, *model.input.shape[1:])).astype("float32")
@@ -60,8 +65,7 @@ def latency(model, batch):
 
 
 def heartbeat(path):
-    """A callback that touches a file every second while steps are made."""
-    import keras
+    """A callback that touches a file at most once a second, after a step."""
 
     class Heartbeat(keras.callbacks.Callback):
         async_safe = True
@@ -76,33 +80,29 @@ def heartbeat(path):
 
 
 def load_once(recipe, folder):
-    """The train and validation images of a recipe, from `folder` once a trial has left them there: decoded, mapped into memory.
+    """The train and validation images of a recipe: the first trial decodes them into `folder`, the others map them into memory.
 
-    The test images are not among them: a search chooses on validation and must not see them.
+    Test images are left out: a search chooses on validation images and must not see them.
     """
-    from keras_vit.data.dataset import DataSet, Split
-    from keras_vit.files import PARTIAL
-    from keras_vit.recipes.schema import load_recipe_data
-
     described = folder / "data.json"
     if not described.is_file():
-        data = load_recipe_data(recipe)
+        data = recipe.load_data()
         parts = {"train": data.train, "validation": data.validation}
         known = {"parts": [name for name in parts if parts[name] is not None]}
         known |= {"name": data.name, "class_names": data.class_names, "fingerprint": data.fingerprint, "notes": data.notes}
-        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-            made = Path(temporary) / folder.name
-            made.mkdir()
-            for name, part in parts.items():
-                if part is not None:
-                    images = np.lib.format.open_memmap(made / f"{name}.npy", "w+", np.uint8, (len(part), *part.shape))
-                    for start in range(0, len(part), CHUNK):
-                        images[start : start + CHUNK] = part.images(np.arange(start, min(start + CHUNK, len(part))))
-                    images.flush()
-                    np.save(made / f"{name}.labels.npy", part.labels)
-            (made / described.name).write_text(json.dumps(known), encoding="utf-8")
-            with contextlib.suppress(OSError):  # another trial was first
-                os.replace(made, folder)
+        try:
+            with atomic_folder(folder) as made:
+                for name, part in parts.items():
+                    if part is not None:
+                        images = np.lib.format.open_memmap(made / f"{name}.npy", "w+", np.uint8, (len(part), *part.shape))
+                        for start in range(0, len(part), CHUNK):
+                            images[start : start + CHUNK] = part.images(np.arange(start, min(start + CHUNK, len(part))))
+                        images.flush()
+                        np.save(made / f"{name}.labels.npy", part.labels)
+                (made / described.name).write_text(json.dumps(known), encoding="utf-8")
+        except OSError:
+            if not described.is_file():  # else another trial was first
+                raise
         return dataclasses.replace(data, test=None)
 
     known = json.loads(described.read_text(encoding="utf-8"))
@@ -113,9 +113,7 @@ def load_once(recipe, folder):
 
 
 def facts(data):
-    """What a search has to know of its data and its machine."""
-    from keras_vit.machine import accelerator, machine
-
+    """Everything that a search needs to know about its data and its machine."""
     where = machine()
     return {
         "data": data.name,
@@ -132,8 +130,6 @@ def facts(data):
 
 
 def accelerator_count():
-    import keras
-
     if keras.backend.backend() == "torch":
         import torch
 
@@ -152,25 +148,16 @@ def main():
     if os.environ.get(CORES):
         os.sched_setaffinity(0, set(map(int, os.environ[CORES].split(","))))
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    import psutil
-
-    from keras_vit.files import write_text
-    from keras_vit.machine import peak_memory_mb
-    from keras_vit.recipes.parse import load_recipe
-    from keras_vit.recipes.schema import load_recipe_data
-    from keras_vit.runs.folder import RunFolder
-    from keras_vit.training.loop import train
-
     result = Path(job["result"])
     if "run" not in job:
-        write_text(result, json.dumps(facts(load_recipe_data(load_recipe(job["recipe"])))) + "\n")
+        write_text(result, json.dumps(facts(load_recipe(job["recipe"]).load_data())) + "\n")
         return
     run_folder = Path(job["run"])
     resume = (run_folder / "recipe.yaml").is_file()
     recipe = load_recipe(run_folder / "recipe.yaml" if resume else job["recipe"])
-    data = load_once(recipe, Path(job["data"])) if job["data"] else load_recipe_data(recipe)
+    data = load_once(recipe, Path(job["data"])) if job["data"] else recipe.load_data()
     if os.environ["KERAS_BACKEND"] != "tensorflow":
-        # Keras would import TensorFlow, if it is installed, to seed it: seconds for nothing.
+        # Else Keras imports TensorFlow, where it is installed, only to seed it: seconds lost.
         sys.modules.setdefault("tensorflow", None)
     if not resume:
         model = dataclasses.replace(recipe.model, num_classes=len(data.class_names))
@@ -192,8 +179,8 @@ def main():
     rows = run.metrics
     summary = run.summary if run.is_finished else {}
     outcome = {
-        # At the end of the schedule, or of the part of it that has been trained: not the luckiest epoch. Without validation
-        # images, in a final training, the test images tell.
+        # The accuracy at the end of the schedule, or of its part so far: not the luckiest epoch's. A final training has no
+        # validation images and reads the test images.
         **({"val_accuracy": rows[-1]["val_accuracy"]} if data.validation is not None else {}),
         **({"test_accuracy": summary["test_accuracy"]} if data.validation is None and "test_accuracy" in summary else {}),
         "epochs": len(rows),
@@ -207,7 +194,7 @@ def main():
         model = run.model()
         outcome["latency_ms"] = latency(model, 1)
         outcome["batch_latency_ms"] = latency(model, LATENCY_BATCH)
-    # What a trial costs beyond its training: start of the process, imports, build, measurements, files.
+    # A trial's cost beyond its training: start of the process, imports, build, measurements, files.
     outcome["process_seconds"] = time.time() - psutil.Process().create_time()
     outcome["overhead_seconds"] = outcome["process_seconds"] - rows[-1]["seconds"] + (earlier[0]["seconds"] if earlier else 0.0)
     write_text(result, json.dumps(outcome) + "\n")

@@ -12,23 +12,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-import keras_tuner
+import keras
 
-from keras_vit.files import PARTIAL, write_text
+from keras_vit.files import atomic_folder, read_json_or_none, write_text
+from keras_vit.private.keras_tuner import TunerHooks
 from keras_vit.processes import GRACE_SECONDS, end
 from keras_vit.recipes.parse import load_recipe
+from keras_vit.search.folder import DATA, JAX_CACHE
 from keras_vit.search.oracle import FAILED, WORST, previous
 from keras_vit.search.trial import CORES
 
 TRIAL = [sys.executable, "-m", "keras_vit.search.trial"]  # the command that runs a job
-DATA, JAX_CACHE = ".images", ".jax-cache"  # in the search folder, while it runs: the images as the trials read them, compiled code
-LIMITS = ("took more than", "made no step in")  # begin the reasons of trials that were ended by a limit
-MORE_TRIES = 2  # for a process that was killed and had got no further than the one before
+LIMITS = ("took more than", "made no step in")  # begin the reasons of trials that a limit ended
+MORE_TRIES = 2  # for a killed process that got no further than the one before
 POLL_SECONDS, ASK_SECONDS = 0.05, 1.0  # between two looks at a process, and two questions to a chief
 OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "RESOURCE_EXHAUSTED", "ResourceExhausted", "MemoryError")
 
@@ -51,35 +51,34 @@ class TrialSettings:
 
 
 class Stopped(BaseException):
-    """The search was asked to stop: the trial is neither finished nor failed, and goes on when the search does."""
+    """The search stops: the trial is neither finished nor failed, and goes on when the search does."""
 
 
 class Lost(Exception):
-    """The trial is no longer this worker's: another one goes on with it."""
+    """The trial now belongs to another worker, which goes on with it."""
 
 
-class TrialTuner(keras_tuner.Tuner):
+class TrialTuner(TunerHooks):
     """Runs the trials of an oracle, each as an ordinary training run in its own process.
 
-    A trial's folder holds `run/` (the run folder), `log.txt` and `result.json`. Whatever ends a trial early ends that trial
-    alone: its reason is in `failure.txt`, and the oracle is told a bad score. A process that was killed is started again,
-    and goes on behind its last epoch, as long as that brings it further.
+    A trial's folder holds `run/` (the run folder), `log.txt` and `result.json`. An error in a trial ends that trial alone: its
+    reason is in `failure.txt`, and the oracle gets a bad score. A process that was killed starts again and goes on after its
+    last epoch, as long as it gets further each time.
 
     Args:
-        oracle: One of `tuning.oracle.ORACLES`.
+        oracle: One of `oracle.ORACLES`.
         settings: The `TrialSettings`.
         folder: The search folder; a search that is there already goes on.
-        events: An object with `trial_began(trial)`, `trial_ended(trial, metrics, reason)`,
-            `trial_lost(trial, why)` and `tick()`, which is called all the time; None = silence.
+        events: An object with `trial_began(trial)`, `trial_ended(trial, metrics, reason)`, `trial_lost(trial, why)` and
+            `tick()`, which is called several times a second; None = silence.
         command: The command that runs a job; None = `TRIAL`.
-        environment: Environment variables of every trial, on top of this process's.
-        connect: Makes of a worker's name its `ChiefClient`, where the oracle is another process's; None = `oracle` is asked.
+        connect: Gives the `ChiefClient` of a worker's name, where the oracle is in another process; None = `oracle` is asked.
     """
 
-    def __init__(self, oracle, settings, folder, events=None, command=None, environment=None, connect=None):
+    def __init__(self, oracle, settings, folder, events=None, command=None, connect=None):
         self.settings, self.events, self.connect = settings, events or Silence(), connect
         self.command = command or TRIAL
-        self.environment, self.cores = environment or {}, None
+        self.environment, self.cores = {"KERAS_BACKEND": keras.backend.backend()}, None  # of its trials
         self.stop = threading.Event()
         folder = Path(folder).absolute()
         with contextlib.redirect_stdout(None):  # KerasTuner says that it reloads
@@ -89,10 +88,10 @@ class TrialTuner(keras_tuner.Tuner):
     def folder(self):
         return Path(self.project_dir)
 
-    def _get_tuner_fname(self):
+    def state_file(self):
         """The file that tells KerasTuner that there is a search to go on with."""
-        state = Path(self.oracle._get_oracle_fname())
-        return str(state if state.is_file() else previous(state))
+        state = self.oracle.state_path
+        return state if state.is_file() else previous(state)
 
     def reload(self):
         """Goes on with the search in the folder; called by KerasTuner."""
@@ -110,7 +109,7 @@ class TrialTuner(keras_tuner.Tuner):
             environments: For each worker its environment variables, a dictionary, and its cores, a set or None.
 
         Raises:
-            KeyboardInterrupt: If it was interrupted; the trials that were running go on when the search does.
+            KeyboardInterrupt: On Ctrl-C; the trials that were running go on when the search does.
         """
         failures = []
 
@@ -152,12 +151,12 @@ class TrialTuner(keras_tuner.Tuner):
                 raise error
 
     def pre_create_trial(self):
-        """Called by KerasTuner, which asks an oracle that has nothing to do at the moment again and again, at once."""
+        """Waits a moment; KerasTuner, which calls this, would ask an idle oracle again at once."""
         if self.stop.wait(ASK_SECONDS if self.connect else POLL_SECONDS):
             raise Stopped
 
-    def _try_run_and_update_trial(self, trial):
-        # KerasTuner's takes any exception for a failed trial. Here those that get so far are no trial's fault: a full disk.
+    def try_trial(self, trial):
+        # KerasTuner takes any exception for a failed trial. Exceptions here are the search's fault (a full disk, say).
         try:
             metrics = self.run_trial(trial)
             self.oracle.finish(trial, metrics)
@@ -167,24 +166,24 @@ class TrialTuner(keras_tuner.Tuner):
             self.events.trial_ended(trial, metrics, trial.message)
 
     def on_trial_end(self, trial):
-        """Nothing: the oracle has been told, unless the trial is another worker's by now."""
+        """Nothing: `try_trial` has told the oracle."""
 
     def run_trial(self, trial):
         """Trains a configuration; returns its metrics."""
         folder, recipe = self.trial_folder(trial.trial_id), self.oracle.space.recipe(trial.hyperparameters.values)
         self.events.trial_began(trial)
         if folder.exists() and not holds(folder, recipe):
-            shutil.rmtree(folder)  # of a state that was lost
+            shutil.rmtree(folder)  # left by a state that was lost
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        reason, metrics = None, read_json(folder / "result.json") or self.twin_of(trial)
+        reason, metrics = None, read_json_or_none(folder / "result.json") or self.twin_of(trial)
         if metrics is None:
             begun = (folder / "run").exists()
             reason = self.run_job(self.write_job(trial, folder), folder, trial.trial_id)
             if begun and reason is not None and not reason.startswith(LIMITS):
-                # What an earlier process has left may be what is wrong.
+                # The files of an earlier process may be the cause.
                 shutil.rmtree(folder / "run", ignore_errors=True)
                 reason = self.run_job(self.write_job(trial, folder), folder, trial.trial_id)
-            metrics = read_json(folder / "result.json")
+            metrics = read_json_or_none(folder / "result.json")
             if reason is None and metrics is None:
                 reason = "ended without a result"
         if reason is not None:
@@ -206,15 +205,14 @@ class TrialTuner(keras_tuner.Tuner):
         return self.oracle.space.recipe(values), values.get("tuner/epochs")
 
     def write_job(self, trial, folder):
-        """Writes what the process of a trial has to do; a promoted trial of Hyperband gets the run of its predecessor."""
+        """Writes the job of a trial's process; a promoted trial of Hyperband gets a copy of its predecessor's run."""
         values = trial.hyperparameters.values
         run = folder / "run"
         before = self.trial_folder(values["tuner/trial_id"]) / "run" if "tuner/trial_id" in values else None
-        if before is not None and before.is_dir() and not run.exists():  # one that had failed may have left nothing
-            with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as temporary:
-                copied = shutil.copytree(before, Path(temporary) / "run")
+        if before is not None and before.is_dir() and not run.exists():  # a failed predecessor may have left no run
+            with atomic_folder(run) as copied:
+                shutil.copytree(before, copied, dirs_exist_ok=True)
                 (copied / "summary.json").unlink(missing_ok=True)
-                os.replace(copied, run)
         job = {
             "recipe": str(folder / "recipe.yaml"),
             "run": str(run),
@@ -228,7 +226,7 @@ class TrialTuner(keras_tuner.Tuner):
         return folder / "job.json"
 
     def run_job(self, job, folder, trial_id=None):
-        """Runs the process of a trial to its end; returns None, or the reason why it has failed."""
+        """Runs the process of a trial to its end; returns None, or the reason of its failure."""
         tries, reached = 0, epochs_of(folder)
         while True:
             reason, killed = self.run_process(job, folder, trial_id)
@@ -240,7 +238,7 @@ class TrialTuner(keras_tuner.Tuner):
                 return reason
 
     def jax_cache(self):
-        """Environment variables: what JAX compiles is kept for the next trial, and for the same one when it goes on."""
+        """Environment variables that keep JAX's compiled code for the next trial, and for the same one when it goes on."""
         return {
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / JAX_CACHE / platform.node()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -248,7 +246,7 @@ class TrialTuner(keras_tuner.Tuner):
         }
 
     def run_process(self, job, folder, trial_id):
-        """Runs one process; returns the reason of its failure or None, and whether somebody else killed it."""
+        """Runs one process; returns the reason of its failure or None, and whether a signal from outside killed it."""
         settings, alive = self.settings, folder / "alive"
         with open(folder / "log.txt", "ab") as log:
             began = moved = time.monotonic()
@@ -285,7 +283,7 @@ class TrialTuner(keras_tuner.Tuner):
 
 
 class Silence:
-    """Events that nobody wants to hear of."""
+    """Events without a listener."""
 
     def trial_began(self, trial):
         pass
@@ -301,7 +299,7 @@ class Silence:
 
 
 def holds(folder, recipe):
-    """Whether the folder of a trial is that of a recipe, wherever its data lie."""
+    """Whether the folder of a trial holds this recipe; the data's folder may differ."""
     try:
         return dataclasses.replace(load_recipe(folder / "recipe.yaml"), data_dir=recipe.data_dir) == recipe
     except (OSError, ValueError):
@@ -309,13 +307,13 @@ def holds(folder, recipe):
 
 
 def reason_of(folder, trial, metrics):
-    """Why a trial has failed, as its worker has written it down; None if it has not."""
+    """The reason of a trial's failure, from its folder; None if it did not fail."""
     if not metrics.get(FAILED):
         return None
     try:
         return (folder / f"trial-{trial.trial_id}" / "failure.txt").read_text(encoding="utf-8").strip()
     except OSError:
-        return "its reason is in the folder of the trial"
+        return f"see failure.txt in the folder of trial {trial.trial_id}, on its worker"
 
 
 def epochs_of(folder):
@@ -334,17 +332,9 @@ def modified(path):
 
 
 def reason_in(log, code):
-    """Why a process has failed: the last line that it wrote, which is that of the error."""
+    """The reason of a process's failure: the last line that it wrote."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     last = lines[-1].removeprefix("error: ")[:500] if lines else f"exit code {code}"
     if any(word in line for word in OUT_OF_MEMORY for line in lines[-30:]):
         return f"out of memory: {last}"
     return last
-
-
-def read_json(path):
-    """A file's contents, or None where there is no file or it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
