@@ -6,6 +6,7 @@ The pipeline and the training take turns in one process, so that other work on t
 is printed. Training is measured on one fixed batch: it does not wait for data.
 """
 
+import argparse
 import dataclasses
 import os
 import pathlib
@@ -14,14 +15,13 @@ import time
 
 import numpy as np
 
-from keras_vit.cli.command import Parser
 from keras_vit.processes import run_command
 
 WARM_UP, TURNS, CLASSES = 3, 3, 10  # steps, repetitions, classes
 
 
 def main():
-    parser = Parser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="standard", help="name or file of the recipe (default: standard)")
     parser.add_argument("--seconds", type=float, default=5, help="length of a turn, of three (default: 5)")
     parser.add_argument("--pipeline", choices=("tf.data", "PyDataset"), help="default: what the backend uses")

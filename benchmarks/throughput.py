@@ -9,6 +9,7 @@ timm's rate of that turn, so that a noisy machine hits both alike; a ratio is th
 says how to install the peers; those that are not installed are left out. Float32 on a CPU, bfloat16 on a GPU.
 """
 
+import argparse
 import contextlib
 import json
 import statistics
@@ -16,7 +17,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from keras_vit.cli.command import Parser
 from keras_vit.processes import run_command
 
 BASELINE = "timm"
@@ -30,7 +30,7 @@ MODES = ("train", "infer")
 
 
 def parse_options():
-    parser = Parser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["32", "224"], help="default: 32 224")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
     parser.add_argument("--contenders", nargs="+", help="names, or what they begin with; default: all that are installed")
