@@ -20,7 +20,7 @@ from keras_vit.search import session, settings, tuner, worker
 from keras_vit.search.axes import SpaceConfig
 from keras_vit.search.pareto import front
 
-SPACES = Path(__file__).resolve().parents[1] / "tuning" / "spaces"
+SPACES = Path(__file__).resolve().parents[2] / "tuning" / "spaces"
 
 FACTS = {
     "data": "digits",

@@ -59,7 +59,7 @@ def worker(folder, port, patience=60.0, trials=12):
 
 
 def start_worker(folder, port, **environment):
-    root, tests = Path(__file__).resolve().parents[1], Path(__file__).parent
+    root, tests = Path(__file__).resolve().parents[2], Path(__file__).parent
     code = WORKER.format(root=str(root), tests=str(tests), folder=str(folder), port=port)
     return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment})
 

@@ -22,7 +22,7 @@ from keras_vit.data.decode import read_image
 from keras_vit.files import partial_prefix
 from keras_vit.images import normalize
 
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "tfds"
 PIPELINES = ["PyDataset"] + ["tf.data"] * (importlib.util.find_spec("tensorflow") is not None)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 AUGMENT = AugmentConfig(crop=2, randaugment_layers=1, mixup=0.8, cutmix=1.0, erasing=0.2)

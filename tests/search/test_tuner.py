@@ -137,7 +137,7 @@ def test_ten_kills_change_nothing(tmp_path, workers):
     """SIGKILL at random moments, of the search or of one of its trials; then the same command."""
     whole = make(tmp_path / "whole", trials=12)
     whole.search_with(1)
-    root, tests = Path(__file__).resolve().parents[1], Path(__file__).parent
+    root, tests = Path(__file__).resolve().parents[2], Path(__file__).parent
     folder = tmp_path / "search"
     code = SEARCH.format(root=str(root), tests=str(tests), folder=str(folder), workers=workers)
     environment = {**os.environ, "FAKE_SECONDS": "0.7"}

@@ -32,7 +32,7 @@ from keras_vit.files import partial_prefix
 from keras_vit.images import normalize
 from keras_vit.parity import export_everywhere, randomise
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-4  # absolute, of logits near 1 in float32: what is promised of an export
 PROBABILITY = 0.02  # Pillow and TensorFlow decode and resize to within a few grey levels
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
