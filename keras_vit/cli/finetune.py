@@ -1,76 +1,47 @@
-"""Fine-tunes a checkpoint on any images, and leaves a run folder.
+"""Fine-tunes a checkpoint on your images and leaves a run folder.
 
-python experiments/finetune.py CHECKPOINT --data folder:photos            # every weight, and a new head
-python experiments/finetune.py CHECKPOINT --data folder:photos --method probe        # the head alone
-python experiments/finetune.py CHECKPOINT --data folder:photos --method lora --finetune.lora_rank 16
-python experiments/finetune.py CHECKPOINT --data folder:photos --finetune.layer_decay 0.75 --finetune.freeze 6
-python experiments/finetune.py CHECKPOINT --data folder:photos --model.image_size 384
-python experiments/finetune.py --resume runs/finetune-photos-jax          # after a kill; needs the checkpoint no more
+  keras-vit finetune CHECKPOINT --data folder:PHOTOS                    every weight, and a new head
+  keras-vit finetune CHECKPOINT --data folder:PHOTOS --method probe     the head alone
+  keras-vit finetune CHECKPOINT --data folder:PHOTOS --method lora      adapters of low rank, and the head
+  keras-vit finetune CHECKPOINT --data folder:PHOTOS --image-size 384   positions are interpolated
+  keras-vit finetune --resume runs/full-photos-jax                      goes on after a kill, without the checkpoint
 
 CHECKPOINT is a run folder, a .keras file, a checkpoint of timm, transformers or JAX, or a name on the Hugging Face hub.
+Its architecture is kept, and its image size, mean and std are the defaults.
 """
 
-import re
+from rich.console import Console
 
-from keras_vit.cli.command import Parser, train_and_report
+from keras_vit.cli.command import RecipeParser, check_unused, load_data, program, train_and_report
+from keras_vit.recipes.parse import parse_recipe
+from keras_vit.runs.folder import RunFolder
+from keras_vit.training.finetune import parse_finetune
 
 
 def make_parser():
-    import jsonargparse
-
-    from keras_vit.recipes.parse import recipe_parser
-
-    parser = jsonargparse.ArgumentParser(
-        usage="finetune.py CHECKPOINT [options]",
-        description="Fine-tunes a checkpoint and leaves a run folder. CHECKPOINT is a run folder, a .keras file, a checkpoint of "
-        "timm, transformers or JAX, or a name on the Hugging Face hub. Architecture, image size, mean and std are the "
-        "checkpoint's; any other setting can be overridden, --model.image_size, --model.patch_size, mean and std too.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--recipe", help="A recipe, or a YAML or JSON file. Default: finetune.")
-    parser.add_argument("--method", help="full, probe or lora: short for --finetune.method.")  # see `full_names`
-    parser.add_argument("--out", help="The run folder. Default: runs/METHOD-DATA-BACKEND, numbered if it exists.")
-    parser.add_argument("--overwrite", action="store_true", help="Start again where --out holds a run.")
+    out = "runs/METHOD-DATA-BACKEND, numbered if it exists"
+    parser = RecipeParser("finetune", __doc__, recipe="finetune", default="finetune", out=out, target="CHECKPOINT")
     parser.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
-    return recipe_parser(parser)
-
-
-def full_names(arguments):
-    """The arguments with CHECKPOINT and --method as the settings that they are."""
-    arguments = [re.sub(r"^--method(?==|$)", "--finetune.method", argument) for argument in arguments]
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--finetune.checkpoint", *arguments]
-    return arguments
+    parser.add_setting("--method", "finetune.method", "NAME", "full, probe or lora.")
+    parser.add_usual_settings(data_dir="TFDS_DATA_DIR", image_size="the checkpoint's", learning_rate="the method's")
+    return parser
 
 
 def main(arguments):
-    arguments = full_names(arguments)
-    first = Parser(add_help=False)
-    first.add_argument("--recipe")
-    first.add_argument("--resume")
-    chosen, _ = first.parse_known_args(arguments)
-
-    from keras_vit.recipes.parse import parse_recipe
-    from keras_vit.runs.folder import RunFolder
-    from keras_vit.training.finetune import parse_finetune
-
-    name = chosen.recipe or (RunFolder(chosen.resume).path / "recipe.yaml" if chosen.resume else "finetune")
-    if not arguments:
-        raise ValueError("CHECKPOINT: none is given: python experiments/finetune.py CHECKPOINT --data folder:PATH")
-    recipe, options = (parse_recipe if chosen.resume else parse_finetune)(name, arguments, make_parser())
-    if options.resume and (options.out or options.overwrite):
-        raise ValueError("--resume: takes neither --out nor --overwrite; the run goes on in its own folder")
-
-    from rich.console import Console
-    from rich.markup import escape
-
-    from keras_vit.recipes.schema import load_recipe_data
-
+    checkpoint, *rest = arguments if arguments and not arguments[0].startswith("-") else (None, *arguments)
+    options, settings = make_parser().parse(rest)
+    if options.resume:
+        check_unused(options, ("out", "overwrite"), "with --resume")
+    if checkpoint:
+        settings = [f"--finetune.checkpoint={checkpoint}", *settings]
+    elif not rest:
+        raise ValueError(f"CHECKPOINT: received none; allowed: as `{program('finetune')} --help` explains")
+    if options.resume:
+        recipe, _ = parse_recipe(options.recipe or RunFolder(options.resume).path / "recipe.yaml", settings)
+    else:
+        recipe, _ = parse_finetune(options.recipe or "finetune", settings)
     console = Console(highlight=False, soft_wrap=True)
-    data = load_recipe_data(recipe)
-    if data.fallback:
-        console.print(f"[bold red]CIFAR-10 is not at hand: {escape(data.fallback)}; fine-tuning on embedded digits instead[/]")
+    data = load_data(console, recipe, "Fine-tuning on")
     method = recipe.finetune.method
     title = f"{method} fine-tuning of {recipe.finetune.checkpoint}, learning rate {recipe.train.learning_rate:g}"
-    train_and_report(console, recipe, data, options, method, title)
+    train_and_report(console, recipe, data, options, command="finetune", stem=method, title=title)

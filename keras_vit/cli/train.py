@@ -1,74 +1,45 @@
-"""Trains a Vision Transformer on CIFAR-10, or on any images, and leaves a run folder.
+"""Trains a Vision Transformer and leaves a run folder.
 
-python experiments/train_cifar.py                                         # a recipe that suits this machine
-python experiments/train_cifar.py --recipe standard --train.epochs 50 --model.depth 6
-python experiments/train_cifar.py --data folder:PATH --recipe my.yaml
-python experiments/train_cifar.py --resume runs/quick-cifar10-jax         # after a kill
-KERAS_BACKEND=torch python experiments/train_cifar.py
+keras-vit train                                     CIFAR-10, with a recipe that suits this machine
+keras-vit train --data folder:PHOTOS --epochs 30    a folder of images for each class
+keras-vit train --recipe standard --model.depth 6   any setting of the recipe: --help-all lists them
+keras-vit train --resume runs/quick-cifar10-jax     goes on after a kill, to the same numbers
+KERAS_BACKEND=torch keras-vit train                 or jax, tensorflow
 """
 
 import dataclasses
 from pathlib import Path
 
-from keras_vit.cli.command import Parser, train_and_report
+from rich.console import Console
+
+from keras_vit.cli.command import RecipeParser, check_unused, load_data, train_and_report
+from keras_vit.machine import accelerator
+from keras_vit.recipes.parse import parse_recipe
+from keras_vit.runs.folder import RunFolder
 
 
 def make_parser():
-    import jsonargparse
-
-    from keras_vit.recipes.parse import recipe_names, recipe_parser
-
-    parser = jsonargparse.ArgumentParser(
-        description="Trains a Vision Transformer and leaves a run folder. Any setting of the recipe can be overridden; "
-        "the defaults shown are those of the recipe. Dashes do for underscores in --data-dir.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    names = ", ".join(recipe_names())
-    parser.add_argument(
-        "--recipe", help=f"One of {names}, or a YAML or JSON file. Default: quick on a CPU, standard on an accelerator."
-    )
-    parser.add_argument("--out", help="The run folder. Default: runs/RECIPE-DATA-BACKEND, numbered if it exists.")
-    parser.add_argument("--overwrite", action="store_true", help="Start again where --out holds a run.")
+    out = "runs/RECIPE-DATA-BACKEND, numbered if it exists"
+    parser = RecipeParser("train", __doc__, recipe="quick", default="quick, on an accelerator standard", out=out)
     parser.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
-    return recipe_parser(parser)
+    parser.add_usual_settings(data_dir="TFDS_DATA_DIR")
+    return parser
 
 
 def main(arguments):
-    first = Parser(add_help=False)
-    first.add_argument("--recipe")
-    first.add_argument("--resume")
-    chosen, _ = first.parse_known_args(arguments)
-
-    from keras_vit.recipes.parse import parse_recipe
-
-    name = chosen.recipe
-    if chosen.resume and not name:
-        from keras_vit.runs.folder import RunFolder
-
-        name = RunFolder(chosen.resume).path / "recipe.yaml"
-    if not name and not {"-h", "--help"} & set(arguments):
-        from keras_vit.machine import accelerator
-
-        name = "standard" if accelerator() else "quick"
-    recipe, options = parse_recipe(name or "quick", arguments, make_parser())
-    if options.resume and (options.out or options.overwrite):
-        raise ValueError("--resume: takes neither --out nor --overwrite; the run goes on in its own folder")
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.panel import Panel
-
-    from keras_vit.recipes.schema import load_recipe_data
-
+    options, settings = make_parser().parse(arguments)
+    if options.resume:
+        check_unused(options, ("out", "overwrite"), "with --resume")
     console = Console(highlight=False, soft_wrap=True)
-    data = load_recipe_data(recipe)
-    if data.fallback:
-        notice = f"CIFAR-10 is not at hand: {data.fallback}\nTraining on scikit-learn's small embedded digits instead."
-        console.print(Panel(escape(notice), title="THIS IS NOT CIFAR-10", border_style="bold red"), style="bold red")
-        if not chosen.recipe:
-            name = "digits"
-            recipe, options = parse_recipe(name, arguments, make_parser())
-            recipe = dataclasses.replace(recipe, data="digits")
-            data = load_recipe_data(recipe)
-    train_and_report(console, recipe, data, options, Path(name).stem, f"recipe {name}")
+    name = options.recipe
+    if not name and options.resume:
+        name = RunFolder(options.resume).path / "recipe.yaml"
+    elif not name:
+        name = "standard" if accelerator() else "quick"
+    recipe, _ = parse_recipe(name, settings)
+    data = load_data(console, recipe, "Training on")
+    if data.fallback and not options.recipe:
+        name = "digits"
+        recipe = dataclasses.replace(parse_recipe(name, settings)[0], data="digits")
+        data = recipe.load_data()
+    train_and_report(console, recipe, data, options, command="train", stem=Path(name).stem, title=f"recipe {name}")
