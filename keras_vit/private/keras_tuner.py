@@ -1,7 +1,7 @@
 """KerasTuner's private names, all that the search uses of them, under names of our own.
 
 Nothing public replaces them: KerasTuner offers no other way to keep an oracle's state in one file, to give a trial back, or to
-answer for a chief. `tests/test_private_keras_tuner.py` tries each one; run it with a newer version before raising `TESTED`.
+answer for a chief. `tests/private/test_private_keras_tuner.py` tries each one; run it with a newer version before raising `TESTED`.
 """
 
 from pathlib import Path
