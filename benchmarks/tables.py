@@ -8,7 +8,9 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is a func
 
 import functools
 import json
+import math
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -138,6 +140,24 @@ def side_by_side(name):
     return table(["", *(title for title, _, _ in columns)], [[label(name), *row] for name, row in zip(names, cells, strict=True)])
 
 
+def pipeline():
+    """What the input pipeline delivers beside what the model consumes."""
+    rates = record("pipeline")["images_per_second"]
+    rows = [[name, f"{rate:,.0f}", f"{rate / rates['training']:.1f}"] for name, rate in rates.items()]
+    return table(["", "images/s", "of training"], rows)
+
+
+def search():
+    """The whole trainings after which a method holds what random search holds at the end."""
+    data = record("search")
+    rows = [["random search", *[data["trials"]] * 3, f"{statistics.median(data['final']['random']):.2%}"]]
+    for method, costs in data["needed"].items():
+        costs, ninth = sorted(costs), math.ceil(0.9 * len(costs)) - 1
+        numbers = (f"{cost:.1f}" for cost in (statistics.median(costs), costs[ninth], costs[-1]))
+        rows.append([method, *numbers, f"{statistics.median(data['final'][method]):.2%}"])
+    return table(["", "median", "nine of ten searches", "worst", "accuracy at the end"], rows)
+
+
 def depth():
     """Images/s, ratio to timm, first step and peak memory by depth, with and without gradient checkpointing."""
     results = record("depth-intel")["results"]
@@ -154,7 +174,13 @@ def depth():
     return table(["depth", *titles], rows)
 
 
-TABLES = {"training": training, "depth": depth, **{name: functools.partial(side_by_side, name) for name in SIDE_BY_SIDE}}
+TABLES = {
+    "training": training,
+    "depth": depth,
+    "pipeline": pipeline,
+    "search": search,
+    **{name: functools.partial(side_by_side, name) for name in SIDE_BY_SIDE},
+}
 
 
 def renewed(text):
