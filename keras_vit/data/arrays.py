@@ -48,9 +48,7 @@ def load(path):
             with np.load(file, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{received}, which cannot be read ({one_line(error)}); allowed: a .npz file of numbers"
-        ) from error
+        raise ValueError(f"{received}, which cannot be read ({one_line(error)}); allowed: a .npz file of numbers") from error
     raise ValueError(f"{received} of {size:,} bytes; allowed: a third of the free memory, {limit:,}")
 
 

@@ -32,7 +32,7 @@ class Unavailable(ValueError):
     """The data set exists, but not here and now: `auto` may fall back, for the `reason`."""
 
     def __init__(self, name, reason):
-        super().__init__(f"data: received {name!r}: {reason}; allowed without it: {', '.join(OTHERS)}")
+        super().__init__(f"data: received {name!r}, {reason}; allowed without it: {', '.join(OTHERS)}")
         self.reason = reason
 
 
@@ -51,7 +51,7 @@ def read_tfds(name: str, data_dir: str | None, shape: tuple[int, int, int], note
     """
     missing = [module.replace("_", "-") for module in ("tensorflow", "tensorflow_datasets") if not installed(module)]
     if missing:
-        raise Unavailable(name, f"{name} needs {' and '.join(missing)}, not installed here (pip install {' '.join(missing)})")
+        raise Unavailable(name, f"read by {' and '.join(missing)}, not installed here (pip install {' '.join(missing)})")
     tf = import_tensorflow()
     with quiet_absl():
         import tensorflow_datasets as tfds
@@ -108,17 +108,17 @@ def prepare(tfds, builder, name):
     """Downloads and prepares a data set unless that has been done; `Unavailable` if it cannot be."""
     if builder.is_prepared():
         return
-    url, where = HOSTS.get(builder.name, ANY_HOST), f"{name} is not prepared below {builder.data_dir}"
+    url, where = HOSTS.get(builder.name, ANY_HOST), f"not prepared below {builder.data_dir}"
     if not reachable(url):
         raise Unavailable(
             name,
-            f"{where} and {urllib.parse.urlparse(url).hostname} does not answer (`tfds build {name}` where there is a network "
-            "prepares a copy, --data-dir or TFDS_DATA_DIR names it)",
+            f"{where} and {urllib.parse.urlparse(url).hostname} does not answer (where there is a network, `tfds build {name}` "
+            "prepares a copy; --data-dir or TFDS_DATA_DIR names its folder)",
         )
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except Exception as error:  # network, checksum, disk, manual steps: each its own type
-        raise Unavailable(name, f"{where} and could not be downloaded: {one_line(error)}") from error
+        raise Unavailable(name, f"{where}, and the download failed: {one_line(error)}") from error
 
 
 def decode_examples(examples, stored, shape):

@@ -525,6 +525,22 @@ def test_auto_falls_back_to_digits_within_seconds_and_says_why(offline, tmp_path
     assert "cifar10" in data.fallback
 
 
+@pytest.mark.skipif(not tfds.installed("tensorflow_datasets"), reason="needs tensorflow-datasets")
+@pytest.mark.parametrize("own", [False, True])
+def test_looking_for_a_data_set_logs_nothing_unless_the_user_wants_it(offline, tmp_path, caplog, own):
+    from absl import logging
+
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity(logging.INFO if own else logging.WARNING)
+        level = logging.get_verbosity()
+        assert load_data("auto", data_dir=tmp_path, image_size=8).name == "digits"
+        assert logging.get_verbosity() == level
+    finally:
+        logging.set_verbosity(before)
+    assert any("no dataset_info.json" in record.message for record in caplog.records) == own
+
+
 def test_a_network_that_never_answers_costs_seconds(monkeypatch):
     monkeypatch.setattr(network, "PROBE_SECONDS", 0.2)
 
@@ -571,11 +587,12 @@ def test_wrong_names(offline, tmp_path, name, message):
 
 
 @pytest.mark.skipif(not (SHARED.is_dir() and tfds.installed("tensorflow_datasets")), reason="needs prepared CIFAR-10")
-def test_prepared_cifar10_without_network(offline, monkeypatch):
+def test_prepared_cifar10_without_network(offline, monkeypatch, caplog):
     monkeypatch.setenv("TFDS_DATA_DIR", str(SHARED))
     data = load_data("auto", image_size=32)
     assert data.name == "cifar10"
     assert not data.fallback
+    assert not caplog.records
     assert data.class_names[:3] == ["airplane", "automobile", "bird"]
     assert [len(part) for part in (data.train, data.validation, data.test)] == [45_000, 5_000, 10_000]
     assert np.bincount(data.train.labels).tolist() == [4500] * 10
