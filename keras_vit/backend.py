@@ -31,7 +31,7 @@ def choose_backend() -> str | None:
         return None
     installed, chosen = installed_backends(), os.environ.get("KERAS_BACKEND")
     if not installed:
-        return f"KERAS_BACKEND: none of {', '.join(BACKENDS)} is installed; pip install one of them"
+        return f"KERAS_BACKEND: received none that is installed; allowed: {', '.join(BACKENDS)}; pip install one of them"
     if not chosen:
         # Keras writes this file at its first import and names TensorFlow whatever is installed.
         configured = read_configured()

@@ -1,54 +1,40 @@
 """The same numbers on every backend: logits, loss, gradients and trained weights, each backend in a process of its own.
 
-    python -m keras_vit.parity                                # the model of the recipe quick
-    python -m keras_vit.parity S/16 --model.image_size 64     # a variant, with any setting of the model
-    python -m keras_vit.parity RUN --exports                  # a run's own weights, and every export format from every backend
-
-Prints a table of the largest differences, each beside its threshold; the exit code is 1 if one is above it.
+`measure` gives the numbers of the backend in use, `run_backends` those of several, and `compare` the largest differences.
 """
 
-import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import jsonargparse
 import keras
 import numpy as np
 from keras import ops
-from rich.console import Console
-from rich.table import Table
 
-from keras_vit.backend import BACKENDS, installed_backends
-from keras_vit.checks import check_int
-from keras_vit.files import write_text
 from keras_vit.machine import full_float32
-from keras_vit.model.config import VARIANTS, ViTConfig
+from keras_vit.model.config import ViTConfig
 from keras_vit.model.vit import ViT, build_vit
 from keras_vit.processes import run_python
-from keras_vit.recipes.parse import read_settings, recipe_names
-from keras_vit.runs.folder import RunFolder
 
 STEPS, LEARNING_RATE = 3, 1e-3
 TIMED_SECONDS = 2.0  # of training, and again of inference
 
-# What may differ at most, in float32. Each has a scale: logits and loss their largest size or 1, a weight's gradient its own
-# largest entry, trained weights the way that they can go in three steps (that many learning rates).
+# The largest allowed differences in float32, each relative to a scale: of logits and loss their largest size or 1, of a weight's
+# gradient its largest entry, of trained weights the sum of the steps' learning rates.
 THRESHOLDS = {"logits": 1e-4, "loss": 1e-5, "gradients": 1e-4, "weights": 1e-2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far two backends are from each other in one quantity.
+    """The difference of two backends in one quantity.
 
     Attributes:
         quantity: A key of `THRESHOLDS`.
         backend: The backend that is compared with the first one.
-        largest: The largest difference, over its scale.
-        where: The weight that it was found in; empty for logits and loss.
+        largest: The largest difference, divided by its scale.
+        where: The path of the weight that has it; empty for logits and loss.
     """
 
     quantity: str
@@ -76,12 +62,12 @@ def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
 
 
 def gradients(model: keras.Model, images: np.ndarray, loss) -> dict[str, np.ndarray]:
-    """Gradients of a loss by path of the trainable weight, under whichever backend runs.
+    """Gradients of a loss under the backend in use, by path of the trainable weight.
 
     Args:
         model: A Keras model.
-        images: What it is called with, (B, ...).
-        loss: A function of the model's output in `keras.ops`, with a single number as its result.
+        images: Its input, (B, ...).
+        loss: A function in `keras.ops` from the model's output to a single number.
     """
     variables, images = model.trainable_variables, ops.convert_to_tensor(images)
     backend = keras.backend.backend()
@@ -107,7 +93,7 @@ def gradients(model: keras.Model, images: np.ndarray, loss) -> dict[str, np.ndar
 
 
 def measure(model: ViT, batch_size: int, timed_seconds: float = TIMED_SECONDS) -> dict[str, np.ndarray]:
-    """What the backend in use makes of a model and of a batch that is the same for all.
+    """The numbers of a model under the backend in use, on a batch that is the same for every backend.
 
     Args:
         model: A `ViT` in float32 without dropout and stochastic depth; trained for a few steps when this returns.
@@ -139,7 +125,7 @@ def measure(model: ViT, batch_size: int, timed_seconds: float = TIMED_SECONDS) -
 
 
 def rate(step, batch_size, timed_seconds):
-    """Images a second of a function that works on one batch, by the median step behind the first two."""
+    """Images a second of a function that works on one batch, by the median step after the first two."""
     for _ in range(2):
         step()
     seconds = []
@@ -173,42 +159,12 @@ def compare(numbers: dict[str, dict[str, np.ndarray]]) -> list[Difference]:
     return differences
 
 
-def load_target(target: str, settings: dict) -> dict:
-    """What a target on the command line stands for, as plain values that a worker process can read.
+def load_model(target: dict) -> ViT:
+    """The model of a target, in float32 and without dropout, whose random numbers differ between backends.
 
     Args:
-        target: A run folder, a `.keras` file, a recipe's name or file, or a variant such as "S/16".
-        settings: Fields of the model's configuration on top; of a run or a `.keras` file none.
-
-    Returns:
-        `{"model": path of a .keras file}` or `{"config": fields of a ViTConfig}`.
-
-    Raises:
-        ValueError: If it is none of these, or the settings do not fit.
+        target: `{"model": path of a .keras file}` or `{"config": fields of a ViTConfig}`; the latter gets random weights.
     """
-    path = Path(target)
-    if path.suffix == ".keras" or path.is_dir():
-        file = RunFolder(path).model_path if path.is_dir() else path
-        if not file.is_file():
-            raise ValueError(f"target: no file {str(file)!r}")
-        if settings:
-            raise ValueError(f"--model.{next(iter(settings))}: not an option of a trained model, whose weights fit one shape")
-        return {"model": str(file)}
-    if target.partition("/")[0] in VARIANTS and not path.exists():
-        config = ViTConfig.from_variant(target, **settings)
-    elif path.suffix in (".yaml", ".yml", ".json") or target in recipe_names():
-        model = {name.removeprefix("model."): value for name, value in read_settings(target).items() if name.startswith("model.")}
-        config = ViTConfig(**{**model, **settings})
-    else:
-        raise ValueError(
-            f"target: received {target!r}; allowed: a run folder, a .keras file, a recipe ({', '.join(recipe_names())} or a YAML "
-            "file) or a variant such as S/16"
-        )
-    return {"config": config.to_dict()}
-
-
-def load_model(target: dict) -> ViT:
-    """The model of `load_target`, in float32, without dropout: random numbers are another matter of each backend."""
     trained = keras.saving.load_model(target["model"], compile=False) if "model" in target else None
     if trained is not None and not isinstance(trained, ViT):
         raise ValueError(f"target: {target['model']!r} holds a {type(trained).__name__}; allowed: a ViT")
@@ -222,7 +178,7 @@ def load_model(target: dict) -> ViT:
 
 
 def work(job: str, result: str) -> None:
-    """What a worker process does: writes the numbers of `measure` for a job file."""
+    """Writes the numbers of `measure` for a job file; runs in a process of its own."""
     settings = json.loads(Path(job).read_text(encoding="utf-8"))
     with full_float32():
         np.savez(result, **measure(load_model(settings["target"]), settings["batch_size"]))
@@ -242,32 +198,6 @@ def run_backends(target: dict, backends: list[str], batch_size: int, report) -> 
             with np.load(result) as arrays:
                 numbers[backend] = dict(arrays)
     return numbers
-
-
-def differences_table(numbers: dict, differences: list[Difference]) -> Table:
-    """A rich table: a row for each quantity and backend, the largest difference beside its threshold."""
-    table = Table("quantity", "backend", title=f"largest differences to {next(iter(numbers))}, float32")
-    for name in ("difference", "threshold"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    table.add_column("in", overflow="fold")
-    for difference in sorted(differences, key=lambda difference: list(THRESHOLDS).index(difference.quantity)):
-        verdict = "[green]passed[/]" if difference.passed else "[bold red]FAILED[/]"
-        limit = THRESHOLDS[difference.quantity]
-        table.add_row(
-            difference.quantity, difference.backend, f"{difference.largest:.1e}", f"{limit:.0e}", verdict, difference.where
-        )
-    return table
-
-
-def speed_table(numbers: dict, batch_size: int) -> Table:
-    """A rich table of images/s by backend."""
-    table = Table("backend", title=f"images/s, batches of {batch_size}")
-    for name in ("training", "inference"):
-        table.add_column(name, justify="right")
-    for backend, values in numbers.items():
-        table.add_row(backend, f"{values['train']:,.0f}", f"{values['infer']:,.0f}")
-    return table
 
 
 def export_everywhere(target: dict, formats: list[str], backends: list[str], report) -> list[dict]:
@@ -296,101 +226,8 @@ def export_everywhere(target: dict, formats: list[str], backends: list[str], rep
 
 
 def export(job: str) -> None:
-    """What a process of `export_everywhere` does."""
+    """Exports the model of a job file; runs in a process of its own."""
     from keras_vit.export.export import export_model
 
     settings = json.loads(Path(job).read_text(encoding="utf-8"))
     export_model(load_model(settings["target"]), settings["out"], settings["format"])
-
-
-def exports_table(rows: list[dict]) -> Table:
-    """A rich table of `export_everywhere`: a row for each format, a column for each backend."""
-    from rich.markup import escape
-
-    backends = list(dict.fromkeys(row["backend"] for row in rows))
-    table = Table("format", *backends, title="exports: largest difference of logits to Keras")
-    for name in dict.fromkeys(row["format"] for row in rows):
-        cells = []
-        for backend in backends:
-            row = next(row for row in rows if row["format"] == name and row["backend"] == backend)
-            writer = "" if row.get("written_by") == backend else f" (by {row.get('written_by')})"
-            cells.append(f"[bold red]{escape(row['error'])}[/]" if row["error"] else f"{row['difference']:.1e}{writer}")
-        table.add_row(name, *cells)
-    return table
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code, 1 if a threshold is passed over or an export fails."""
-    from keras_vit.export.formats import FORMATS
-
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m keras_vit.parity",
-        description="Compares the installed backends: same weights, same batch, each in a process of its own.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "target",
-        nargs="?",
-        default="quick",
-        help="A run folder, a .keras file, a recipe or a variant such as S/16. Without weights of its own it gets random ones.",
-    )
-    parser.add_argument("--backends", default="", help="Comma-separated. Default: all that are installed.")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="Images of the batch.")
-    parser.add_argument(
-        "--exports", nargs="?", const="all", help=f"Export too, from each backend: all, or some of {','.join(FORMATS)}."
-    )
-    parser.add_argument("--json", help="A file for the differences and the speeds.")
-    parser.add_class_arguments(ViTConfig, "model")
-    try:
-        options = parser.parse_args(arguments)
-    except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    check_int("batch_size", options.batch_size, at_least=1)
-    installed = installed_backends()
-    backends = choose("backends", options.backends, installed)
-    formats = choose("exports", "" if options.exports == "all" else options.exports, list(FORMATS)) if options.exports else []
-    defaults = parser.get_defaults().model
-    settings = {name: value for name, value in vars(options.model).items() if value != defaults[name]}
-    target = load_target(options.target, settings)
-    if len(backends) < 2 and not formats:
-        raise ValueError(f"backends: received {', '.join(backends)}; a comparison takes two of {', '.join(BACKENDS)}")
-
-    console = Console(highlight=False, soft_wrap=True)
-    numbers = run_backends(target, backends, options.batch_size, console.print)
-    differences = compare(numbers)
-    if differences:
-        console.print(differences_table(numbers, differences))
-    console.print(speed_table(numbers, options.batch_size))
-    rows = export_everywhere(target, formats, backends, console.print)
-    if rows:
-        console.print(exports_table(rows))
-    if options.json:
-        result = {
-            "target": options.target,
-            "differences": [{**dataclasses.asdict(d), "threshold": THRESHOLDS[d.quantity]} for d in differences],
-            "images_per_second": {b: {name: float(values[name]) for name in ("train", "infer")} for b, values in numbers.items()},
-            "exports": rows,
-        }
-        write_text(options.json, json.dumps(result, indent=2) + "\n")
-    return int(not all(d.passed for d in differences) or any(row["error"] for row in rows))
-
-
-def choose(name, value, allowed):
-    """A comma-separated list as one of allowed names; empty = all."""
-    chosen = [item.strip() for item in value.split(",")] if value else allowed
-    for item in chosen:
-        if item not in allowed:
-            raise ValueError(f"{name}: received {item!r}; allowed: {', '.join(allowed)}")
-    return chosen
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)

@@ -1,27 +1,218 @@
-"""What the commands share: a parser whose errors are one line, and a training's words."""
+"""What the commands share: parsers whose help is short and whose errors are one line, and a training's words."""
 
 import argparse
+import difflib
+import functools
 import re
 import sys
 from pathlib import Path
 
 from rich.markup import escape
+from rich.panel import Panel
+from rich.text import Text
 
 from keras_vit.machine import machine
+from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
 from keras_vit.training.loop import train
+
+# argparse's messages, and the same in this project's words.
+WORDINGS = (
+    (r"argument (\S+): invalid int value: (.+)", r"\1: received \2; allowed: an integer"),
+    (r"argument (\S+): invalid float value: (.+)", r"\1: received \2; allowed: a number"),
+    (r"argument (\S+): expected (.+)", r"\1: received none; allowed: \2"),
+    (r"the following arguments are required: (.+)", r"\1: received none; allowed: a value"),
+)
+# What people change in a recipe: the option, the setting that it is short for, its value's name and its help.
+USUAL = (
+    (
+        "--data",
+        "data",
+        "DATA",
+        "cifar10, cifar100, mnist or another TensorFlow data set; digits; folder:PATH, with a folder for each class; "
+        "arrays:FILE.npz; auto: cifar10, or digits where that is not at hand.",
+    ),
+    ("--data-dir", "data_dir", "PATH", "Folder of TensorFlow data sets."),
+    ("--image-size", "model.image_size", "N", "Pixels a side, or [HEIGHT,WIDTH]."),
+    ("--epochs", "train.epochs", "N", "Passes over the training images."),
+    ("--batch-size", "train.batch_size", "N", "Images a step."),
+    ("--learning-rate", "train.learning_rate", "X", "The peak, after the warmup."),
+    ("--precision", "train.precision", "NAME", "auto, float32, bfloat16 or float16."),
+    ("--seed", "seed", "N", "Decides weights, split, order, augmentation and dropout."),
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ValueErrors, for `run_command` to show."""
+    """A parser whose errors are ValueErrors in this project's words, for `run_command` to show.
 
-    def __init__(self, **settings):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+    Args:
+        command: Of `keras-vit`, for the usage line.
+        description: Begins the help; its lines stay as they are.
+        target: The first arguments, in the usage line; empty = there are only options.
+        **settings: More of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, command: str, description: str, target: str = "", **settings):
+        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=26)
+        super().__init__(
+            prog=program(command),
+            usage=" ".join(filter(None, ("%(prog)s", target, "[options]"))),
+            description=description,
+            formatter_class=formatter,
+            allow_abbrev=False,
+            **settings,
+        )
 
     def error(self, message):
+        for theirs, ours in WORDINGS:
+            message = re.sub(theirs, ours, message)
         raise ValueError(message)
 
+    def parse_args(self, arguments):
+        options, rest = self.parse_known_args(arguments)
+        if rest:
+            refuse(rest[0], vars(options), "--help")
+        return options
 
-def train_and_report(console, recipe, data, options, stem, title):
+
+class SettingsParser(Parser):
+    """The options that people change: the short help of a command that takes many settings. Other settings pass through.
+
+    Args:
+        command, description, target: As of `Parser`.
+        every: Makes a jsonargparse parser of every setting from the namespace of these options; `--help-all` shows its help.
+    """
+
+    def __init__(self, command: str, description: str, *, every, target: str = ""):
+        super().__init__(command, description, target, add_help=False)
+        self.every, self.settings = every, []
+        self.add_argument("-h", "--help", action="store_true", help="Show this help.")
+        self.add_argument("--help-all", action="store_true", help="Explain every setting, such as --model.depth.")
+
+    def add_setting(self, option: str, setting: str, metavar: str, help: str, default: str = "%(default)s") -> None:
+        """An option that is short for a setting.
+
+        Args:
+            option: Such as --epochs.
+            setting: Such as train.epochs.
+            metavar: Name of the value.
+            help: What it is.
+            default: What is said of the default; by itself the value that `every` has.
+        """
+        self.add_argument(option, dest=setting, metavar=metavar, help=f"{help} Default: {default}.")
+        self.settings.append(setting)
+
+    def parse(self, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The options, and the settings by their full names; shows the help and exits where it is asked for."""
+        # --data_dir is --data-dir; names with a dot pass through.
+        arguments = [re.sub(r"^--[\w-]+(?==|$)", lambda name: name[0].replace("_", "-"), each) for each in arguments]
+        options, rest = self.parse_known_args(arguments)
+        every = self.every(options)
+        if options.help:
+            self.set_defaults(**{name: plain(every.get_defaults()[name]) for name in self.settings})
+            self.print_help()
+            self.exit()
+        if options.help_all:
+            every.prog, every.usage = self.prog, self.usage
+            every.print_help()
+            self.exit()
+        check_known(rest, list(every.get_defaults().keys()))
+        given = {name: vars(options).pop(name) for name in self.settings}
+        return options, [*rest, *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+
+
+class RecipeParser(SettingsParser):
+    """A `SettingsParser` of a command that takes a recipe.
+
+    Args:
+        command, description, target: As of `SettingsParser`.
+        recipe: Whose values the help shows where no --recipe is given.
+        default: Which recipe is taken then, in words.
+        out: Which folder is written without --out, in words.
+        further: Makes a jsonargparse parser of the settings beside the recipe's; None = there are none.
+        sections: As of `parse_recipe`.
+    """
+
+    def __init__(self, command, description, *, recipe, default, out, further=None, sections=None, target=""):
+        def every(options):
+            settings = read_settings(options.recipe or recipe, sections=sections)
+            settings.pop(CLASSES, None)
+            parser = recipe_parser(further and further())
+            parser.set_defaults(settings)
+            return parser
+
+        super().__init__(command, description, every=every, target=target)
+        names = ", ".join(recipe_names())
+        self.add_argument("--recipe", metavar="NAME", help=f"{names}, or a YAML or JSON file. Default: {default}.")
+        self.add_argument("--out", metavar="FOLDER", help=f"Where it is written. Default: {out}.")
+        self.add_argument("--overwrite", action="store_true", help="Delete what --out holds first.")
+
+    def add_usual_settings(self, leave_out: tuple[str, ...] = (), **defaults: str) -> None:
+        """What people change in a recipe.
+
+        Args:
+            leave_out: Options that the command does not show.
+            **defaults: What is said of a default instead of its value, by the setting's name.
+        """
+        for option, setting, metavar, help in USUAL:
+            if option in leave_out:
+                continue
+            name = setting.rpartition(".")[2]
+            self.add_setting(option, setting, metavar, help, defaults.get(name, "%(default)s"))
+
+
+def check_known(arguments, settings):
+    """Raises a ValueError for an option that is no setting."""
+    for argument in arguments:
+        name = re.match(r"--([\w.-]+)", argument)
+        setting = name and name[1].replace("-", "_")
+        # A section of settings is an option too, and so is the number of classes, which `parse_recipe` refuses with a reason.
+        if name and not any(each == setting or each.startswith(f"{setting}.") for each in [*settings, CLASSES]):
+            refuse(argument, settings, "--help and --help-all")
+
+
+def refuse(argument, settings, where):
+    """Raises the ValueError for an argument that no parser knows; `where` is the help that explains the `settings`."""
+    name = argument.partition("=")[0]
+    near = difflib.get_close_matches(name.strip("-").replace("-", "_"), settings, n=1)
+    hint = f" (did you mean --{near[0]}?)" if near else ""
+    raise ValueError(f"option: received {name}{hint}; allowed: those of {where}")
+
+
+def plain(value):
+    """A setting as on a command line: of a square the side alone."""
+    return value[0] if isinstance(value, (list, tuple)) and len(set(value)) == 1 else value
+
+
+def program(command: str) -> str:
+    """How this process was started: `keras-vit train`, or `python experiments/train_cifar.py`."""
+    name = Path(sys.argv[0])
+    return f"python {name}" if name.suffix == ".py" else f"{name.stem} {command}"
+
+
+def check_unused(options, names, where):
+    """Raises a ValueError if one of the named options is given, which has no effect there."""
+    for name in names:
+        value = getattr(options, name)
+        if value not in (None, False):
+            received = "true" if value is True else value
+            raise ValueError(f"--{name.replace('_', '-')}: received {received}; allowed {where}: none")
+
+
+def load_data(console, recipe, doing):
+    """The recipe's `DataSet`; a notice in red where it is not the one that was meant."""
+    data = recipe.load_data()
+    warn_of_fallback(console, data.fallback, doing)
+    return data
+
+
+def warn_of_fallback(console, reason, doing):
+    """Says in red that the data is not CIFAR-10, where there is a reason why it is not."""
+    if reason:
+        notice = f"CIFAR-10 is not at hand: {reason}\n{doing} scikit-learn's small embedded digits instead."
+        console.print(Panel(Text(notice), title="THIS IS NOT CIFAR-10", border_style="bold red"), style="bold red")
+
+
+def train_and_report(console, recipe, data, options, *, command, stem, title):
     """Trains into the folder that the options name or a new one, and says what came of it.
 
     Args:
@@ -29,6 +220,7 @@ def train_and_report(console, recipe, data, options, stem, title):
         recipe: The `Recipe`.
         data: Its `DataSet`.
         options: With `resume`, `out` and `overwrite`.
+        command: Of `keras-vit`, which goes on with an interrupted run.
         stem: Begins the name of a new folder.
         title: What is trained.
     """
@@ -43,7 +235,7 @@ def train_and_report(console, recipe, data, options, stem, title):
         run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite)
     except KeyboardInterrupt:
         if (Path(out) / "recipe.yaml").is_file():
-            console.print(f"\nGo on with: python experiments/{Path(sys.argv[0]).name} --resume {escape(str(out))}")
+            console.print(f"\nGo on with: {program(command)} --resume {escape(str(out))}")
         raise
     summary = run.summary
     accuracy = f"{summary['test_accuracy']:.2%}" if "test_accuracy" in summary else "no test images"

@@ -1,55 +1,53 @@
 """Evaluates a run, compares runs, or shows what positions a run has learned.
 
-    python experiments/evaluate.py RUN                          # accuracy, top-5, loss, calibration, every class
-    python experiments/evaluate.py RUN --split validation
-    python experiments/evaluate.py RUN --data folder:PATH       # another data set with as many classes
-    python experiments/evaluate.py RUN_A RUN_B --out both.png   # curves and a table
-    python experiments/evaluate.py RUN --positions              # figure 7 of the ViT paper
+  keras-vit evaluate RUN                          accuracy, top-5, loss, calibration, every class
+  keras-vit evaluate RUN --split validation
+  keras-vit evaluate RUN --data folder:PATH       another data set with as many classes
+  keras-vit evaluate RUN_A RUN_B --out both.png   curves and a table
+  keras-vit evaluate RUN --positions              figure 7 of the ViT paper
 
 Numbers and pictures of one run are written into its folder.
 """
 
 from pathlib import Path
 
-from keras_vit.cli.command import Parser
+from rich.console import Console
+
+from keras_vit.checks import check_choice
+from keras_vit.cli.command import Parser, check_unused
+from keras_vit.explain.positions import position_similarity
+from keras_vit.runs.comparison import comparison_table, run_names
+from keras_vit.runs.evaluation import evaluate, evaluation_table, write_evaluation
+from keras_vit.runs.folder import RunFolder
+from keras_vit.runs.plots import curves, position_maps
+from keras_vit.runs.scores import BINS
 
 OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens")
 
 
 def parse_options(arguments):
-    parser = Parser(description=__doc__)
+    parser = Parser("evaluate", __doc__, "RUN [RUN ...]")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="A run folder; two or more are compared.")
     parser.add_argument("--data", help="A data set with as many classes, instead of the run's; named as in training.")
-    parser.add_argument("--data-dir", help="Folder of prepared TensorFlow Datasets. Default: as in training.")
-    parser.add_argument("--split", choices=("test", "validation", "train"), help="Which images. Default: test.")
-    parser.add_argument("--batch-size", type=int, help="Images at a time. Default: as in training.")
-    parser.add_argument("--merge-tokens", type=int, help="Tokens that each block merges: what that costs. Default: as trained.")
+    parser.add_argument("--data-dir", metavar="PATH", help="Folder of TensorFlow data sets. Default: as in training.")
+    parser.add_argument("--split", metavar="NAME", help="test, validation or train. Default: test.")
+    parser.add_argument("--batch-size", metavar="N", type=int, help="Images at a time. Default: as in training.")
+    parser.add_argument("--merge-tokens", metavar="N", type=int, help="Tokens that each block merges. Default: as trained.")
     parser.add_argument("--positions", action="store_true", help="Draw the similarity of the position embeddings.")
-    parser.add_argument("--out", type=Path, help="Picture of a comparison. Default: comparison.png.")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="Picture of a comparison. Default: comparison.png.")
     options = parser.parse_args(arguments)
+    check_choice("--split", options.split or "test", ("test", "validation", "train"))
     if len(options.runs) > 1:
-        check_unused(options, "a comparison of runs", (*OF_AN_EVALUATION, "positions"))
+        check_unused(options, (*OF_AN_EVALUATION, "positions"), "with several runs")
     else:
-        check_unused(options, "one run", ("out",))
+        check_unused(options, ("out",), "with one run")
     if options.positions:
-        check_unused(options, "--positions", OF_AN_EVALUATION)
+        check_unused(options, OF_AN_EVALUATION, "with --positions")
     return options
-
-
-def check_unused(options, purpose, names):
-    for name in names:
-        if getattr(options, name) not in (None, False):
-            raise ValueError(f"--{name.replace('_', '-')}: not an option of {purpose}")
 
 
 def main(arguments):
     options = parse_options(arguments)
-    from rich.console import Console
-
-    from keras_vit.runs.comparison import comparison_table, run_names
-    from keras_vit.runs.folder import RunFolder
-    from keras_vit.runs.plots import curves
-
     console = Console(highlight=False)
     runs = [RunFolder(path) for path in options.runs]
     if len(runs) > 1:
@@ -65,13 +63,10 @@ def main(arguments):
 
 
 def evaluate_run(console, run, options):
-    from keras_vit.runs.evaluation import evaluate, evaluation_table, write_evaluation
-    from keras_vit.runs.scores import BINS
-
     split = options.split or "test"
     settings = {"data": options.data, "data_dir": options.data_dir, "batch_size": options.batch_size}
     result = evaluate(run, split=split, merge_tokens=options.merge_tokens, **settings)
-    # With tokens merged it is no result of the run as it is.
+    # The result with merged tokens is not the run's own.
     merging = options.merge_tokens is not None
     written = [] if merging else write_evaluation(result, run, data=options.data, split=split)
     console.print(evaluation_table(result))
@@ -84,9 +79,6 @@ def evaluate_run(console, run, options):
 
 
 def draw_positions(run):
-    from keras_vit.explain.positions import position_similarity
-    from keras_vit.runs.plots import position_maps
-
     model, path = run.model(), run.plots / "positions.png"
     title = f"Similarity of {model.config.position} position embeddings, {run.path.resolve().name}"
     position_maps(position_similarity(model), path, title=title)

@@ -4,16 +4,19 @@ import importlib
 import sys
 
 from keras_vit import PROBLEM
+from keras_vit.checks import unknown
 from keras_vit.processes import run_command
 
 COMMANDS = ("train", "finetune", "evaluate", "export", "search", "parity")
 WELCOME = """\
-keras-vit train                                  a Vision Transformer on CIFAR-10, in minutes
-keras-vit train --data folder:PHOTOS             ... on class folders of your own images
-keras-vit finetune CHECKPOINT --data folder:PHOTOS   from anybody's weights
-keras-vit search --data folder:PHOTOS            which patch size, depth and heads suit them
-keras-vit evaluate RUN                           accuracy, calibration, every class
-keras-vit export RUN --format onnx               or tf_saved_model, litert, openvino, torch, verified\
+keras-vit train                                      a Vision Transformer on CIFAR-10, in minutes
+keras-vit train --data folder:PHOTOS                 on your own images, a folder for each class
+keras-vit finetune CHECKPOINT --data folder:PHOTOS   from the weights of a run, timm, transformers or JAX
+keras-vit search --data folder:PHOTOS                which patch size, depth and heads suit your images
+keras-vit evaluate RUN                               accuracy, calibration, every class; two runs are compared
+keras-vit export RUN --format onnx                   or tf_saved_model, litert, openvino, torch: verified
+
+Also keras-vit parity: the same numbers under every backend? Each command explains itself with --help.
 """
 
 
@@ -24,13 +27,11 @@ def main(command: str | None = None) -> None:
 
 def dispatch(command, arguments):
     if command is None:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(WELCOME)
+        command, *arguments = arguments or ["--help"]
+        if command in ("-h", "--help"):
+            print(WELCOME, end="")
             return None
-        command, *arguments = arguments
         if command not in COMMANDS:
-            from keras_vit.checks import unknown
-
             raise ValueError(unknown("command", command, COMMANDS))
     if PROBLEM:
         raise ValueError(PROBLEM)

@@ -1,10 +1,12 @@
 """Trains a Vision Transformer and leaves a run folder.
 
-keras-vit train                                     CIFAR-10, with a recipe that suits this machine
-keras-vit train --data folder:PHOTOS --epochs 30    a folder of images for each class
-keras-vit train --recipe standard --model.depth 6   any setting of the recipe: --help-all lists them
-keras-vit train --resume runs/quick-cifar10-jax     goes on after a kill, to the same numbers
-KERAS_BACKEND=torch keras-vit train                 or jax, tensorflow
+  keras-vit train                                     CIFAR-10, with a recipe that suits this machine
+  keras-vit train --data folder:PHOTOS --epochs 30    a folder of images for each class
+  keras-vit train --recipe standard --model.depth 6   a recipe with a setting changed
+  keras-vit train --resume runs/quick-cifar10-jax     goes on after a kill, to the same numbers
+  KERAS_BACKEND=torch keras-vit train                 or jax, tensorflow
+
+Every setting of the recipe is an option: --help-all.
 """
 
 import dataclasses

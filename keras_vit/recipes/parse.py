@@ -15,6 +15,8 @@ from keras_vit.model.config import ViTConfig, decode_variant
 from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe
 
 RECIPES = Path(__file__).parent
+# What a setting may be, by the name of its type.
+KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "tuple": "a pair", "list": "a list"}
 CLASSES = "model.num_classes"  # a run records it in its recipe; nobody else states it, as the data decides it
 
 
@@ -171,9 +173,22 @@ def parse_settings(
             parser.set_defaults({**complete(FinetuneConfig(**namespace.finetune.as_dict())), **settings})
             namespace = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
-        raise ValueError(" ".join(str(error).replace("Parser key ", "").split())) from None
+        raise ValueError(reworded(error)) from None
     namespace.model.pop("variant", None)
     namespace = parser.instantiate(namespace)
     fields = {field.name: namespace.pop(field.name) for field in dataclasses.fields(Recipe)}
     fields["model"] = dataclasses.replace(fields["model"], num_classes=num_classes)
     return Recipe(**fields), namespace
+
+
+def reworded(error: Exception) -> str:
+    """An error of jsonargparse in the words of `keras_vit.checks`, in one line."""
+    message = " ".join(str(error).replace("Parser key ", "").split())
+    if message.startswith("unrecognized arguments: "):
+        return f"option: received {message.partition(': ')[2]}; allowed: those of --help-all"
+    found = re.fullmatch(r'"([\w.]+)": (.+) (?:Got|Given) value: (.*)', message)
+    kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])", found[2]) if found else []
+    if not kinds:
+        return message
+    allowed = [KINDS.get(kind, kind) or choices.replace("'", "") for kind, choices in kinds]
+    return f"{found[1]}: received {found[3]!r}; allowed: {' or '.join(allowed)}"
