@@ -33,7 +33,7 @@ from keras_vit.training.models import carry_over, compile_model, compiled_model
 from keras_vit.training.optimizer import WarmupSchedule, make_optimizer
 from keras_vit.training.session import even_batch_size
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FLOAT32 = 5e-6  # some roundings of weights of about 1
 TINY = {"image_size": (8, 12), "channels": 1, "patch_size": (4, 3), "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 12}
 

@@ -30,7 +30,7 @@ from keras_vit.training.loop import train
 from keras_vit.training.models import compile_model
 from keras_vit.training.optimizer import make_optimizer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MERGED = 1e-5  # absolute, logits of a model with adapters against one with merged kernels
 EXACT = 1e-6  # the same sums in another order, weights of about 1
 MODEL = {"image_size": (8, 12), "channels": 1, "patch_size": (4, 3), "width": 8, "depth": 3, "num_heads": 2, "mlp_dim": 12}
@@ -469,7 +469,7 @@ def digits(tmp_path_factory):
 
 def command(monkeypatch, *options):
     monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, options)])
-    run_command(finetune.main)
+    run_command(lambda: finetune.main([*map(str, options)]))
 
 
 @pytest.mark.slow
