@@ -1,6 +1,7 @@
 """The fast operations of training give the numbers, and the gradients, of those that they stand for."""
 
 import contextlib
+import inspect
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ from keras import ops
 
 from keras_vit import machine
 from keras_vit.kernels import ops as kernels
+from keras_vit.kernels.shared import ACTIVATIONS, fused_attention
 from keras_vit.model.attention import Attention
 from keras_vit.model.block import TransformerBlock
 from keras_vit.model.embed import ConvStem
@@ -76,7 +78,7 @@ def assert_same(ours, theirs):
         np.testing.assert_allclose(a, b, atol=CLOSE * np.abs(b).max())
 
 
-@pytest.mark.parametrize("kind", kernels.ACTIVATIONS)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activations(kind):
     x = 3 * random(7, 10)
     plain = value_and_gradients(lambda x: kernels.activate(x, kind), x)
@@ -116,7 +118,7 @@ def test_layer_norm_is_one_kernel():
     with kernels.portable():
         assert not any("Norm" in name for name in operations())
     names = operations()
-    if not kernels.has_onednn():
+    if not kernels.backend.has_onednn():
         pytest.skip("this TensorFlow does not use oneDNN here")
     assert "_MklLayerNorm" in names
     assert "FusedBatchNormV3" not in names
@@ -125,7 +127,8 @@ def test_layer_norm_is_one_kernel():
 @pytest.mark.parametrize("onednn", [False, True] if BACKEND == "torch" else [False])
 @pytest.mark.parametrize("sizes", [(6, 20), (20, 6), (8, 8)], ids=str)
 def test_linear(sizes, onednn, monkeypatch):
-    monkeypatch.setattr(kernels, "mkl_is_slow", lambda: onednn)
+    if BACKEND == "torch":
+        monkeypatch.setattr(kernels.backend, "mkl_is_slow", lambda: onednn)
     inputs = random(50, sizes[0]), random(*sizes, seed=1), random(sizes[1], seed=2)
     expected = value_and_gradients(lambda x, kernel, bias: ops.matmul(x, kernel) + bias, *inputs)
     for training in (False, True):
@@ -141,6 +144,47 @@ def test_linear(sizes, onednn, monkeypatch):
         silent = kernels.linear(*map(ops.convert_to_tensor, inputs), False, given)
     np.testing.assert_allclose(ops.convert_to_numpy(silent), inputs[0] @ inputs[1] + inputs[2] + residual, atol=1e-4)
     np.testing.assert_array_equal(ops.convert_to_numpy(given), residual)  # is not written to
+
+
+FUNCTIONS = ("linear", "activate", "layer_norm", "self_attention", "attend", "convolution", "branch_off", "reshape", "shape")
+
+
+def test_a_backends_functions_have_the_signature_of_the_plain_ones():
+    """And there is none that layers cannot reach."""
+    special = {name: getattr(kernels.backend, name) for name in FUNCTIONS if hasattr(kernels.backend, name)}
+    assert {"linear", "layer_norm"} < set(special)
+    for name in FUNCTIONS:
+        plain = getattr(kernels, name).plain
+        assert plain is (getattr(kernels, name) if name not in special else getattr(kernels, name).__wrapped__)
+        if name in special:
+            assert inspect.signature(special[name]) == inspect.signature(plain), name
+            assert "Test: " in special[name].__doc__, name
+
+
+def test_kernels_import_no_other_backend():
+    others = [name for name in ("tensorflow", "jax", "torch") if name != BACKEND]
+    code = f"import sys; sys.modules.update(dict.fromkeys({others}))\nimport keras_vit.kernels.ops as o; print(o.backend.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.stdout.strip() == f"keras_vit.kernels.{BACKEND}", result.stderr
+
+
+@pytest.mark.parametrize("mask", ["keys", "pairs", None])
+def test_fused_attention(mask):
+    """Keras's fused attention, of an accelerator's kernels, is the explicit one. Keys that are masked have no influence."""
+    q, k, v = (random(3, 4, 7, 8, seed=seed) for seed in range(3))
+    rng = np.random.default_rng(5)
+    mask = mask and rng.random((3, 7) if mask == "keys" else (3, 7, 7)) < 0.6
+    if mask is not None:
+        mask[..., 0] = True  # every query has a key
+    plain = value_and_gradients(lambda *x: kernels.attend.plain(*x, mask), q, k, v)
+    assert_same(value_and_gradients(lambda *x: fused_attention(*x, mask), q, k, v), plain)
+    assert_same(value_and_gradients(lambda *x: kernels.attend(*x, mask), q, k, v), plain)
+    if mask is not None and mask.ndim == 2:
+        hidden = ~mask[:, None, :, None]
+        changed = [np.where(hidden, 100 * random(3, 4, 7, 8, seed=8), x) for x in (k, v)]
+        for attend in (fused_attention, kernels.attend.plain):
+            given = [ops.convert_to_tensor(x) for x in (q, *changed, mask)]
+            np.testing.assert_allclose(ops.convert_to_numpy(attend(*given)), plain[0], atol=1e-5)
 
 
 def in_bfloat16(function):
@@ -190,12 +234,12 @@ def test_onednn_multiplies_where_mkl_is_slow(vendor, capability, slow, monkeypat
     for name in ("mkl", "mkldnn"):
         monkeypatch.setattr(getattr(torch.backends, name), "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(kernels, "processor", lambda field: {"vendor_id": vendor}[field])
-    kernels.mkl_is_slow.cache_clear()
+    monkeypatch.setattr(kernels.backend, "processor", lambda field: {"vendor_id": vendor}[field])
+    kernels.backend.mkl_is_slow.cache_clear()
     try:
         y = kernels.linear(*(torch.ones(2, 2, requires_grad=True) for _ in range(2)), None)
     finally:
-        kernels.mkl_is_slow.cache_clear()
+        kernels.backend.mkl_is_slow.cache_clear()
     assert ("OneDNN" in type(y.grad_fn).__name__) == slow
 
 
@@ -225,7 +269,7 @@ def test_fused_attention_is_the_explicit_one(monkeypatch):
     fast = value_and_gradients(lambda x: layer(x, training=True), x)
     with no_gradients():
         silent = ops.convert_to_numpy(layer(x))
-    monkeypatch.setattr("keras_vit.layers.attention", lambda *arguments: None)
+    monkeypatch.setattr("keras_vit.model.attention.self_attention", kernels.self_attention.plain)
     assert_same(fast, value_and_gradients(lambda x: layer(x, training=True), x))
     assert_same([silent], [ops.convert_to_numpy(layer(x))])
 
@@ -312,7 +356,7 @@ def test_throughput_measures_beside_timm(tmp_path):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="XLA's")
 def test_a_step_grows_by_the_same_operations_with_every_block():
-    """XLA repeated the gradient of the residual stream, which is a sum over all blocks behind, in each block."""
+    """XLA repeated the gradient of the residual stream, a sum over all later blocks, in each block."""
     import jax
 
     def operations(depth):

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_vit import ViTConfig, build_vit, features, load_model, save_weights
 from keras_vit.model.block import TransformerBlock
-from keras_vit.model.merging import merge_tokens
+from keras_vit.model.merging import MergingBlock, merge_tokens
 
 TINY = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 3, "num_heads": 3, "mlp_dim": 32, "num_classes": 5}
 
@@ -42,9 +42,26 @@ def test_merging_is_the_plain_one(tokens, start, count):
         np.testing.assert_allclose(ops.convert_to_numpy(ours), theirs, atol=1e-6)
 
 
+def test_config_of_a_merging_block():
+    """The constructor's arguments, those of `TransformerBlock` among them."""
+    arguments = {"width": 24, "num_heads": 3, "mlp_dim": 32, "mlp": "swiglu", "dropout": 0.1, "attention_dropout": 0.2}
+    arguments |= {"drop_path": 0.3, "layer_scale": 0.4, "qk_norm": True, "norm_epsilon": 1e-5, "qkv_bias": False}
+    arguments |= {"use_bias": False, "merge_tokens": 3, "num_prefix_tokens": 1}
+    block = MergingBlock(**arguments)
+    config = block.get_config()
+    assert {name: config[name] for name in arguments} == arguments
+    assert set(config) == {*arguments, "name", "trainable", "dtype"}
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(block))
+    x = ops.convert_to_tensor(random(2, 9, 24))
+    expected, _ = block(x)
+    again.build(x.shape)
+    again.set_weights(block.get_weights())
+    np.testing.assert_array_equal(ops.convert_to_numpy(again(x)[0]), ops.convert_to_numpy(expected))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_a_block_states_the_shapes_that_it_gives(dtype):
-    block = TransformerBlock(24, 3, 32, merge_tokens=3, num_prefix_tokens=1, dtype=dtype)
+    block = MergingBlock(24, 3, 32, merge_tokens=3, num_prefix_tokens=1, dtype=dtype)
     stated, given = block(keras.Input((9, 24), 2)), block(random(2, 9, 24))
     for ours, theirs in zip(stated, given, strict=True):
         assert ours.shape == tuple(theirs.shape)
@@ -53,20 +70,18 @@ def test_a_block_states_the_shapes_that_it_gives(dtype):
 
 def test_tokens_that_are_alike_merge_without_loss():
     """Pairs of equal patches: half of the tokens stand for all of them, and attention counts each twice."""
-    layers = [TransformerBlock(24, 3, 32, merge_tokens=count) for count in (0, 4)]
+    layers = [TransformerBlock(24, 3, 32), *(MergingBlock(24, 3, 32, merge_tokens=count) for count in (4, 0))]
     x = np.repeat(random(2, 4, 24), 2, axis=1)
     for layer in layers:
         layer.build(x.shape)
-    for index, (a, b) in enumerate(zip(*(layer.weights for layer in layers), strict=True)):
-        value = random(*a.shape, seed=index) / 4
-        a.assign(value)
-        b.assign(value)
+        layer.set_weights([random(*weight.shape, seed=index) / 4 for index, weight in enumerate(layer.weights)])
     whole = layers[0](x)
     merged, sizes = layers[1](x)
     np.testing.assert_array_equal(ops.convert_to_numpy(sizes), 2 * np.ones((2, 4, 1)))
     np.testing.assert_allclose(ops.convert_to_numpy(merged), ops.convert_to_numpy(whole)[:, ::2], atol=1e-5)
-    again = ops.convert_to_numpy(layers[0](merged, sizes=sizes))
-    np.testing.assert_allclose(again, ops.convert_to_numpy(layers[0](whole))[:, ::2], atol=1e-5)
+    again, same = layers[2](merged, sizes)
+    np.testing.assert_array_equal(ops.convert_to_numpy(same), ops.convert_to_numpy(sizes))
+    np.testing.assert_allclose(ops.convert_to_numpy(again), ops.convert_to_numpy(layers[0](whole))[:, ::2], atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", ["cls", "gap", "cls_gap", "map"])
@@ -100,6 +115,22 @@ def test_model_with_merging_learns():
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_remat_of_a_merging_model_trains_to_the_same_weights():
+    trained = []
+    for remat in (False, True):
+        keras.utils.set_random_seed(1)
+        model = build_vit(ViTConfig(**TINY, merge_tokens=2), remat=remat)
+        model.set_weights([random(*weight.shape, seed=index) / 4 for index, weight in enumerate(model.weights)])
+        model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        before = model.get_weights()
+        for _ in range(3):
+            model.train_on_batch(random(10, 16, 16, 3), np.arange(10) % 5)
+        trained.append(model.get_weights())
+    assert all(np.abs(after - start).max() > 1e-6 for after, start in zip(trained[0], before, strict=True) if start.ndim > 1)
+    for a, b in zip(*trained, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_no_more_is_merged_than_patch_dropout_leaves():
     """4 of 16 patches, of which the blocks merge 2, then 1, then none."""
     model = build_vit(ViTConfig(**TINY, merge_tokens=2, patch_dropout=0.75))
@@ -113,8 +144,8 @@ def test_no_more_is_merged_than_patch_dropout_leaves():
 
 def test_what_cannot_be_merged_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^merge_tokens: received 4; allowed: half of the 6 patch tokens"):
-        TransformerBlock(8, 2, 12, merge_tokens=4, num_prefix_tokens=1).build((None, 7, 8))
-    block = TransformerBlock(8, 2, 12, merge_tokens=2)
+        MergingBlock(8, 2, 12, merge_tokens=4, num_prefix_tokens=1).build((None, 7, 8))
+    block = MergingBlock(8, 2, 12, merge_tokens=2)
     with pytest.raises(ValueError, match="mask: received one"):
         block(random(2, 6, 8), mask=np.ones((2, 6), bool))
     with pytest.raises(ValueError, match="merge_tokens: received 2; allowed: 0"):

@@ -95,9 +95,12 @@ def norm_keeping_x(epsilon):
     return norm
 
 
-def self_attention(qkv, num_heads, bias=None):
+def self_attention(qkv, tokens, num_heads, bias=None):
     """Pays in bfloat16 on a processor, for the reason of `dot`. Test: test_bfloat16_is_float32_rounded."""
-    return bfloat16_attention(qkv, num_heads) if on_processor() and qkv.dtype == "bfloat16" and bias is None else None
+    if not on_processor() or qkv.dtype != "bfloat16" or bias is not None:
+        return None
+    features = qkv.shape[1]
+    return bfloat16_attention(qkv.reshape(-1, tokens, features), num_heads).reshape(-1, features // 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -88,12 +88,16 @@ def layer_norm(x, gamma, beta, epsilon, training=False):
 
 
 @faster
-def self_attention(qkv, num_heads, bias=None):
-    """Every token attends to every token: queries, keys and values side by side (B, N, 3·h·d) -> (B, N, h·d).
+def self_attention(qkv, tokens, num_heads, bias=None):
+    """Every token of an image attends to every token: (R, 3·h·d) -> (R, h·d).
 
-    A `bias` (B, 1, 1, N) is added to the scores.
+    Args:
+        qkv: Queries, keys and values side by side.
+        tokens: N.
+        num_heads: h.
+        bias: Added to the scores, (B, 1, 1, N).
     """
-    return join_heads(attend(*split_heads(qkv, num_heads), bias=bias))
+    return join_heads(attend(*split_heads(qkv, tokens, num_heads), bias=bias))
 
 
 @faster
@@ -122,16 +126,15 @@ def attention_weights(q, k, mask=None, bias=None):
     return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), q.dtype)
 
 
-def split_heads(x, num_heads, parts=3):
-    """(B, N, parts·h·d) -> `parts` tensors (B, h, N, d)."""
-    x = reshape(x, (-1, shape(x)[1], parts, num_heads, x.shape[2] // (parts * num_heads)))
+def split_heads(x, tokens, num_heads, parts=3):
+    """(R, parts·h·d) -> `parts` tensors (B, h, N, d)."""
+    x = reshape(x, (-1, tokens, parts, num_heads, x.shape[1] // (parts * num_heads)))
     return ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)), parts)
 
 
 def join_heads(x):
-    """(B, h, N, d) -> (B, N, h·d)."""
-    x = ops.transpose(x, (0, 2, 1, 3))
-    return reshape(x, (-1, shape(x)[1], x.shape[2] * x.shape[3]))
+    """(B, h, N, d) -> (R, h·d)."""
+    return reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, x.shape[1] * x.shape[3]))
 
 
 @faster

@@ -65,41 +65,40 @@ class Attention(Layer):
             sizes: Each token counts as this many keys (arXiv 2210.09461), (B, N, 1); None = one.
             residual: Is added to the result, (B, N, D); None = nothing.
         """
-        return self.mix(self.project(x, training), mask, training, sizes, residual)
+        return self.mix(self.project(x, training), shape(x)[1], mask, training, sizes, residual)
 
     def project(self, x, training=None):
-        """Queries, keys and values side by side: (B, N, D) -> (B, N, 3D)."""
+        """Queries, keys and values side by side: (B, N, D) -> (B·N, 3D)."""
         # Two-dimensional products: XLA is up to half as fast again with them as with three-dimensional ones.
-        qkv = self.inner(self.qkv, reshape(x, (-1, x.shape[2])), training=training)  # (B·N, 3D)
-        return reshape(qkv, (-1, shape(x)[1], 3 * self.width))
+        return self.inner(self.qkv, reshape(x, (-1, x.shape[2])), training=training)
 
-    def mix(self, qkv, mask=None, training=None, sizes=None, residual=None):
-        """The second half of `call`, after `project`: (B, N, 3D) -> (B, N, D)."""
+    def mix(self, qkv, tokens, mask=None, training=None, sizes=None, residual=None):
+        """The second half of `call`, after `project`: (B·N, 3D) -> (B, N, D); `tokens` is N."""
         dropout = self.scores_dropout if training and self.attention_dropout else None
         if mask is None and dropout is None and not self.qk_norm:
-            y = self_attention(qkv, self.num_heads, key_bias(sizes))
+            y = self_attention(qkv, tokens, self.num_heads, key_bias(sizes))  # (B·N, D)
         else:
-            y = join_heads(attend(*self.split(qkv, training), mask, key_bias(sizes), dropout))
+            y = join_heads(attend(*self.split(qkv, tokens, training), mask, key_bias(sizes), dropout))
         residual = None if residual is None else reshape(residual, (-1, self.width))
-        y = self.inner_sum(residual, self.projection, reshape(y, (-1, self.width)), training)  # (B·N, D)
-        return reshape(y, (-1, shape(qkv)[1], self.width))
+        y = self.inner_sum(residual, self.projection, y, training)
+        return reshape(y, (-1, tokens, self.width))
 
-    def split(self, qkv, training=None):
-        """Queries, keys and values that `mix` compares: (B, N, 3D) -> three of (B, h, N, d)."""
-        q, k, v = split_heads(qkv, self.num_heads)
+    def split(self, qkv, tokens, training=None):
+        """Queries, keys and values that `mix` compares: (B·N, 3D) -> three of (B, h, N, d)."""
+        q, k, v = split_heads(qkv, tokens, self.num_heads)
         if self.qk_norm:
             q, k = self.inner(self.q_norm, q, training=training), self.inner(self.k_norm, k, training=training)
         return q, k, v
 
     def scores(self, x, mask=None, sizes=None):
         """The attention weights that `call` gives tokens (B, N, D): (B, h, N, N), rows summing to 1."""
-        q, k, _ = self.split(self.project(x))
+        q, k, _ = self.split(self.project(x), shape(x)[1])
         return attention_weights(q, k, mask, key_bias(sizes))
 
-    def keys(self, qkv):
-        """The mean of the keys over the heads, before any norm: (B, N, 3D) of `project` -> (B, N, d)."""
+    def keys(self, qkv, tokens):
+        """The mean of the keys over the heads, before any norm: (B·N, 3D) of `project` -> (B, N, d)."""
         head_dim = self.width // self.num_heads
-        return ops.mean(reshape(qkv, (-1, shape(qkv)[1], 3, self.num_heads, head_dim))[:, :, 1], axis=2)
+        return ops.mean(reshape(qkv, (-1, tokens, 3, self.num_heads, head_dim))[:, :, 1], axis=2)
 
 
 def key_bias(sizes):

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.checks import check_int
+from keras_vit.kernels.ops import shape
 from keras_vit.model.block import TransformerBlock
 from keras_vit.model.layers import register
 
@@ -46,8 +47,9 @@ class MergingBlock(TransformerBlock):
 
     def attend(self, x, training, sizes, residual):
         """The attention of tokens (B, N, D), and the keys (B, N, d) that similarity is measured by."""
-        qkv = self.attention.project(x, training)
-        return self.attention.mix(qkv, None, training, sizes, residual), self.attention.keys(qkv)
+        qkv, tokens = self.attention.project(x, training), shape(x)[1]
+        y = self.attention.mix(qkv, tokens, training=training, sizes=sizes, residual=residual)
+        return y, self.attention.keys(qkv, tokens)
 
     def compute_output_spec(self, x, sizes=None, mask=None, training=None):
         batch, tokens, width = x.shape

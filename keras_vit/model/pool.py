@@ -92,7 +92,7 @@ class AttentionPooling(Layer):
         q = reshape(q, (1, self.num_heads, 1, head_dim))
         q = ops.broadcast_to(q, (shape(x)[0], self.num_heads, 1, head_dim))  # (B, h, 1, d)
         kv = self.inner(self.key_value, reshape(x, (-1, x.shape[2])), training=training)  # (B·N, 2D)
-        k, v = split_heads(reshape(kv, (-1, shape(x)[1], 2 * self.width)), self.num_heads, parts=2)  # each (B, h, N, d)
+        k, v = split_heads(kv, shape(x)[1], self.num_heads, parts=2)  # each (B, h, N, d)
         y = reshape(attend(q, k, v, mask, key_bias(sizes)), (-1, self.width))  # (B, D)
         y = self.inner(self.projection, y, training=training)
         return y + self.inner(self.feed_forward, self.inner(self.mlp_norm, y, training=training), training=training)
