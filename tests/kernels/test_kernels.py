@@ -24,7 +24,7 @@ from keras_vit.training.optimizer import fused_adam, fused_muon
 
 BACKEND = keras.backend.backend()
 CLOSE = 2e-6  # of the largest number
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def random(*shape, seed=0):
