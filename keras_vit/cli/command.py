@@ -209,7 +209,8 @@ def warn_of_fallback(console, reason, doing):
     """Says in red that the data is not CIFAR-10, where there is a reason why it is not."""
     if reason:
         notice = f"CIFAR-10 is not at hand: {reason}\n{doing} scikit-learn's small embedded digits instead."
-        console.print(Panel(Text(notice), title="THIS IS NOT CIFAR-10", border_style="bold red"), style="bold red")
+        panel = Panel(Text(notice), title="THIS IS NOT CIFAR-10", border_style="bold red")
+        console.print(panel, style="bold red", soft_wrap=False)  # soft wrapping would cut the reason off
 
 
 def train_and_report(console, recipe, data, options, *, command, stem, title):
