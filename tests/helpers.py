@@ -7,10 +7,17 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+
+from keras_vit.backend import installed_backends
+
+ROOT = Path(__file__).resolve().parents[1]
+# For processes of tests in which any backend will do: the one that is imported soonest.
+LIGHT = next(name for name in ("torch", "jax", "tensorflow") if name in installed_backends())
 
 # Small ViTs. Between them: every stem, pooling and MLP, learned and fixed positions, prefix tokens, both data formats.
 COMMON = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "num_classes": 7}
@@ -22,6 +29,9 @@ TINY = {
     "clip": {"image_size": (12, 18), "patch_size": 6, "pool": "cls_gap", "pre_norm": True, "mlp": "gelu_tanh"},
 }
 TINY = {name: {**COMMON, **settings} for name, settings in TINY.items()}
+
+# For training: as few weights and patches as there can be.
+SMALL = {"image_size": (8, 12), "channels": 1, "patch_size": (4, 3), "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 12}
 
 
 def random(*shape, seed=0):
@@ -50,12 +60,61 @@ def logits(model, images):
     return numpy(model(images, training=False))
 
 
+def predict(model, images):
+    """`model.predict`: one graph. TensorFlow does without XLA, which takes seconds to compile what is called once."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        model.jit_compile = False
+    return model.predict(images, verbose=0)
+
+
 @contextlib.contextmanager
 def one_line_error(message, error=ValueError):
     """Expects an error that matches and has no second line."""
     with pytest.raises(error, match=message) as caught:
         yield caught
     assert "\n" not in str(caught.value)
+
+
+def error_line(capsys, function, *arguments):
+    """The line with which a command ends, run in this process: one line without a traceback, with exit code 2."""
+    from keras_vit.processes import run_command
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda: function(*arguments))
+    line = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2, line
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    return line.removeprefix("error: ")
+
+
+def start(*arguments, log):
+    """This Python with arguments, in the project's folder and a process group of its own; its output is added to a file."""
+    import keras
+
+    settings = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "PYTHONUNBUFFERED": "1"}
+    # Where the tests run in the background of a shell, children would ignore Ctrl-C as they do.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        with open(log, "a") as output:
+            return subprocess.Popen(
+                [sys.executable, *map(str, arguments)],
+                cwd=ROOT, env=settings, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def kill(process, ready):
+    """SIGKILL to a process of `start` and all that it has started, once `ready()` is true."""
+    try:
+        wait_for(ready, process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def wait_for(ready, process=None, seconds=120):
