@@ -65,26 +65,34 @@ def test_training_agrees(numbers, name):
         backend: {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
         for backend, values in numbers.items()
     }
-    assert all(sum(key.startswith("gradients/") for key in values) > 20 for values in chosen.values())
+    assert all(sum(key.startswith("gradients/") for key in values) > 15 for values in chosen.values())
     differences = compare(chosen)
     assert len(differences) == 4 * (len(BACKENDS) - 1)
     assert all(difference.passed for difference in differences), differences
 
 
-@each_backend
-def test_import_is_light(backend):
-    """Seconds and modules that `import keras_vit` adds to `import keras`, in a process of its own."""
+def import_keras_vit(backend):
+    """Seconds and modules that `import keras_vit` adds to `import keras`, and all modules; in a process of its own."""
     code = (
         "import sys, time, keras; loaded = set(sys.modules); start = time.perf_counter(); import keras_vit; "
         "print(time.perf_counter() - start); "
         "print(*{name.partition('.')[0] for name in set(sys.modules) - loaded}); print('tensorflow' in sys.modules)"
     )
-    for _ in range(ATTEMPTS):
-        command = [sys.executable, "-c", code]
-        output = subprocess.run(command, env=environment(backend), capture_output=True, text=True, check=True).stdout
-        seconds, modules, tensorflow = output.strip("\n").split("\n")[-3:]
-        assert not set(modules.split()) & HEAVY
-        assert tensorflow == str(backend == "tensorflow")
-        if float(seconds) < IMPORT_SECONDS:
-            return
-    raise AssertionError(f"import keras_vit took {seconds} s; allowed: {IMPORT_SECONDS}")
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, env=environment(backend), capture_output=True, text=True, check=True).stdout
+    seconds, modules, tensorflow = output.strip("\n").split("\n")[-3:]
+    return float(seconds), set(modules.split()), tensorflow == "True"
+
+
+@each_backend
+def test_import_loads_no_heavy_package(backend):
+    _, modules, tensorflow = import_keras_vit(backend)
+    assert "keras_vit" in modules
+    assert not modules & HEAVY
+    assert tensorflow == (backend == "tensorflow")
+
+
+@pytest.mark.slow
+@each_backend
+def test_import_is_quick(backend):
+    assert min(import_keras_vit(backend)[0] for _ in range(ATTEMPTS)) < IMPORT_SECONDS

@@ -1,45 +1,72 @@
-"""The commands of the README: help, the default that falls back, and one line and exit code 2 for a user's mistake."""
+"""The commands: their help, the default that falls back, and one line and exit code 2 for a user's mistake."""
 
 import dataclasses
 import errno
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
-from pathlib import Path
 
-import keras
 import pytest
+from helpers import ROOT, error_line
 
-from keras_vit import ViTConfig
-from keras_vit import backend as cli
+from keras_vit import ViTConfig, backend
+from keras_vit.cli import train
+from keras_vit.cli.main import COMMANDS, WELCOME, dispatch
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.processes import run_command
 from keras_vit.recipes.schema import FinetuneConfig, Recipe, TrainConfig
 from keras_vit.runs.folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted(file for file in (ROOT / "experiments").glob("*.py") if file.name != "cli.py")
+SCRIPTS = [*sorted((ROOT / "experiments").glob("*.py")), ROOT / "tuning" / "search.py"]
 FAST = ["--model.depth", "1", "--model.width", "16", "--train.epochs", "2", "--train.warmup_epochs", "0"]
+SCREEN = 40  # lines
 
 
-def run(script, *options, **environment):
-    settings = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment}
-    command = [sys.executable, str(script), *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300)
+def run(*options):
+    run_command(lambda: train.main([str(option) for option in options]))
+
+
+def fails(capsys, *options):
+    return error_line(capsys, train.main, [str(option) for option in options])
+
+
+def help_of(capsys, function, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        function(*arguments)
+    assert not stopped.value.code
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_help_explains(script):
-    done = run(script, "--help")
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
-    assert f"experiments/{script.name}" in script.read_text().split('"""')[1], "the header shows the command"
+def test_a_script_is_its_command(monkeypatch, capsys, script):
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    assert f"{script.parent.name}/{script.name}" in script.read_text().split('"""')[1], "the header shows the command"
+    text = help_of(capsys, lambda: runpy.run_path(str(script), run_name="__main__"))
+    assert text.startswith(f"usage: python {script}")
+    command = script.stem.removesuffix("_cifar")
+    assert text.partition("\n")[2] == help_of(capsys, dispatch, command, ["--help"]).partition("\n")[2]
 
 
-def test_help_gives_every_setting_with_its_default():
-    text = run(ROOT / "experiments" / "train_cifar.py", "--help").stdout
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_on_two_screens(capsys, command):
+    text = help_of(capsys, dispatch, None, [command, "--help"])
+    assert f"keras-vit {command}" in text
+    assert 10 < len(text.splitlines()) <= 2 * SCREEN
+
+
+def test_the_command_alone_shows_its_commands(capsys):
+    dispatch(None, [])
+    assert capsys.readouterr().out == WELCOME
+    assert all(f"keras-vit {command}" in WELCOME for command in COMMANDS)
+    line = error_line(capsys, dispatch, None, ["trian"])
+    assert line.startswith("command: received 'trian' (did you mean 'train'?); allowed: train, finetune, ")
+
+
+def test_help_all_gives_every_setting_with_its_default(capsys):
+    text = help_of(capsys, train.main, ["--help-all"])
     options = re.split(r"\n  (?=-)", text)[1:]
     explained = {re.split(r"[ ,]", option)[0]: " ".join(option.split()) for option in options}
     sections = {"model.": ViTConfig, "augment.": AugmentConfig, "train.": TrainConfig, "finetune.": FinetuneConfig}
@@ -51,27 +78,15 @@ def test_help_gives_every_setting_with_its_default():
             assert re.search(r"[A-Z`].{15,} \(.*default: ", option), option
     assert "Passes over the training images, at least 1" in explained["--train.epochs"]
     assert "default: 15" in explained["--train.epochs"]
-    assert {"--recipe", "--out", "--overwrite", "--resume"} <= set(explained)
 
 
-def test_auto_falls_back_with_a_notice_that_names_the_data(tmp_path):
-    offline = {"TFDS_DATA_DIR": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    done = run(ROOT / "experiments" / "train_cifar.py", *FAST, "--data", "auto", "--out", tmp_path / "run", **offline)
-    assert done.returncode == 0, done.stderr
-    assert "THIS IS NOT CIFAR-10" in done.stdout
-    assert done.stdout.strip().splitlines()[-1].startswith("digits: test accuracy")
-
-
-def fails(monkeypatch, capsys, *options):
-    """The error line of train_cifar.py, run in this process; it must be one line, with exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["train_cifar.py", *map(str, options)])
-    with pytest.raises(SystemExit) as stopped:
-        run_command(train_cifar.main)
-    error = capsys.readouterr().err.strip()
-    assert stopped.value.code == 2
-    assert error.startswith("error: ")
-    assert "\n" not in error
-    return error
+def test_auto_falls_back_with_a_notice_that_names_the_data(monkeypatch, capsys, tmp_path):
+    for name in ("https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
+    run(*FAST, "--data", "auto", "--data-dir", tmp_path, "--out", tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "THIS IS NOT CIFAR-10" in said
+    assert said.strip().splitlines()[-1].startswith("digits: test accuracy")
 
 
 @pytest.mark.parametrize(
@@ -85,34 +100,32 @@ def fails(monkeypatch, capsys, *options):
         (["--recipe", "digits", "--train.epochs", "0"], "epochs: received 0"),
         (["--recipe", "digits", "--train.epochs", "-1"], "epochs: received -1"),
         (["--recipe", "digits", "--data", "folder:/no/such/folder"], "/no/such/folder"),
+        (["--recipe", "digits", "--model.num_classes", "7"], "model.num_classes: received 7; allowed: none"),
+        (["--recipe", "digits", "--epoch", "3"], "did you mean --epochs"),
         (["--resume", "/no/such/run"], "/no/such/run"),
     ],
 )
-def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, options, message):
-    assert message in fails(monkeypatch, capsys, *options, "--out", tmp_path / "run")
+def test_mistakes_are_one_line(capsys, tmp_path, options, message):
+    out = [] if "--resume" in options else ["--out", tmp_path / "run"]
+    assert message in fails(capsys, *options, *out)
     assert not (tmp_path / "run").exists()
 
 
-def test_existing_run_is_refused(monkeypatch, capsys, tmp_path):
-    options = ["--recipe", "digits", *FAST, "--out", str(tmp_path / "run")]
-    monkeypatch.setattr(sys, "argv", ["train_cifar.py", *options])
-    run_command(train_cifar.main)
+def test_existing_run_is_refused(capsys, tmp_path):
+    options = ["--recipe", "digits", *FAST, "--epochs", "1", "--out", tmp_path / "run"]
+    run(*options)
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    assert "exists; go on with --resume" in fails(monkeypatch, capsys, *options)
-    error = fails(monkeypatch, capsys, "--resume", tmp_path / "run", "--model.depth", "2")
+    assert "exists; go on with --resume" in fails(capsys, *options)
+    error = fails(capsys, "--resume", tmp_path / "run", "--model.depth", "2")
     assert "another recipe: model.depth 1 there and 2 here" in error
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize(("backend", "message"), [("theano", "is no backend"), ("", None)])
-def test_backend_is_checked(backend, message):
-    done = run(ROOT / "experiments" / "train_cifar.py", "--help", KERAS_BACKEND=backend)
-    if message is None:
-        assert done.returncode == 0
-    else:
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+def test_a_backend_that_is_none_is_one_line():
+    command = [sys.executable, "experiments/train_cifar.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "theano"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: KERAS_BACKEND: received 'theano', which is no backend; allowed here: .*\n", done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -125,23 +138,22 @@ def test_backend_is_checked(backend, message):
     ],
 )
 def test_backend_is_one_that_is_installed(monkeypatch, tmp_path, asked, configured, installed, chosen):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name in installed or None)
-    monkeypatch.setattr(cli.warnings, "filterwarnings", lambda *settings, **more: None)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name in installed or None)
+    monkeypatch.delitem(sys.modules, "keras")  # imported: too late to choose
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setenv("KERAS_BACKEND", asked or "")
     if configured:
         (tmp_path / "keras.json").write_text(json.dumps({"backend": configured}))
-    cli.choose_backend()
+    assert backend.choose_backend() is None
     assert os.environ["KERAS_BACKEND"] == chosen
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
-    if "tensorflow" not in installed:
-        with pytest.raises(ValueError, match=f"'tensorflow' is not installed; allowed here: {installed[0]}"):
-            cli.choose_backend()
+    problem = f"KERAS_BACKEND: received 'tensorflow', which is not installed; allowed here: {', '.join(installed)}"
+    assert backend.choose_backend() == (None if "tensorflow" in installed else problem)
 
 
 def test_divergence_and_full_disk_are_one_line(monkeypatch, capsys, tmp_path):
     options = ["--recipe", "digits", *FAST, "--train.optimizer", "sgd", "--train.clip_norm", "0", "--train.learning_rate", "1e30"]
-    error = fails(monkeypatch, capsys, *options, "--out", tmp_path / "diverged")
+    error = fails(capsys, *options, "--out", tmp_path / "diverged")
     assert "train.learning_rate" in error
 
     written, fsync = [], os.fsync
@@ -153,11 +165,10 @@ def test_divergence_and_full_disk_are_one_line(monkeypatch, capsys, tmp_path):
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    error = fails(monkeypatch, capsys, "--recipe", "digits", *FAST, "--out", tmp_path / "full")
-    assert error == "error: cannot read or write: No space left on device; what was written before is kept"
+    error = fails(capsys, "--recipe", "digits", *FAST, "--out", tmp_path / "full")
+    assert error == "cannot read or write: No space left on device; what was written before is kept"
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(sys, "argv", ["train_cifar.py", "--resume", str(tmp_path / "full")])
-    run_command(train_cifar.main)
+    run("--resume", tmp_path / "full")
     assert RunFolder(tmp_path / "full").summary["epochs"] == 2
 
 

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+from helpers import COMMON
 
 from keras_vit import ViTConfig, build_vit
 from keras_vit.explain.positions import position_similarity
 
 TOLERANCE = 1e-6  # float32 embeddings, float64 products
-TINY = {"width": 12, "depth": 1, "num_heads": 2, "mlp_dim": 16, "num_classes": 3}
+TINY = {**COMMON, "width": 12, "depth": 1}
 
 
 def make_model(**settings):

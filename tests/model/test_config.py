@@ -1,15 +1,12 @@
 """`ViTConfig`: every bad value raises by name, every variant has its published number of parameters."""
 
 import dataclasses
-import itertools
 import json
 import math
 
 import pytest
-from reference import Reference, random_images, weights_of
 
 from keras_vit import VARIANTS, ViTConfig, build_vit
-from keras_vit.parity import randomise
 
 TINY = {"image_size": (16, 24), "patch_size": (4, 4), "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
 MACS_TOLERANCE = 0.002  # published numbers of multiply-adds leave out, or count in, a bias or a norm
@@ -74,7 +71,7 @@ def test_parameters_of_compact_variants(variant, overrides, count, millions):
     assert (count - patches + convolutions) / MILLION == pytest.approx(millions, abs=0.0005)
 
 
-@pytest.mark.parametrize("variant", ["Ti/16", "S/32", "Lite-7/4", "Compact-2/4"])
+@pytest.mark.parametrize("variant", ["Ti/16", "Compact-2/4"])
 def test_built_variants_have_the_counted_parameters(variant):
     overrides = CIFAR if "-" in variant else {}
     config = ViTConfig.from_variant(variant, **overrides)
@@ -84,35 +81,6 @@ def test_built_variants_have_the_counted_parameters(variant):
 def test_every_variant_has_a_count():
     counted = {row[0].rpartition("/")[0] for row in (*PUBLISHED, *PUBLISHED_MILLIONS, *DERIVED)}
     assert counted == set(VARIANTS)
-
-
-OPTIONS = (
-    *(
-        {"pool": p, "stem": s, "mlp": m}
-        for p, s, m in itertools.product(("cls", "gap", "map"), ("patch", "conv"), ("gelu", "swiglu"))
-    ),
-    {"use_bias": False, "qkv_bias": False, "pool": "map", "mlp": "swiglu", "stem": "conv"},
-    {"use_bias": False, "layer_scale": 0.1, "qk_norm": True, "registers": 3, "prefix_positions": "all"},
-    {"pool": "gap", "class_token": True, "prefix_positions": "none", "pre_logits_dim": 10, "norm_after_pool": True},
-    {"pool": "gap", "registers": 2, "prefix_positions": "all", "position": "sincos1d", "num_classes": 0},
-    {"position": "sincos2d", "registers": 2, "pre_logits_dim": 10, "num_classes": 0},
-    {"pool": "cls_gap", "registers": 2, "pre_norm": True, "mlp": "gelu_quick"},
-    {"pool": "cls_gap", "norm_after_pool": True, "pre_logits_dim": 10, "use_bias": False, "pre_norm": True},
-    {"distillation": True, "registers": 1, "prefix_positions": "all"},
-    {"position": "none", "patch_size": (8, 4), "channels": 1, "depth": 3, "data_format": "channels_first"},
-)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_counts_match_the_model_and_the_reference(options):
-    config = ViTConfig(**{**TINY, "num_classes": 7, **options})
-    model = randomise(build_vit(config))
-    assert config.weight_shapes == {path: value.shape for path, value in weights_of(model).items()}
-    assert config.num_params == model.count_params()
-    reference = Reference(config, weights_of(model))
-    reference(random_images(config, batch=1))
-    assert config.flops == 2 * reference.macs
-    assert config.training_flops == 3 * config.flops
 
 
 def test_training_counts_the_patches_that_are_left():

@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers import numpy, predict, random
 from keras import ops
 from reference import Reference, weights_of
 
@@ -21,10 +22,10 @@ from keras_vit import (
     TransformerBlock,
     ViTConfig,
 )
-from keras_vit.kernels import ops as kernels
 from keras_vit.model import attention, block, embed, layers, merging, mlp, pool
 from keras_vit.parity import gradients, randomise
 
+pytestmark = pytest.mark.backend
 FORWARD = 1e-5  # absolute, float32 against float64
 EXACT = 1e-6  # the same sums in another order
 HALF = 0.1  # absolute, bfloat16 or float16 against float32, values near 1
@@ -101,15 +102,14 @@ CASES = {
         (2, 8),
     ),
 }
-every_layer = pytest.mark.parametrize("cls", CASES, ids=lambda cls: cls.__name__)
+WITHOUT_WEIGHTS = {Patches, embed.PatchDropout, Pooling}
 
 
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+def each(layers):
+    return pytest.mark.parametrize("cls", layers, ids=lambda cls: cls.__name__)
 
 
-def numpy(x):
-    return ops.convert_to_numpy(x)
+every_layer = each(CASES)
 
 
 def tree(layer):
@@ -153,6 +153,7 @@ def test_round_trip_gives_the_same_numbers(cls):
     layer(x)
     expected = numpy(randomise(layer)(x))
     assert expected.shape == output_shape
+    assert (not layer.weights) == (cls in WITHOUT_WEIGHTS)
     serialized = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
     for copy in (cls.from_config(layer.get_config()), keras.saving.deserialize_keras_object(serialized)):
         assert copy.get_config() == layer.get_config()
@@ -170,11 +171,13 @@ def test_symbolic_and_eager_agree(cls):
     outputs = layer(inputs)
     assert outputs.shape == (None, *output_shape[1:])
     randomise(layer)
-    np.testing.assert_allclose(keras.Model(inputs, outputs).predict(x, verbose=0), numpy(layer(x)), atol=EXACT)
+    np.testing.assert_allclose(predict(keras.Model(inputs, outputs), x), numpy(layer(x)), atol=EXACT)
 
 
-@every_layer
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    ("cls", "policy"),
+    [*((cls, "mixed_bfloat16") for cls in CASES), (TransformerBlock, "mixed_float16"), (AttentionPooling, "mixed_float16")],
+)
 def test_dtype_policy_reaches_every_sublayer(cls, policy):
     arguments, shape, _ = CASES[cls]
     layer, x = cls(**arguments, dtype=policy), random(*shape)
@@ -188,13 +191,12 @@ def test_dtype_policy_reaches_every_sublayer(cls, policy):
     np.testing.assert_allclose(numpy(ops.cast(y, "float32")), numpy(expected), atol=HALF)
 
 
-@every_layer
+@each([cls for cls in CASES if cls not in WITHOUT_WEIGHTS])
 def test_every_weight_gets_a_gradient(cls):
     arguments, shape, output_shape = CASES[cls]
     inputs = keras.Input(shape[1:])
     model = randomise(keras.Model(inputs, cls(**arguments)(inputs)))
-    if not model.trainable_variables:
-        return
+    assert model.trainable_variables
     direction = random(*output_shape, seed=1)
     values = gradients(model, random(*shape), lambda y: ops.sum(ops.multiply(y, direction)))
     assert set(values) == {variable.path for variable in model.trainable_variables}
@@ -323,7 +325,7 @@ def test_number_of_tokens_may_be_unknown():
     for tokens in (3, 7):
         x = random(3, tokens, 16)
         expected, _ = reference.block(x.astype("float64"), "block_0")
-        np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=FORWARD)
+        np.testing.assert_allclose(predict(model, x), expected, atol=FORWARD)
 
 
 def test_drop_path_drops_whole_examples_and_keeps_the_mean():
@@ -381,14 +383,6 @@ def test_dropout_of_the_encoder():
     kept, y = numpy(layer(x)), numpy(layer(x, training=True))
     assert (y == 0).mean() == pytest.approx(0.5, abs=MEAN)
     np.testing.assert_allclose(y[y != 0], 2 * kept[y != 0], atol=EXACT)
-
-
-@pytest.mark.parametrize("approximate", [True, False])
-def test_gelu(approximate):
-    x = 3 * random(1000)
-    expected = numpy(ops.gelu(ops.convert_to_tensor(x), approximate=approximate))
-    kind = "gelu_tanh" if approximate else "gelu"
-    np.testing.assert_allclose(numpy(kernels.activate(ops.convert_to_tensor(x), kind)), expected, atol=EXACT)
 
 
 def test_fused_projection_starts_as_three_glorot_ones():

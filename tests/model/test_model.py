@@ -5,51 +5,46 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from helpers import COMMON, logits, numpy, predict
 from keras import ops
 from reference import Reference, random_images, weights_of
 
 import keras_vit
 from keras_vit import ViT, ViTConfig, build_vit
 from keras_vit.parity import gradients, randomise
+from keras_vit.training.models import compile_model
 
+pytestmark = pytest.mark.backend
 FORWARD = 1e-5  # absolute, float32 against float64
 HALF = 0.1  # absolute, bfloat16 or float16 against float32, logits near 1
 NON_ZERO = 1e-6  # what a gradient of a weight exceeds; those here are near 1
 
 # 4 x 3 patches of 3 x 6 pixels; the conv stem takes square patches of 2^n pixels, on an image that is not square.
-TINY = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24, "num_classes": 7}
 SIZES = {
-    "patch": {"image_size": (12, 18), "patch_size": (3, 6), **TINY},
-    "conv": {"image_size": (16, 12), "patch_size": (4, 4), **TINY},
+    "patch": {**COMMON, "depth": 1, "image_size": (12, 18), "patch_size": (3, 6)},
+    "conv": {**COMMON, "depth": 1, "image_size": (16, 12), "patch_size": 4},
 }
+CHOICES = {
+    "pool": ("cls", "gap", "map"),
+    "position": ("learned", "sincos2d", "sincos1d", "none"),
+    "stem": ("patch", "conv"),
+    "mlp": ("gelu", "gelu_tanh", "swiglu"),
+}
+# Every two choices meet. A class token for every pool: JAX compiles each operation once for all of them.
+PAIRS = [
+    {"pool": p, "position": q, "stem": CHOICES["stem"][(i + j) % 2], "mlp": CHOICES["mlp"][(i + j) % 3], "class_token": True}
+    for i, q in enumerate(CHOICES["position"])
+    for j, p in enumerate(CHOICES["pool"])
+]
 
 
-def numpy(x):
-    return ops.convert_to_numpy(x)
+def make_config(**options):
+    return ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
 
 
-def check_forward(config):
-    model, images = randomise(build_vit(config)), random_images(config)
-    expected = Reference(config, weights_of(model))(images)["output"]
-    assert np.abs(expected).std() > FORWARD * 1000
-    np.testing.assert_allclose(numpy(model(images)), expected, atol=FORWARD)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("pool", "position", "stem", "mlp"),
-    list(
-        itertools.product(
-            ("cls", "gap", "map"),
-            ("learned", "sincos2d", "sincos1d", "none"),
-            ("patch", "conv"),
-            ("gelu", "gelu_tanh", "swiglu"),
-        )
-    ),
-)
-def test_forward_pass(pool, position, stem, mlp):
-    # A class token for every pool: JAX compiles each operation once for all of them. `OPTIONS` has those without.
-    check_forward(ViTConfig(**SIZES[stem], pool=pool, class_token=True, position=position, stem=stem, mlp=mlp))
+def test_every_two_choices_meet():
+    for one, other in itertools.combinations(CHOICES, 2):
+        assert {(row[one], row[other]) for row in PAIRS} == set(itertools.product(CHOICES[one], CHOICES[other]))
 
 
 OPTIONS = (
@@ -64,28 +59,38 @@ OPTIONS = (
     {"distillation": True, "registers": 1, "prefix_positions": "all"},
     {"distillation": True, "registers": 2, "num_classes": 0},
     {"pool": "map", "class_token": True, "registers": 2, "mlp": "swiglu"},
-    {"qk_norm": True, "depth": 2},
-    {"layer_scale": 0.1, "depth": 2},
     {"use_bias": False, "qkv_bias": False, "stem": "conv"},
     {"use_bias": False, "qkv_bias": False, "pool": "map", "mlp": "swiglu"},
-    {"use_bias": False},
+    {"use_bias": False, "layer_scale": 0.1, "qk_norm": True, "registers": 3, "prefix_positions": "all"},
     {"qkv_bias": False},
+    {"pool": "cls_gap", "norm_after_pool": True, "pre_logits_dim": 10, "use_bias": False, "pre_norm": True},
     {"pre_logits_dim": 10},
     {"norm_after_pool": True, "pool": "gap"},
     {"norm_after_pool": True, "pool": "map"},
     {"num_classes": 0, "pre_logits_dim": 10},
     {"num_classes": 0, "pool": "gap"},
     {"norm_epsilon": 0.1, "qk_norm": True, "pool": "map"},
-    {"channels": 1},
+    {"position": "none", "patch_size": (6, 3), "channels": 1, "depth": 3, "data_format": "channels_first"},
     {"data_format": "channels_first"},
     {"data_format": "channels_first", "stem": "conv"},
     {"dropout": 0.5, "attention_dropout": 0.5, "drop_path": 0.5, "depth": 2},
 )
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_forward_pass_with_options(options):
-    check_forward(ViTConfig(**{**SIZES[options.get("stem", "patch")], **options}))
+@pytest.mark.parametrize("options", [*PAIRS, *OPTIONS], ids=str)
+def test_forward_pass_and_counts(options):
+    """Logits, weights, parameters and multiply-adds, against the reference."""
+    config = make_config(**options)
+    model, images = randomise(build_vit(config)), random_images(config)
+    weights = weights_of(model)
+    reference = Reference(config, weights)
+    expected = np.concatenate([reference(image[None])["output"] for image in images])
+    assert np.abs(expected).std() > FORWARD * 1000
+    np.testing.assert_allclose(logits(model, images), expected, atol=FORWARD)
+    assert config.weight_shapes == {path: value.shape for path, value in weights.items()}
+    assert config.num_params == model.count_params()
+    assert len(images) * config.flops == 2 * reference.macs
+    assert config.training_flops == 3 * config.flops
 
 
 FULL = {
@@ -107,13 +112,13 @@ AFTER_POOL = {"pool": "gap", "norm_after_pool": True, "depth": 2}
 
 @pytest.mark.parametrize("options", [FULL, AFTER_POOL, DISTILLED], ids=["full", "gap", "distilled"])
 def test_intermediates_match_the_reference(options):
-    config = ViTConfig(**{**SIZES["patch"], **options})
+    config = make_config(**options)
     model, images = randomise(build_vit(config)), random_images(config)
     weights = weights_of(model)
     expected = Reference(config, weights)(images)
     output = expected.pop("output")
     view = keras_vit.features(model, list(expected))
-    for values in (view(images), view.predict(images, verbose=0)):  # a prediction records no gradients and may write in place
+    for values in (view(images), predict(view, images)):  # a prediction records no gradients and may write in place
         assert set(values) == set(expected)
         for name, value in values.items():
             np.testing.assert_allclose(numpy(value), expected[name], atol=FORWARD, err_msg=name)
@@ -125,7 +130,7 @@ def test_intermediates_match_the_reference(options):
 
 
 def test_unknown_intermediates_are_listed():
-    model = build_vit(ViTConfig(**SIZES["patch"]))
+    model = build_vit(make_config())
     for name in ("block_1", "images", "norm/attention", "block_0/scores", ""):
         with pytest.raises(ValueError, match=r"^names: received .*allowed: stem, encoder, block_0, norm, pool, head"):
             keras_vit.features(model, ["pool", name])
@@ -133,11 +138,11 @@ def test_unknown_intermediates_are_listed():
 
 @pytest.mark.parametrize(
     "options",
-    [FULL, DISTILLED, {"depth": 2}, {"stem": "conv", "pool": "gap"}, {"position": "none", "pool": "map"}, {"pool": "cls_gap"}],
+    [FULL, DISTILLED, {"stem": "conv", "pool": "gap"}, {"position": "none", "pool": "cls_gap"}],
     ids=str,
 )
 def test_every_weight_gets_a_finite_gradient(options):
-    config = ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
+    config = make_config(**options)
     model = randomise(build_vit(config))
     direction = np.random.default_rng(1).normal(size=(2, 7)).astype("float32")
     values = gradients(model, random_images(config), lambda logits: ops.sum(ops.multiply(logits, direction)))
@@ -152,7 +157,7 @@ def test_every_weight_gets_a_finite_gradient(options):
 
 @pytest.mark.parametrize("options", [FULL, {"stem": "conv", "position": "sincos1d"}], ids=["full", "conv"])
 def test_saved_model_gives_the_same_numbers(tmp_path, options):
-    config = ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
+    config = make_config(**options)
     model, images = randomise(build_vit(config)), random_images(config)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
@@ -164,7 +169,7 @@ def test_saved_model_gives_the_same_numbers(tmp_path, options):
 
 
 def test_weights_files_and_clones(tmp_path):
-    config = ViTConfig(**SIZES["patch"])
+    config = make_config()
     model, images = randomise(build_vit(config, name="one")), random_images(config)
     model.save_weights(tmp_path / "model.weights.h5")
     other = build_vit(config)
@@ -179,37 +184,37 @@ def test_weights_files_and_clones(tmp_path):
     ("policy", "options"), [("mixed_bfloat16", FULL), ("mixed_float16", {"stem": "conv"})], ids=["bfloat16", "float16"]
 )
 def test_mixed_precision(tmp_path, policy, options):
-    config = ViTConfig(**{**SIZES[options.get("stem", "patch")], **options})
+    config = make_config(**options)
     model, images = randomise(build_vit(config, dtype=policy)), random_images(config)
-    logits = model(images)
-    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    y = model(images)
+    assert keras.backend.standardize_dtype(y.dtype) == "float32"
     assert {layer.dtype_policy.name for layer in model.layers[1:] if layer.name != "head"} == {policy}
     assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.weights} == {"float32"}
     expected = Reference(config, weights_of(model))(images)["output"]
-    np.testing.assert_allclose(numpy(logits), expected, atol=HALF)
+    np.testing.assert_allclose(numpy(y), expected, atol=HALF)
     scores = keras_vit.features(model, "block_0/attention")(images)["block_0/attention"]
     assert keras.backend.standardize_dtype(scores.dtype) == policy.removeprefix("mixed_")
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.dtype_policy.name == policy
-    np.testing.assert_array_equal(numpy(loaded(images)), numpy(logits))
+    np.testing.assert_array_equal(logits(loaded, images), numpy(y))
 
 
 def test_data_formats_share_weights():
-    last = ViTConfig(**SIZES["conv"], stem="conv")
-    first = ViTConfig(**SIZES["conv"], stem="conv", data_format="channels_first")
+    last = make_config(stem="conv")
+    first = make_config(stem="conv", data_format="channels_first")
     one, other, images = randomise(build_vit(last)), build_vit(first), random_images(last)
     other.set_weights(one.get_weights())
     np.testing.assert_allclose(numpy(other(np.moveaxis(images, 3, 1))), numpy(one(images)), atol=FORWARD)
 
 
 def test_fresh_model_is_undecided():
-    config = ViTConfig(**SIZES["patch"])
+    config = make_config()
     np.testing.assert_array_equal(numpy(build_vit(config)(random_images(config))), np.zeros((2, 7)))
 
 
 def test_initial_weights_follow_the_seed():
-    config, models = ViTConfig(**SIZES["patch"]), []
+    config, models = make_config(), []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(seed)
         models.append(weights_of(build_vit(config)))
@@ -221,7 +226,7 @@ def test_initial_weights_follow_the_seed():
 
 
 def test_dropout_changes_training_only():
-    config = ViTConfig(**SIZES["patch"], dropout=0.3)
+    config = make_config(dropout=0.3)
     model, images = randomise(build_vit(config)), random_images(config)
     calm, noisy = numpy(model(images)), numpy(model(images, training=True))
     np.testing.assert_array_equal(numpy(model(images)), calm)
@@ -230,17 +235,17 @@ def test_dropout_changes_training_only():
 
 def test_remat_trains_to_the_same_weights_and_computes_blocks_again(monkeypatch):
     """With stochastic depth, whose draws are not repeated."""
-    config = ViTConfig(**{**SIZES["patch"], "depth": 2}, drop_path=0.5)
-    images, labels = random_images(config, batch=14), np.arange(14) % 7
+    config = make_config(depth=2, drop_path=0.5)
+    images, targets = random_images(config, batch=14), np.eye(7)[np.arange(14) % 7]
     calls, trained = [], []
     remat = keras.remat
     monkeypatch.setattr(keras, "remat", lambda function: calls.append(function) or remat(function))
     for again in (False, True):
         keras.utils.set_random_seed(1)
         model = randomise(build_vit(config, remat=again))
-        model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        compile_model(model, keras.optimizers.SGD(0.1), "auto")
         for _ in range(3):
-            model.train_on_batch(images, labels)
+            model.train_on_batch(images, targets)
         trained.append(weights_of(model))
         assert bool(calls) == again
     for path, value in trained[0].items():
@@ -248,13 +253,12 @@ def test_remat_trains_to_the_same_weights_and_computes_blocks_again(monkeypatch)
 
 
 @pytest.mark.parametrize("regularisation", [{"dropout": 0.1, "drop_path": 0.1}, {"patch_dropout": 0.25, "pool": "gap"}], ids=str)
-def test_one_step_of_fit_learns(regularisation):
-    config = ViTConfig(**SIZES["patch"], **regularisation)
+def test_fit_learns(regularisation):
+    config = make_config(**regularisation)
     model, images = build_vit(config), random_images(config, batch=14)
-    labels = np.arange(14) % 7
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.AdamW(1e-2), loss)
-    losses = model.fit(images, labels, batch_size=14, epochs=30, verbose=0).history["loss"]
+    compile_model(model, keras.optimizers.AdamW(1e-2), "auto")
+    targets = np.eye(7)[np.arange(14) % 7]
+    losses = model.fit(images, targets, batch_size=14, epochs=30, verbose=0).history["loss"]
     assert losses[0] == pytest.approx(np.log(7), abs=FORWARD)
     assert losses[-1] < 0.5 * losses[0]
 
@@ -266,7 +270,7 @@ def test_config_must_be_one(config):
 
 
 def test_layers_have_the_documented_names_and_shapes():
-    config = ViTConfig(**{**SIZES["patch"], "depth": 2, "pre_logits_dim": 10})
+    config = make_config(depth=2, pre_logits_dim=10)
     model = build_vit(config, name="mine")
     assert model.name == "mine"
     shapes = {layer.name: layer.output.shape for layer in model.layers[1:]}
