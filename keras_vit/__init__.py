@@ -7,9 +7,9 @@ from keras_vit.backend import choose_backend, quiet_tensorflow
 
 PROBLEM = choose_backend()  # why no backend can be used, in one line; None where one can
 
+quiet_tensorflow()
+
 if not PROBLEM:
-    with quiet_tensorflow():
-        import keras  # noqa: F401
     from keras_vit.export.export import export_model
     from keras_vit.model.attention import Attention
     from keras_vit.model.block import TransformerBlock

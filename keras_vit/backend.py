@@ -1,13 +1,15 @@
 """The choice of a Keras backend, made before Keras is imported, and a quiet start of TensorFlow.
 
-Importing this file imports no framework."""
+This file itself imports no framework.
+"""
 
 import contextlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -51,37 +53,52 @@ def read_configured():
         return None
 
 
-@contextlib.contextmanager
-def quiet_tensorflow() -> Iterator[None]:
-    """Drops what TensorFlow's C++ code prints while it is imported; errors are exceptions and pass.
+class QuietTensorFlow(importlib.abc.MetaPathFinder):
+    """Lets TensorFlow be imported without its start-up lines, whoever imports it.
 
-    A user's own TF_CPP_MIN_LOG_LEVEL below 3 wins. TensorFlow 2.21 prints its first lines whatever that variable says, so that
-    the file descriptor of stderr is redirected.
+    Keras does under every backend where it is installed: to seed it, to save a model. TensorFlow 2.21 prints these lines whatever
+    TF_CPP_MIN_LOG_LEVEL says, to the file descriptor of stderr.
     """
-    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", SILENT) != SILENT or "tensorflow" in sys.modules:
-        yield
-        return
-    sys.stderr.flush()
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "tensorflow":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None:
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: run_silent(execute, module)
+        return spec
+
+
+def quiet_tensorflow() -> None:
+    """Silences TensorFlow's start-up lines in this process and its children; a user's own TF_CPP_MIN_LOG_LEVEL wins."""
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", SILENT)
+    if level == SILENT and not any(isinstance(finder, QuietTensorFlow) for finder in sys.meta_path):
+        sys.meta_path.insert(0, QuietTensorFlow())
+
+
+def run_silent(function, argument):
+    """Calls a function, and drops what is written to the file descriptor of stderr meanwhile; exceptions pass."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no stderr
-        yield
-        return
+        return function(argument)
+    if sys.stderr:
+        sys.stderr.flush()
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        yield
+        return function(argument)
     finally:
         os.dup2(kept, 2)
         os.close(kept)
 
 
 def import_tensorflow():
-    """TensorFlow, imported without its start-up lines; kept off accelerators where it is not Keras's backend."""
+    """TensorFlow, kept off accelerators where it is not Keras's backend."""
     import keras
+    import tensorflow as tf
 
-    with quiet_tensorflow():
-        import tensorflow as tf
     if keras.backend.backend() != "tensorflow":
         with contextlib.suppress(RuntimeError):  # already in use by whoever imported it first
             tf.config.set_visible_devices([], "GPU")  # it would take the memory that JAX or PyTorch trains in

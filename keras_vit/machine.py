@@ -1,4 +1,4 @@
-"""What this process runs on: device, backend, versions, memory; and processes under other backends."""
+"""The machine that this process runs on: device, backend, versions, memory, and what makes it faster."""
 
 import contextlib
 import ctypes
@@ -15,18 +15,17 @@ import keras
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_vit"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-SHORT_COMPILATION = 0.02  # seconds below which it is not kept; JAX has 1.0, but building a model compiles many short ones
+SHORT_COMPILATION = 0.02  # seconds; shorter ones are not kept. JAX has 1.0, but building a model takes many short ones
 AMPERE = 8.0  # compute capability of the first NVIDIA GPUs with bfloat16
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
 
 def tune() -> None:
-    """Settings of this process that make training on a processor faster; call it before the first tensor is made.
+    """Makes training on a processor faster; call it before the first tensor is made. Numbers stay as they are.
 
-    Memory that is freed stays with the process (glibc): the buffers of a step are otherwise given back and, page by page, cleared
-    and mapped again in the next. JAX runs a step where it is called: with steps waiting ahead, the buffers of several would be
-    kept, and a processor gains nothing from them. What JAX compiles is kept for other processes in `CACHE`, which
-    can be deleted at any time. Numbers stay as they are.
+    Freed memory stays with the process (glibc): otherwise each step gives its buffers back, and the next one maps and clears them
+    again, page by page. JAX computes a step when it is called: steps that wait would each keep their buffers, and a processor gains
+    nothing from them. JAX's compiled code is kept for other processes in `CACHE`, which can be deleted at any time.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
@@ -43,7 +42,7 @@ def tune() -> None:
 
 
 def stay_on_processor() -> None:
-    """Keeps this process off accelerators; before the first tensor is made. Child processes are not concerned."""
+    """Keeps this process, but not its children, off accelerators; call it before the first tensor is made."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -102,7 +101,7 @@ def has_bfloat16() -> bool:
 
 
 def processor(field: str) -> str:
-    """What the system says of its processor: a field of Linux's /proc/cpuinfo such as `model name`, elsewhere one line for all."""
+    """A field of Linux's /proc/cpuinfo, such as `model name`; on other systems a line about the processor, whatever the field."""
     if Path("/proc/cpuinfo").is_file():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(field):
@@ -111,7 +110,7 @@ def processor(field: str) -> str:
 
 
 def machine() -> dict:
-    """Where this process runs: device, backend, versions, and the commit of this library where git knows it."""
+    """Device, backend, versions, and the commit of this library where git knows it."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -129,7 +128,7 @@ def machine() -> dict:
 
 
 def peak_memory_mb() -> float | None:
-    """The largest resident memory of this process so far; None where the system does not tell."""
+    """The largest resident memory of this process so far; None if the system does not say."""
     try:
         import resource
     except ImportError:
@@ -140,7 +139,7 @@ def peak_memory_mb() -> float | None:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 in float32: on an accelerator backends may round their factors to ten bits (TF32)."""
+    """Multiplies float32 matrices in float32; on accelerators, backends may round the factors to ten bits (TF32)."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
