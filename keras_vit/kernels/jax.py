@@ -1,4 +1,6 @@
-"""JAX's versions of the functions of `ops.py`, most of them for training by XLA on a processor. Tests: tests/test_kernels.py.
+"""JAX's versions of the functions of `ops.py`, most of them for training by XLA on a processor.
+
+Tests: tests/kernels/test_kernels.py.
 
 Shapes: B batch, N tokens, R rows (B·N), F and D features, h heads, d head size.
 """

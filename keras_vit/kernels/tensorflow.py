@@ -1,6 +1,6 @@
 """TensorFlow's versions of the functions of `ops.py`: single operations by XLA or oneDNN on a processor.
 
-Tests: tests/test_kernels.py.
+Tests: tests/kernels/test_kernels.py.
 
 Shapes: N tokens, R rows (B·N), F and D features.
 """

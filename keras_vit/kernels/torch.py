@@ -1,4 +1,4 @@
-"""PyTorch's versions of the functions of `ops.py`: the same numbers, faster. Tests: tests/test_kernels.py.
+"""PyTorch's versions of the functions of `ops.py`: the same numbers, faster. Tests: tests/kernels/test_kernels.py.
 
 Shapes: B batch, N tokens, R rows (B·N), F and D features, h heads, d head size.
 """
