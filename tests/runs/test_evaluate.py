@@ -131,6 +131,7 @@ def make_run(tmp_path):
     return make
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_evaluate_sees_every_image_of_a_split_once(make_run, split):
     run = make_run()
@@ -294,12 +295,12 @@ def test_command_draws_positions(command, make_run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: RUN"),
+        ([], "RUN: received none"),
         (["nowhere"], "received 'nowhere', which is no folder"),
-        (["run", "--split", "dev"], "invalid choice: 'dev'"),
-        (["run", "--out", "x.png"], "--out: not an option of one run"),
-        (["run", "run", "--data", "digits"], "--data: not an option of a comparison"),
-        (["run", "--positions", "--batch-size", "3"], "--batch-size: not an option of --positions"),
+        (["run", "--split", "dev"], "--split: received 'dev'; allowed: test, validation, train"),
+        (["run", "--out", "x.png"], "--out: received x.png; allowed with one run: none"),
+        (["run", "run", "--data", "digits"], "--data: received digits; allowed with several runs: none"),
+        (["run", "--positions", "--batch-size", "3"], "--batch-size: received 3; allowed with --positions: none"),
         (["run", "--batch-size", "-3"], "batch_size: received -3"),
         (["run", "--data", "arrays:nothing.npz"], "nothing.npz"),
     ],
