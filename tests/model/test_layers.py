@@ -25,7 +25,7 @@ from keras_vit import (
 from keras_vit.model import attention, block, embed, layers, merging, mlp, pool
 from keras_vit.parity import gradients, randomise
 
-pytestmark = pytest.mark.backend
+backend = pytest.mark.backend
 FORWARD = 1e-5  # absolute, float32 against float64
 EXACT = 1e-6  # the same sums in another order
 HALF = 0.1  # absolute, bfloat16 or float16 against float32, values near 1
@@ -146,6 +146,7 @@ def test_unknown_arguments_raise(cls):
         cls(**CASES[cls][0], typo=1)
 
 
+@backend
 @every_layer
 def test_round_trip_gives_the_same_numbers(cls):
     arguments, shape, output_shape = CASES[cls]
@@ -163,6 +164,7 @@ def test_round_trip_gives_the_same_numbers(cls):
         np.testing.assert_array_equal(numpy(copy(x)), expected)
 
 
+@backend
 @every_layer
 def test_symbolic_and_eager_agree(cls):
     arguments, shape, output_shape = CASES[cls]
@@ -174,6 +176,7 @@ def test_symbolic_and_eager_agree(cls):
     np.testing.assert_allclose(predict(keras.Model(inputs, outputs), x), numpy(layer(x)), atol=EXACT)
 
 
+@backend
 @pytest.mark.parametrize(
     ("cls", "policy"),
     [*((cls, "mixed_bfloat16") for cls in CASES), (TransformerBlock, "mixed_float16"), (AttentionPooling, "mixed_float16")],
@@ -191,6 +194,7 @@ def test_dtype_policy_reaches_every_sublayer(cls, policy):
     np.testing.assert_allclose(numpy(ops.cast(y, "float32")), numpy(expected), atol=HALF)
 
 
+@backend
 @each([cls for cls in CASES if cls not in WITHOUT_WEIGHTS])
 def test_every_weight_gets_a_gradient(cls):
     arguments, shape, output_shape = CASES[cls]
@@ -206,6 +210,7 @@ def test_every_weight_gets_a_gradient(cls):
             assert np.abs(value).max() > FORWARD, path
 
 
+@backend
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_patches_with_a_dense_layer_are_a_convolution(data_format):
     images, kernel = random(2, 8, 15, 3), random(4, 5, 3, 7, seed=1)
@@ -218,6 +223,7 @@ def test_patches_with_a_dense_layer_are_a_convolution(data_format):
     np.testing.assert_allclose(patches @ kernel.reshape(-1, 7), expected, atol=FORWARD)
 
 
+@backend
 def test_images_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"patch_size: received \(4, 4\); allowed: divisors of the image, 8 x 15"):
         Patches(4, "channels_last")(random(2, 8, 15, 3))
@@ -269,6 +275,7 @@ def masks(kind):
     return mask
 
 
+@backend
 @pytest.mark.parametrize("mask", ["keys", "pairs", None])
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True, "layer_scale": 0.1}, {"mlp": "swiglu"}], ids=str)
 def test_block_matches_the_reference(mask, options):
@@ -284,6 +291,7 @@ def test_block_matches_the_reference(mask, options):
         np.testing.assert_array_equal(before, after)
 
 
+@backend
 @pytest.mark.parametrize("mask", ["keys", "pairs"])
 def test_masked_keys_have_no_influence(mask):
     layer, _ = random_block()
@@ -295,6 +303,7 @@ def test_masked_keys_have_no_influence(mask):
     assert np.abs(numpy(layer(x))[keep] - numpy(layer(changed))[keep]).max() > HALF
 
 
+@backend
 @pytest.mark.parametrize("layer", [Pooling("gap", 1), AttentionPooling(16, 4, 24)], ids=["gap", "map"])
 def test_masked_tokens_are_not_pooled(layer):
     x = random(3, 7, 16)
@@ -308,6 +317,7 @@ def test_masked_tokens_are_not_pooled(layer):
     np.testing.assert_allclose(numpy(layer(masked)), numpy(layer(x[:, :4])), atol=FORWARD)
 
 
+@backend
 def test_mask_of_keras_reaches_the_attention():
     layer, reference = random_block()
     x, keep = random(3, 7, 16), np.ones((3, 7), bool)
@@ -318,6 +328,7 @@ def test_mask_of_keras_reaches_the_attention():
     np.testing.assert_allclose(numpy(layer(masked)), expected, atol=FORWARD)
 
 
+@backend
 def test_number_of_tokens_may_be_unknown():
     layer, reference = random_block()
     inputs = keras.Input((None, 16))
@@ -328,6 +339,7 @@ def test_number_of_tokens_may_be_unknown():
         np.testing.assert_allclose(predict(model, x), expected, atol=FORWARD)
 
 
+@backend
 def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     layer = TransformerBlock(8, 2, 12, drop_path=0.25)
     x = np.repeat(random(1, 6, 8), 4000, axis=0)
@@ -341,6 +353,7 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     np.testing.assert_allclose(y.mean(0), x[0], atol=MEAN * np.abs(x).max())
 
 
+@backend
 def test_drop_path_of_a_block_leaves_dropped_examples_alone():
     layer = TransformerBlock(8, 2, 12, drop_path=0.5)
     x = random(400, 6, 8)
@@ -351,6 +364,7 @@ def test_drop_path_of_a_block_leaves_dropped_examples_alone():
     assert not (numpy(layer(x)) == x).all((1, 2)).any()
 
 
+@backend
 @pytest.mark.parametrize("rates", [{"dropout": 0.4}, {"attention_dropout": 0.4}, {"drop_path": 0.4}], ids=str)
 def test_dropout_is_active_in_training_only(rates):
     layer, plain = TransformerBlock(8, 2, 12, **rates), TransformerBlock(8, 2, 12)
@@ -367,6 +381,7 @@ def test_dropout_is_active_in_training_only(rates):
     np.testing.assert_allclose(numpy(plain(x, training=True)), expected, atol=EXACT)
 
 
+@backend
 def test_attention_scores_are_whole_while_weights_are_dropped():
     """Dropout of the weights changes the tokens of a training step, not the scores."""
     layer, x = Attention(8, 2, attention_dropout=0.5), ops.convert_to_tensor(random(2, 5, 8))
@@ -375,6 +390,7 @@ def test_attention_scores_are_whole_while_weights_are_dropped():
     np.testing.assert_allclose(numpy(layer.scores(x)).sum(-1), np.ones((2, 2, 5)), atol=EXACT)
 
 
+@backend
 def test_dropout_of_the_encoder():
     layer = PatchEncoder(8, dropout=0.5)
     x = random(50, 6, 10)
@@ -385,6 +401,7 @@ def test_dropout_of_the_encoder():
     np.testing.assert_allclose(y[y != 0], 2 * kept[y != 0], atol=EXACT)
 
 
+@backend
 def test_fused_projection_starts_as_three_glorot_ones():
     kernel = numpy(attention.split_glorot_uniform(3)((200, 600)))
     limit = np.sqrt(6 / (200 + 200))
@@ -394,11 +411,13 @@ def test_fused_projection_starts_as_three_glorot_ones():
         assert numpy(keras.initializers.GlorotUniform()((200, 600))).std() == pytest.approx(kernel.std(), rel=0.01)
 
 
+@backend
 def test_layer_scale_starts_at_its_value():
     x = random(2, 6, 8)
     np.testing.assert_allclose(numpy(LayerScale(0.3)(x)), 0.3 * x, atol=EXACT)
 
 
+@backend
 def test_patch_dropout_keeps_the_prefix_and_other_patches_of_each_image():
     layer = embed.PatchDropout(0.75, num_prefix_tokens=2)
     x = random(6, 2 + 16, 5)
@@ -412,6 +431,7 @@ def test_patch_dropout_keeps_the_prefix_and_other_patches_of_each_image():
     assert not np.array_equal(first, second)
 
 
+@backend
 def test_patch_dropout_leaves_each_patch_as_often():
     layer = embed.PatchDropout(0.5)
     x = np.broadcast_to(np.arange(8, dtype="float32")[None, :, None], (500, 8, 1))

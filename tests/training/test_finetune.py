@@ -25,7 +25,7 @@ from keras_vit.training.loop import train
 from keras_vit.training.models import compile_model, compiled_model
 from keras_vit.training.optimizer import make_optimizer, own_optimizer
 
-pytestmark = pytest.mark.backend
+backend = pytest.mark.backend
 MERGED = 1e-5  # absolute, logits of a model with adapters against one with merged kernels
 EXACT = 1e-6  # the same sums in another order, weights of about 1
 MODEL = {**SMALL, "depth": 2}
@@ -117,12 +117,14 @@ CASES = {
 }
 
 
+@backend
 @pytest.mark.parametrize(("options", "layers", "count"), CASES.values(), ids=CASES)
 def test_only_what_should_is_trained(checkpoint, tmp_path, options, layers, count):
     trained = tune(checkpoint, tmp_path / "run", settings={"ema": 0.5}, **options)
     check_trained(checkpoint, *trained, options, layers, count)
 
 
+@backend
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "layers", "count"), CASES.values(), ids=CASES)
 def test_muon_trains_only_what_it_should(checkpoint, tmp_path, options, layers, count):
@@ -130,6 +132,7 @@ def test_muon_trains_only_what_it_should(checkpoint, tmp_path, options, layers, 
     check_trained(checkpoint, *trained, options, layers, count)
 
 
+@backend
 def test_only_head_and_adapters_are_trained(checkpoint, lora):
     check_trained(checkpoint, *lora, LORA, ("head",), HEAD + 2 * ADAPTERS)
 
@@ -158,6 +161,7 @@ def check_trained(checkpoint, run, model, options, layers, count):
     assert sizes <= 3 * count + 10
 
 
+@backend
 def test_adapters_start_as_nothing_and_are_reported(checkpoint):
     model, images = checkpoint.model(), random_images(checkpoint.model().config)
     before = logits(model, images)
@@ -179,10 +183,12 @@ def check_reloaded(run, model):
     assert {weight.dtype for weight in run.model().weights} == {"float32"}
 
 
+@backend
 def test_reloaded_lora_run_gives_the_same_logits(lora):
     check_reloaded(*lora)
 
 
+@backend
 @pytest.mark.slow
 def test_reloaded_lora_run_in_bfloat16_gives_the_same_logits(checkpoint, tmp_path):
     run, mixed = tune(checkpoint, tmp_path / "run", settings={"precision": "bfloat16"}, **LORA)
@@ -203,10 +209,12 @@ def arrays_of_the_model(arrays, model):
     return dict(zip((variable.path for variable in model.variables), values, strict=True))
 
 
+@backend
 def test_averaged_adapters_are_merged(checkpoint, lora):
     check_averaged(checkpoint, *lora)
 
 
+@backend
 @pytest.mark.slow
 def test_averaged_adapters_are_merged_in_float16(checkpoint, tmp_path):
     check_averaged(checkpoint, *tune(checkpoint, tmp_path / "run", settings={"ema": 0.7, "precision": "float16"}, **LORA))
@@ -224,6 +232,7 @@ def check_averaged(checkpoint, run, model):
     np.testing.assert_array_equal(saved["head/kernel"], variables["head/kernel"])
 
 
+@backend
 def test_weights_without_adapters_are_their_own(checkpoint):
     model = checkpoint.model()
     before = weights_of(model)
@@ -269,6 +278,7 @@ def test_factors_fall_from_the_head_to_the_embedding():
     assert factors["pool/probe"] == 1
 
 
+@backend
 @pytest.mark.parametrize(
     ("kind", "accumulate"),
     [("adamw", 2), ("muon", 1), slow("adamw", 1), slow("muon", 2), *(slow(k, n) for k in ("adam", "sgd", "lion") for n in (1, 2))],
@@ -286,6 +296,7 @@ def test_layer_decay_is_a_plain_optimizer_with_a_smaller_rate(kind, accumulate):
                 np.testing.assert_allclose(after[path], plain[path], atol=EXACT, rtol=EXACT, err_msg=path)
 
 
+@backend
 @pytest.mark.parametrize("precision", ["float32", slow("float16")])
 def test_factors_of_one_change_nothing(precision):
     """With clipping, accumulation, averaging and loss scaling around them."""
@@ -307,6 +318,7 @@ def test_factors_of_one_change_nothing(precision):
         np.testing.assert_allclose(ends[1][path], value, atol=EXACT, err_msg=path)
 
 
+@backend
 def test_layer_decay_through_training(checkpoint, tmp_path):
     """One step of sgd without momentum moves a weight in proportion to its factor, whatever the precision does around it."""
     sgd = {
@@ -342,6 +354,7 @@ def test_recipe_takes_what_the_checkpoint_decides(checkpoint):
     assert (recipe.model.image_size, recipe.model.drop_path, recipe.model.patch_size) == ((16, 24), 0.2, (4, 3))
 
 
+@backend
 def test_recipe_in_the_run_folder_is_complete(checkpoint, lora, tmp_path):
     run, _ = lora
     recipe = load_recipe(run.path / "recipe.yaml")
@@ -354,6 +367,7 @@ def test_recipe_in_the_run_folder_is_complete(checkpoint, lora, tmp_path):
     assert [row["loss"] for row in again.metrics] == [row["loss"] for row in run.metrics]
 
 
+@backend
 def test_head_starts_at_zero_or_is_kept(checkpoint):
     before = weights_of(checkpoint.model())
     for keep_head in (False, True):
@@ -377,6 +391,7 @@ def test_a_head_of_other_classes_cannot_be_kept(checkpoint, tmp_path, classes, m
     assert not (tmp_path / "run").exists()
 
 
+@backend
 def test_larger_images_resample_the_positions(checkpoint, tmp_path):
     source = RunFolder(shutil.copytree(checkpoint.path, tmp_path / "source"))
     model = source.model()
@@ -392,6 +407,7 @@ def test_larger_images_resample_the_positions(checkpoint, tmp_path):
     assert any("position" in note for note in notes[:-1]), notes
 
 
+@backend
 def test_a_stopped_lora_run_goes_on_without_its_checkpoint(checkpoint, tmp_path):
     source = RunFolder(shutil.copytree(checkpoint.path, tmp_path / "source"))
     settings = {"epochs": 3, "ema": 0.9, "optimizer": "muon"}
@@ -405,6 +421,7 @@ def test_a_stopped_lora_run_goes_on_without_its_checkpoint(checkpoint, tmp_path)
     assert changed(weights_of(again.model()), weights_of(whole.model())) == set()
 
 
+@backend
 def test_a_run_killed_in_its_first_epoch_needs_no_checkpoint_either(checkpoint, lora, tmp_path):
     source = RunFolder(shutil.copytree(checkpoint.path, tmp_path / "source"))
 
@@ -505,6 +522,7 @@ def command(*options):
     run_command(lambda: finetune.main([str(option) for option in options]))
 
 
+@backend
 @pytest.mark.slow
 def test_killed_run_of_the_command_ends_like_one_that_never_was(capsys, tmp_path, digits):
     """From 8 x 8 to 16 x 16 pixels with LoRA, killed with SIGKILL after its second epoch."""

@@ -24,7 +24,7 @@ from keras_vit.training.loop import train
 from keras_vit.training.models import carry_over, compiled_model
 from keras_vit.training.session import even_batch_size
 
-pytestmark = pytest.mark.backend
+backend = pytest.mark.backend
 
 
 def small_recipe(**overrides):
@@ -48,6 +48,7 @@ def copied(finished, tmp_path):
     return RunFolder(shutil.copytree(finished.path, tmp_path / "copied"))
 
 
+@backend
 def test_run_folder(finished):
     rows = finished.metrics
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -65,6 +66,7 @@ def test_run_folder(finished):
     assert (finished.plots / "curves.png").stat().st_size > 10_000
 
 
+@backend
 def test_saved_model_has_the_reported_accuracy(finished):
     data = finished.recipe.load_data()
     images = data.test.images(np.arange(len(data.test))).astype("float32") / 127.5 - 1
@@ -80,6 +82,7 @@ def test_tensorboard_events(finished):
     assert values == pytest.approx([row["val_accuracy"] for row in finished.metrics])
 
 
+@backend
 def test_mixed_precision_learns_with_float32_weights(tmp_path):
     run = trained(
         small_recipe(train={"precision": "bfloat16", "learning_rate": 1e-2, "batch_size": 32, "epochs": 4}), tmp_path / "run"
@@ -93,6 +96,7 @@ def losses_of(run):
     return [row["loss"] for row in run.metrics]
 
 
+@backend
 def test_same_seed_same_numbers_also_after_a_kill_before_the_first_epoch(finished, tmp_path):
     run = RunFolder.create(tmp_path / "run", finished.recipe)  # what such a kill leaves
     assert run.metrics == []
@@ -102,6 +106,7 @@ def test_same_seed_same_numbers_also_after_a_kill_before_the_first_epoch(finishe
         np.testing.assert_array_equal(numpy(ours), numpy(theirs))
 
 
+@backend
 def test_a_run_in_parts_ends_like_one_in_one_piece(finished, tmp_path):
     seen = []
     log = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch + 1))
@@ -116,6 +121,7 @@ def test_a_run_in_parts_ends_like_one_in_one_piece(finished, tmp_path):
     assert whole.summary["test_loss"] == finished.summary["test_loss"]
 
 
+@backend
 def test_a_run_of_stages_in_parts_ends_like_one_in_one_piece(tmp_path):
     """Smaller images, larger patches, other augmentation, then the recipe's own; stopped within a stage and after one."""
     stages = [
@@ -140,6 +146,7 @@ def test_a_run_of_stages_in_parts_ends_like_one_in_one_piece(tmp_path):
     assert part.summary["test_loss"] == whole.summary["test_loss"]
 
 
+@backend
 def test_a_stage_goes_on_where_the_last_one_ended():
     """Weights are resampled, the optimizer's state is carried over: what is not resampled is the same."""
     recipe = small_recipe(
@@ -258,6 +265,7 @@ def test_resume_refuses_what_it_cannot_continue(copied):
         train(small_recipe(), copied.path, resume=True, verbose=0)
 
 
+@backend
 def test_divergence_keeps_the_last_good_state(monkeypatch, tmp_path):
     # One step an epoch: the loss is taken before the update that spoils the weights, and is finite once more.
     settings = {"optimizer": "sgd", "learning_rate": 1e-3, "clip_norm": 0.0, "epochs": 4, "batch_size": 1294, "warmup_epochs": 0}
@@ -278,6 +286,7 @@ def test_divergence_keeps_the_last_good_state(monkeypatch, tmp_path):
     assert all(np.isfinite(numpy(weight)).all() for weight in run.model().weights)
 
 
+@backend
 def test_divergence_from_a_large_step_is_named(tmp_path):
     recipe = small_recipe(train={"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 0.0, "warmup_epochs": 0})
     with pytest.raises(Diverged, match=r"weights no longer finite.*train.learning_rate"):
@@ -285,6 +294,7 @@ def test_divergence_from_a_large_step_is_named(tmp_path):
     assert RunFolder(tmp_path / "run").metrics == []
 
 
+@backend
 def test_saved_model_is_not_compiled(finished):
     assert not keras.models.load_model(finished.model_path).compiled
 
@@ -350,6 +360,7 @@ def test_the_clock_bears_steps_out_of_order():
     assert clock.model.stop_training
 
 
+@backend
 def test_a_length_in_seconds_becomes_steps_and_changes_nothing_else(tmp_path):
     """The model is measured first and then trained as if it had not been: the recipe that is left after repeats the run."""
     recipe = load_recipe(
