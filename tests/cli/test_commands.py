@@ -101,7 +101,7 @@ def test_auto_falls_back_with_a_notice_that_names_the_data(monkeypatch, capsys, 
         (["--recipe", "digits", "--train.epochs", "-1"], "epochs: received -1"),
         (["--recipe", "digits", "--data", "folder:/no/such/folder"], "/no/such/folder"),
         (["--recipe", "digits", "--model.num_classes", "7"], "model.num_classes: received 7; allowed: none"),
-        (["--recipe", "digits", "--epoch", "3"], "did you mean --epochs"),
+        (["--recipe", "digits", "--train.epoch", "3"], "option: received --train.epoch (did you mean --train.epochs?)"),
         (["--resume", "/no/such/run"], "/no/such/run"),
     ],
 )

@@ -551,7 +551,7 @@ def test_killed_run_of_the_command_ends_like_one_that_never_was(capsys, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "CHECKPOINT: none is given"),
+        ([], "CHECKPOINT: received none"),
         (["--data", "digits"], "checkpoint: received none"),
         (["/no/such/run", "--data", "digits"], "/no/such/run"),
         (
@@ -565,7 +565,7 @@ def test_killed_run_of_the_command_ends_like_one_that_never_was(capsys, tmp_path
         (["RUN", "--model.patch_size", "4"], "model.patch_size: received (4, 4); allowed: (2, 2), as the checkpoint has it"),
         (["RUN", "--model.image_size", "9"], "patch_size: received 2; allowed: the divisors"),
         (["RUN", "--model.depth", "3"], "model.depth: received 3; allowed: 2"),
-        (["--resume", "RUN", "--out", "x"], "--resume: takes neither"),
+        (["--resume", "RUN", "--out", "x"], "--out: received x; allowed with --resume: none"),
         (["RUN", "--data", "digits", "--out", "RUN", "--overwrite"], "holds the checkpoint"),
         (["RUN", "--recipe", "quik"], "did you mean 'quick'"),
     ],
