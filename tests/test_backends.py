@@ -72,7 +72,7 @@ def test_training_agrees(numbers, name):
 
 
 def import_keras_vit(backend):
-    """Seconds and modules that `import keras_vit` with its kernels adds to `import keras`, and all modules; in a process of its own."""
+    """Seconds and modules that `import keras_vit` and its kernels add to `import keras`, and whether TensorFlow is loaded."""
     code = (
         "import sys, time, keras; loaded = set(sys.modules); start = time.perf_counter(); import keras_vit, keras_vit.kernels.ops; "
         "print(time.perf_counter() - start); "
