@@ -1,6 +1,6 @@
 """Adam and Muon as Keras has them, in fewer and larger operations: the same numbers but for rounding.
 
-Keras updates one weight after the other. `tests/test_optimizer.py` holds these to Keras's own.
+Keras updates one weight after the other. `tests/private/test_private_keras.py` holds these to Keras's own.
 """
 
 import functools
@@ -142,12 +142,12 @@ def muon(kind):
 def torch_adam(kind):
     import torch
 
-    from keras_vit.private import torch_optim
+    from keras_vit.private import torch as private
 
     class FusedAdam(torch_clipping(), kind):
         @torch.no_grad()
         def update(self, gradients, variables, learning_rate):
-            if variables[0].value.device.type != "cpu" or not torch_optim.available("adam"):
+            if variables[0].value.device.type != "cpu" or not private.available("adam"):
                 return super().update(gradients, variables, learning_rate)
             moments = zip(*(self.adam_moments(variable) for variable in variables), strict=True)
             settings = self.beta_1, self.beta_2, self.epsilon
@@ -159,7 +159,7 @@ def torch_adam(kind):
 def torch_muon(kind):
     import torch
 
-    from keras_vit.private import torch_optim
+    from keras_vit.private import torch as private
 
     class FusedMuon(torch_clipping(), muon(kind)):
         """In few calls, each for all matrices of a shape."""
@@ -172,7 +172,7 @@ def torch_muon(kind):
                 if decay and self.is_decayed(variable):
                     decayed.setdefault(decay, []).append(variable.value)
             for decay, weights in decayed.items():
-                torch_optim.scale(weights, 1 - decay * rate)
+                private.scale(weights, 1 - decay * rate)
 
         @torch.no_grad()
         def update(self, gradients, variables, learning_rate):
@@ -180,9 +180,9 @@ def torch_muon(kind):
 
         def directions(self, gradients, momentums):
             momentums = [momentum.value for momentum in momentums]
-            torch_optim.scale(momentums, self.momentum)
-            torch_optim.add(momentums, gradients)
-            return torch_optim.plus(gradients, momentums, self.momentum) if self.nesterov else momentums
+            private.scale(momentums, self.momentum)
+            private.add(momentums, gradients)
+            return private.plus(gradients, momentums, self.momentum) if self.nesterov else momentums
 
         def zeropower(self, x):
             x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
@@ -192,11 +192,11 @@ def torch_muon(kind):
             return x
 
         def subtract(self, variables, updates):
-            torch_optim.subtract([variable.value for variable in variables], updates)
+            private.subtract([variable.value for variable in variables], updates)
 
         def update_rest(self, rest, learning_rate):
             # On an accelerator reading step and rate would wait for it.
-            if not rest or rest[0][0].device.type != "cpu" or not torch_optim.available("adam"):
+            if not rest or rest[0][0].device.type != "cpu" or not private.available("adam"):
                 return super().update_rest(rest, learning_rate)
             gradients, variables = zip(*rest, strict=True)
             moments = [[kept[self.place(variable)] for variable in variables] for kept in (self.momentums, self.adam_velocities)]
@@ -211,22 +211,22 @@ def torch_clipping() -> type:
     """Mixin under PyTorch: the gradients are clipped in a few calls, and not in five for each."""
     import torch
 
-    from keras_vit.private import torch_optim
+    from keras_vit.private import torch as private
 
     class FusedClipping(OptimizerHooks):
         def clip(self, gradients):
             if not self.global_clipnorm:
                 return super().clip(gradients)
-            norm = torch.linalg.vector_norm(torch.stack(torch_optim.norms(gradients)))
+            norm = torch.linalg.vector_norm(torch.stack(private.norms(gradients)))
             scale = self.global_clipnorm / norm.clamp(min=self.global_clipnorm) + (norm - norm)  # NaN where the norm is infinite
-            return torch_optim.scaled(gradients, scale)
+            return private.scaled(gradients, scale)
 
     return FusedClipping
 
 
 def torch_adam_step(gradients, variables, momentums, velocities, iterations, learning_rate, beta_1, beta_2, epsilon):
     """One step of Keras's Adam by PyTorch's fused one."""
-    from keras_vit.private.torch_optim import adam_step
+    from keras_vit.private.torch import adam_step
 
     step = int(iterations)
     weights, momentums, velocities = ([variable.value for variable in kept] for kept in (variables, momentums, velocities))
