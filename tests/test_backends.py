@@ -1,5 +1,6 @@
 """The same files and the same numbers under every backend that is installed, and an import that costs little."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from keras_vit.backend import installed_backends
+from keras_vit.backend import QuietTensorFlow, installed_backends, quiet_tensorflow
 from keras_vit.parity import compare
 
 TESTS = pathlib.Path(__file__).parent
@@ -59,7 +60,7 @@ def test_saved_models_load_everywhere(numbers, backend, source, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_training_agrees(numbers, name):
-    """Logits, loss, gradients and weights after three steps: what `python -m keras_vit.parity` compares."""
+    """Logits, loss, gradients and weights after three steps: what `keras-vit parity` compares."""
     prefix = f"parity/{name}/"
     chosen = {
         backend: {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
@@ -96,3 +97,42 @@ def test_import_loads_no_heavy_package(backend):
 @each_backend
 def test_import_is_quick(backend):
     assert min(import_keras_vit(backend)[0] for _ in range(ATTEMPTS)) < IMPORT_SECONDS
+
+
+@pytest.mark.parametrize(("level", "finders"), [(None, 1), ("3", 1), ("0", 0)])
+def test_a_level_of_the_users_own_wins(monkeypatch, level, finders):
+    monkeypatch.setattr(sys, "meta_path", [])
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    if level:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    for _ in range(2):
+        quiet_tensorflow()
+    assert len(sys.meta_path) == finders
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == (level or "3")
+
+
+def test_tensorflow_is_imported_silently(capfd, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("import os\nos.write(2, b'oneDNN')\nnumber = 3\n")
+    module = load_tensorflow(tmp_path)
+    assert module.number == 3
+    assert capfd.readouterr().err == ""
+    os.write(2, b"later")
+    assert capfd.readouterr().err == "later"
+    (tmp_path / "tensorflow.py").write_text("import os\nraise ImportError('a broken installation')\n")
+    with pytest.raises(ImportError, match="a broken installation"):
+        load_tensorflow(tmp_path)
+
+
+def load_tensorflow(folder):
+    spec = QuietTensorFlow().find_spec("tensorflow", [str(folder)])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_backend_names_say_why():
+    code = "import keras_vit; print(keras_vit.PROBLEM); from keras_vit import ViTConfig"
+    done = subprocess.run([sys.executable, "-c", code], env=environment("theano"), capture_output=True, text=True)
+    problem = f"KERAS_BACKEND: received 'theano', which is no backend; allowed here: {', '.join(BACKENDS)}"
+    assert done.stdout.strip() == problem
+    assert done.stderr.strip().splitlines()[-1] == f"ImportError: {problem}"

@@ -22,6 +22,7 @@ WORDINGS = (
     (r"argument (\S+): expected (.+)", r"\1: received none; allowed: \2"),
     (r"the following arguments are required: (.+)", r"\1: received none; allowed: a value"),
 )
+
 # What people change in a recipe: the option, the setting that it is short for, its value's name and its help.
 USUAL = (
     (

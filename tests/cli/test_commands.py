@@ -17,6 +17,7 @@ from keras_vit.cli import train
 from keras_vit.cli.main import COMMANDS, WELCOME, dispatch
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.processes import run_command
+from keras_vit.recipes.parse import parse_recipe
 from keras_vit.recipes.schema import FinetuneConfig, Recipe, TrainConfig
 from keras_vit.runs.folder import RunFolder
 
@@ -80,6 +81,14 @@ def test_help_all_gives_every_setting_with_its_default(capsys):
     assert "default: 15" in explained["--train.epochs"]
 
 
+def test_short_names_are_settings():
+    arguments = ["--epochs", "3", "--image_size=16", "--model.depth", "2", "--learning-rate=0.5", "--out", "a"]
+    options, settings = train.make_parser().parse(arguments)
+    recipe, _ = parse_recipe("quick", settings)
+    assert (recipe.train.epochs, recipe.model.image_size, recipe.model.depth, recipe.train.learning_rate) == (3, (16, 16), 2, 0.5)
+    assert options.out == "a"
+
+
 def test_auto_falls_back_with_a_notice_that_names_the_data(monkeypatch, capsys, tmp_path):
     for name in ("https_proxy", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
@@ -102,7 +111,12 @@ def test_auto_falls_back_with_a_notice_that_names_the_data(monkeypatch, capsys, 
         (["--recipe", "digits", "--data", "folder:/no/such/folder"], "/no/such/folder"),
         (["--recipe", "digits", "--model.num_classes", "7"], "model.num_classes: received 7; allowed: none"),
         (["--recipe", "digits", "--train.epoch", "3"], "option: received --train.epoch (did you mean --train.epochs?)"),
+        (["--recipe", "digits", "--epochs", "few"], "train.epochs: received 'few'; allowed: an integer"),
+        (["--recipe", "digits", "--validation", "few"], "validation: received 'few'; allowed: an integer or a number or null"),
+        (["--recipe", "digits", "--epochs"], "--epochs: received none; allowed: one argument"),
+        (["digits"], "option: received digits; allowed: those of --help-all"),
         (["--resume", "/no/such/run"], "/no/such/run"),
+        (["--resume", "/no/such/run", "--overwrite"], "--overwrite: received true; allowed with --resume: none"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, options, message):
