@@ -1,34 +1,45 @@
-"""The process of a trial, under the backend of this test run: what it reads, trains and leaves."""
+"""A trial, under the backend of this test run: what it reads, trains and leaves."""
 
 import dataclasses
 import json
 import subprocess
+import sys
 
+import keras
 import pytest
 
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
+from keras_vit.search import trial as trials
 from keras_vit.search.trial import STAGES
 from keras_vit.search.tuner import TRIAL
 
 TINY = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+TRAIN = {"epochs": 3, "batch_size": 64, "precision": "float32"}
 
 
 @pytest.fixture
-def trial(tmp_path):
-    """Runs a trial on digits to its end; returns its run and its result."""
+def trial(tmp_path, monkeypatch):
+    """Runs a trial on digits to its end, in this process or as a search does; returns its run and its result."""
+    monkeypatch.setattr(trials, "end_with_parent", lambda: None)
+    monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
+    monkeypatch.setitem(sys.modules, "tensorflow", sys.modules.get("tensorflow"))  # which a trial hides from Keras
 
-    def run(name, budget, until=None, data=True, validation=None, latency=False):
-        recipe = load_recipe("digits", data="digits", validation=validation, model=TINY, train={"epochs": 3, "batch_size": 64})
+    def run(name, budget, until=None, data=True, validation=None, latency=False, process=False):
+        recipe = load_recipe("digits", data="digits", validation=validation, model=TINY, train=TRAIN)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.to_yaml())
         job = {name: str(folder / file) for name, file in {"recipe": "recipe.yaml", "run": "run", "result": "result.json"}.items()}
         job |= {"data": str(tmp_path / "images") if data else None, "until": until, "budget": budget, "latency": latency}
         (folder / "job.json").write_text(json.dumps(job))
-        process = subprocess.Popen([*TRIAL, str(folder / "job.json")], stdin=subprocess.PIPE)
-        assert process.wait(300) == 0
-        process.stdin.close()
+        if process:
+            started = subprocess.Popen([*TRIAL, str(folder / "job.json")], stdin=subprocess.PIPE)
+            assert started.wait(300) == 0
+            started.stdin.close()
+        else:
+            monkeypatch.setattr(sys, "argv", ["trial", str(folder / "job.json")])
+            trials.main()
         return RunFolder(folder / "run"), json.loads((folder / "result.json").read_text())
 
     return run
@@ -62,7 +73,7 @@ def test_a_rung_of_hyperband_goes_on_to_the_numbers_of_a_whole_trial(trial):
     whole, result = trial("whole", {"kind": "epochs", "amount": 3})
     _, first = trial("rungs", {"kind": "epochs", "amount": 3}, until=1)
     assert first["epochs"] == 1
-    rungs, last = trial("rungs", {"kind": "epochs", "amount": 3}, until=3)
+    rungs, last = trial("rungs", {"kind": "epochs", "amount": 3}, until=3, process=True)
     assert [row["val_loss"] for row in rungs.metrics] == [row["val_loss"] for row in whole.metrics]
     assert last["val_accuracy"] == result["val_accuracy"]
 
