@@ -73,11 +73,12 @@ def test_training_agrees(numbers, name):
 
 
 def import_keras_vit(backend):
-    """Seconds and modules that `import keras_vit` and its kernels add to `import keras`, and whether TensorFlow is loaded."""
+    """Seconds and packages that `import keras_vit` and its kernels add to `import keras`, and whether TensorFlow is loaded."""
     code = (
         "import sys, time, keras; loaded = set(sys.modules); start = time.perf_counter(); import keras_vit, keras_vit.kernels.ops; "
         "print(time.perf_counter() - start); "
-        "print(*{name.partition('.')[0] for name in set(sys.modules) - loaded}); print('tensorflow' in sys.modules)"
+        "packages = [{name.partition('.')[0] for name in names} for names in (sys.modules, loaded)]; "
+        "print(*packages[0] - packages[1]); print('tensorflow' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, env=environment(backend), capture_output=True, text=True, check=True).stdout
