@@ -65,6 +65,7 @@ class Attention(Layer):
             sizes: Each token counts as this many keys (arXiv 2210.09461), (B, N, 1); None = one.
             residual: Is added to the result, (B, N, D); None = nothing.
         """
+        residual = None if residual is None else reshape(residual, (-1, self.width))  # (B·N, D)
         return self.mix(self.project(x, training), shape(x)[1], mask, training, sizes, residual)
 
     def project(self, x, training=None):
@@ -73,13 +74,12 @@ class Attention(Layer):
         return self.inner(self.qkv, reshape(x, (-1, x.shape[2])), training=training)
 
     def mix(self, qkv, tokens, mask=None, training=None, sizes=None, residual=None):
-        """The second half of `call`, after `project`: (B·N, 3D) -> (B, N, D); `tokens` is N."""
+        """The second half of `call`, after `project`: (B·N, 3D) -> (B, N, D). `tokens` is N, a residual has rows (B·N, D)."""
         dropout = self.scores_dropout if training and self.attention_dropout else None
         if mask is None and dropout is None and not self.qk_norm:
             y = self_attention(qkv, tokens, self.num_heads, key_bias(sizes))  # (B·N, D)
         else:
             y = join_heads(attend(*self.split(qkv, tokens, training), mask, key_bias(sizes), dropout))
-        residual = None if residual is None else reshape(residual, (-1, self.width))
         y = self.inner_sum(residual, self.projection, y, training)
         return reshape(y, (-1, tokens, self.width))
 

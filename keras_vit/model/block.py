@@ -88,7 +88,8 @@ class TransformerBlock(Layer):
         """function(norm(x)), to which `function` adds x where the block is `direct`: its last product can do that."""
 
         def compute(x):
-            y = self.inner(norm, branch_off(x, training), training=training)
+            x = branch_off(x, training)
+            y = self.inner(norm, x, training=training)
             return function(y, training=training, residual=x if self.direct(training) else None, **arguments)
 
         return keras.remat(compute)(x) if self.remat and training else compute(x)

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.checks import check_int
-from keras_vit.kernels.ops import shape
+from keras_vit.kernels.ops import reshape, shape
 from keras_vit.model.block import TransformerBlock
 from keras_vit.model.layers import register
 
@@ -47,6 +47,7 @@ class MergingBlock(TransformerBlock):
 
     def attend(self, x, training, sizes, residual):
         """The attention of tokens (B, N, D), and the keys (B, N, d) that similarity is measured by."""
+        residual = None if residual is None else reshape(residual, (-1, self.width))  # (B·N, D)
         qkv, tokens = self.attention.project(x, training), shape(x)[1]
         y = self.attention.mix(qkv, tokens, training=training, sizes=sizes, residual=residual)
         return y, self.attention.keys(qkv, tokens)
