@@ -1,10 +1,9 @@
 """Atomic files and folders, and the readers of YAML and JSON."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+from helpers import dead_process
 
 from keras_vit.files import atomic_folder, atomic_path, partial_prefix, read_json, read_json_or_none, read_yaml, remove_abandoned
 
@@ -16,14 +15,6 @@ def names(folder):
 def break_off(path):
     path.write_text("broken")
     raise KeyError
-
-
-@pytest.fixture
-def dead():
-    """The id of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def fill(folder, text):
@@ -81,7 +72,8 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     assert names(tmp_path) == ["out"]
 
 
-def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path, dead):
+def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
+    dead = dead_process()
     kept = [f"{partial_prefix(os.getppid())}x", ".partial-elsewhere-1-x", ".partial-x.csv"]
     for name in (f"{partial_prefix(dead)}x", f"{partial_prefix(dead)}y.npy", *kept):
         (tmp_path / name).write_text("")

@@ -166,6 +166,12 @@ def test_images_of_one_row_or_column():
         batch = images(height=height, width=width)
         config = dataclasses.replace(FULL, crop=0, randaugment_layers=9)
         assert run(config, batch)[0].shape == batch.shape
+        # Along an axis of one pixel there is nothing to move to, and reflections of a single pixel are that pixel.
+        sides = {"shear_y": height, "translate_y": height, "shear_x": width, "translate_x": width}
+        still = [name for name, side in sides.items() if side == 1]
+        assert still
+        for name in still:
+            np.testing.assert_array_equal(apply(name, batch, 0.7), batch)
 
 
 def test_three_augment_makes_each_image_one_of_three():

@@ -6,11 +6,11 @@ import importlib.util
 import pathlib
 import socket
 import threading
-import time
 
 import keras
 import numpy as np
 import pytest
+from helpers import wait_for
 from PIL import Image
 
 from keras_vit.data import arrays, decode, network, store, tfds
@@ -47,6 +47,7 @@ def first(batches, count):
 # Streams
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_streams_equal_the_pure_function(pipeline):
     split = random_split()
@@ -60,6 +61,7 @@ def test_streams_equal_the_pure_function(pipeline):
         assert targets.shape == (8, CLASSES)
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_resuming_gives_the_tail_of_the_stream(pipeline):
     whole = first(training_batches(random_split(), AUGMENT, mean=0.5, std=0.2, pipeline=pipeline, **arguments()), 9)
@@ -90,6 +92,7 @@ def test_an_epoch_visits_each_example_at_most_once_and_all_when_batches_divide()
         assert epochs[0] != epochs[1] != epochs[2]
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_evaluation_is_every_example_in_order(pipeline):
     split = random_split()
@@ -108,6 +111,7 @@ def small_model():
     return model
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("built", [False, True])
 def test_fit_consumes_every_batch_in_order_across_epochs_and_a_resume(pipeline, built):
@@ -143,10 +147,7 @@ def test_threads_end_with_the_stream():
     assert before > 0
     del stream
     gc.collect()
-    deadline = time.monotonic() + 5
-    while len(alive()) >= before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(alive()) < before
+    wait_for(lambda: len(alive()) < before, seconds=10)
 
 
 @pytest.mark.parametrize(
@@ -515,11 +516,8 @@ def offline(monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
 
 
-def test_auto_falls_back_to_digits_within_seconds_and_says_why(offline, tmp_path):
-    load_data("auto", data_dir=tmp_path, image_size=8, channels=1)  # imports
-    started = time.monotonic()
+def test_auto_falls_back_to_digits_and_says_why(offline, tmp_path):
     data = load_data("auto", data_dir=tmp_path, image_size=8, channels=1)
-    assert time.monotonic() - started < 5
     assert data.name == "digits"
     assert len(data.train) == 1294
     assert "cifar10" in data.fallback
@@ -541,17 +539,19 @@ def test_looking_for_a_data_set_logs_nothing_unless_the_user_wants_it(offline, t
     assert any("no dataset_info.json" in record.message for record in caplog.records) == own
 
 
-def test_a_network_that_never_answers_costs_seconds(monkeypatch):
+def test_a_network_that_never_answers_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(network, "PROBE_SECONDS", 0.2)
+    end, ended = threading.Event(), []
 
     def never(*args, **kwargs):
-        time.sleep(2)
+        end.wait(60)
+        ended.append(1)
         raise OSError("no answer")
 
     monkeypatch.setattr(socket, "getaddrinfo", never)
-    started = time.monotonic()
     assert not network.reachable("https://nowhere.invalid/")
-    assert time.monotonic() - started < 1
+    assert not ended
+    end.set()
 
 
 def test_an_explicit_name_never_falls_back(offline, tmp_path):

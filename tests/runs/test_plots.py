@@ -141,10 +141,15 @@ def test_curves(tmp_path):
     assert not changed[600:].any()
 
 
-@pytest.mark.parametrize("runs", [[("a", 1)], [("a", 0)], [(str(i), 3) for i in range(9)]])
-def test_curves_of_one_epoch_of_none_and_of_many_runs(tmp_path, runs):
-    plots.curves({name: make_rows(epochs) for name, epochs in runs}, tmp_path / "a.png")
-    assert read(tmp_path / "a.png").shape == (1125, 2100, 3)
+def test_curves_of_no_epoch_of_one_and_of_many_runs(tmp_path):
+    pictures = []
+    for runs in ([("a", 0)], [("a", 1)], [(str(i), 3) for i in range(9)]):
+        plots.curves({name: make_rows(epochs) for name, epochs in runs}, tmp_path / "a.png")
+        pictures.append(read(tmp_path / "a.png"))
+        assert pictures[-1].shape == (1125, 2100, 3)
+    coloured = [(np.ptp(picture[:, :1400].astype(int), axis=2) > 60).sum() for picture in pictures]  # without the key
+    assert coloured[0] == 0
+    assert 100 < coloured[1] < coloured[2] / 10  # points, and lines
 
 
 def test_series_leaves_out_epochs_without_validation():
