@@ -15,6 +15,7 @@ from rich.console import Console
 
 from keras_vit.files import write_text
 from keras_vit.processes import end
+from keras_vit.recipes.parse import load_recipe
 from keras_vit.recipes.schema import Recipe
 from keras_vit.search.axes import SpaceConfig
 from keras_vit.search.distribute import LOOPBACK, Chief, join
@@ -28,6 +29,7 @@ from keras_vit.search.settings import START_SECONDS, SearchConfig, show_budget
 from keras_vit.search.space import Limits, Space
 from keras_vit.search.trial import STAGES
 from keras_vit.search.tuner import TRIAL, TrialSettings, TrialTuner, reason_in
+from keras_vit.training.speed import with_precision
 
 
 def load_facts(recipe: Recipe) -> dict[str, typing.Any]:
@@ -94,12 +96,13 @@ def search(
         raise ValueError(f"validation: received 0 images of {facts['data']}; allowed: at least 1, on which the search chooses")
     # Parameters and FLOPs include the head.
     recipe = dataclasses.replace(recipe, data=facts["data"], model=dataclasses.replace(recipe.model, num_classes=facts["classes"]))
+    stem = re.sub(r"[^\w.-]+", "-", facts["data"])
+    folder = Path(out or f"searches/{stem}-{facts['backend']}-{config.method}").absolute()
+    recipe = with_found_precision(recipe, facts, None if overwrite else folder, console)
     images = facts["train"] + facts["validation"]
     process = 0.0 if facts["accelerators"] else process_memory(facts["backend"], images, recipe)
     space, budget = Space(axes, recipe, limits, process), config.trial_budget
     console.print(f"{facts['data']}: {facts['train']:,} train, {facts['validation']:,} validation; {space.describe()}")
-    stem = re.sub(r"[^\w.-]+", "-", facts["data"])
-    folder = Path(out or f"searches/{stem}-{facts['backend']}-{config.method}").absolute()
     identity = {
         **space.to_dict(),
         "method": config.method,
@@ -128,6 +131,16 @@ def search(
         console.print(f"{config.method}, {show_budget(budget)} a trial; {facts['backend']} on {facts['device']}; {folder}")
         run(tuner, config, settings, facts["accelerators"], chief, console)
     return folder
+
+
+def with_found_precision(recipe, facts, folder, console):
+    """The recipe with the precision for `auto`: that of the search in a folder, which goes on, or else the measured one."""
+    if recipe.train.precision != "auto":
+        return recipe
+    if folder and (folder / "recipe.yaml").is_file():
+        return with_precision(recipe, load_recipe(folder / "recipe.yaml").train.precision)
+    console.print(facts["precision_reason"])
+    return with_precision(recipe, facts["precision"])
 
 
 def run(tuner, config, settings, accelerators, chief, console):

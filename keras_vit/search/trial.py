@@ -19,11 +19,12 @@ import psutil
 
 from keras_vit.data.dataset import DataSet, Split
 from keras_vit.files import atomic_folder, write_text
-from keras_vit.machine import accelerator, machine, peak_memory_mb
+from keras_vit.machine import accelerator, machine, peak_memory_mb, tune
 from keras_vit.processes import end_with_parent, run_command
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.loop import train
+from keras_vit.training.speed import resolve_precision
 
 CORES = "KERAS_VIT_CORES"  # environment variable: the cores that a trial keeps to, separated by commas
 STAGES, VALIDATE_EVERY = 9, 5  # a trial with a budget in seconds or FLOPs has 9 equal parts, and is validated every 5
@@ -112,8 +113,11 @@ def load_once(recipe, folder):
     return DataSet(**parts, **known)
 
 
-def facts(data):
-    """Everything that a search needs to know about its data and its machine."""
+def facts(recipe):
+    """Everything that a search needs to know about its data and its machine; `precision` is resolved once for all trials."""
+    tune()
+    data = recipe.load_data()
+    resolved = resolve_precision(recipe.for_data(data), data)
     where = machine()
     return {
         "data": data.name,
@@ -126,6 +130,8 @@ def facts(data):
         "backend": where["backend"],
         "device": where["device"],
         "accelerators": accelerator_count() if accelerator() else 0,
+        "precision": resolved.recipe.train.precision,
+        "precision_reason": resolved.reason,
     }
 
 
@@ -150,7 +156,7 @@ def main():
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result = Path(job["result"])
     if "run" not in job:
-        write_text(result, json.dumps(facts(load_recipe(job["recipe"]).load_data())) + "\n")
+        write_text(result, json.dumps(facts(load_recipe(job["recipe"]))) + "\n")
         return
     run_folder = Path(job["run"])
     resume = (run_folder / "recipe.yaml").is_file()
