@@ -116,7 +116,8 @@ class SettingsParser(Parser):
             every.prog, every.usage = self.prog, self.usage
             every.print_help()
             self.exit()
-        check_known(rest, list(every.get_defaults().keys()))
+        short = [name.rpartition(".")[2] for name in self.settings]
+        check_known(rest, [*short, *vars(options), *every.get_defaults().keys()])
         given = {name: vars(options).pop(name) for name in self.settings}
         return options, [*rest, *(f"--{name}={value}" for name, value in given.items() if value is not None)]
 
