@@ -108,7 +108,6 @@ def search(
         "method": config.method,
         "objectives": config.objectives,
         "budget": budget,
-        "seed": recipe.seed,
         "data": facts["fingerprint"],
         "backend": facts["backend"],
     }
