@@ -133,7 +133,7 @@ def test_damaged_artifact_is_one_line(tmp_path, format):
 
 
 def test_a_runtime_that_dies_is_an_error_and_no_hang(tmp_path):
-    format = HERE[-1]
+    format = "onnx" if "onnx" in HERE else HERE[0]  # the quickest to start
     BY_HAND[format][0](tmp_path)
     (tmp_path / "export.json").write_text(json.dumps(REPORT))
     with Runtime(format, tmp_path) as runtime:

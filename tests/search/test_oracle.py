@@ -140,7 +140,7 @@ def test_failed_trials_cost_as_much_as_the_worst(space):
 def test_several_objectives_spread_along_the_front(space, tmp_path):
     """Accuracy against a size that grows with depth: the weights of the trials differ, and so do their choices."""
     objectives, depths, scores = {"val_accuracy": "max", "params": "min"}, [], []
-    for seed in range(4):
+    for seed in range(2):
         oracle = make("bayesian", space, tmp_path, seed, max_trials=20, num_initial_points=8, objectives=objectives)
         while (trial := oracle.create_trial("worker-0")).status == "RUNNING":
             values = trial.hyperparameters.values
