@@ -1,13 +1,14 @@
 """Int8: what is quantised and what is not, the numbers it gives, and where the ranges come from."""
 
 import dataclasses
+import gc
 from importlib.util import find_spec
 
 import helpers
 import keras
 import numpy as np
 import pytest
-from helpers import logits
+from helpers import predict
 from reference import Reference, random_images, weights_of
 
 from keras_vit import RunFolder, ViTConfig, build_vit, export_model, load_recipe
@@ -40,6 +41,14 @@ def make_model(name="gap", **settings):
     return helpers.make_model(name, **{"depth": 1, **MODELS[name], **settings})
 
 
+@pytest.fixture(autouse=True)
+def little_garbage():
+    """Keras collects garbage at every layer that it quantises: a third of a second each, if not for this."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def round_kernel(kernel):
     """Int8 values of a kernel (I, O) and the scale of each output (O,)."""
     scale = np.abs(kernel).max(axis=0) / 127
@@ -53,17 +62,17 @@ def round_kernel(kernel):
 def test_keras_is_saved_and_loaded(tmp_path, name, turns):
     model = make_model(name)
     images = random_images(model.config)
-    whole = logits(model, images)
+    whole = predict(model, images)
     np.testing.assert_allclose(whole, Reference(model.config, weights_of(model))(images)["output"], atol=1e-4)
     config = model.get_config()
     model.quantize("int8")
-    expected = logits(model, images)
+    expected = predict(model, images)
     assert 10 * ROUNDING < np.abs(expected - whole).max() < INT8 * whole.std()
     for turn in range(turns):  # what was loaded is saved again
         path = tmp_path / f"{turn}.keras"
         model.save(path)
         loaded = keras.saving.load_model(path)
-        np.testing.assert_allclose(logits(loaded, images), expected, atol=ROUNDING)
+        np.testing.assert_allclose(predict(loaded, images), expected, atol=ROUNDING)
         assert loaded.get_config() == model.get_config() != config
         assert loaded.dtype_policy.name == "float32"
         assert quantised(loaded) == quantised(model) == dense_layers(model)
@@ -92,7 +101,7 @@ def test_keras_keeps_what_is_not_quantised(tmp_path):
         assert policies["head"] == "float32"
         assert policies["block_0/mlp/fc1"] == "int8_from_mixed_bfloat16"
         assert policies["block_0/mlp/fc2"] == "mixed_bfloat16"
-    np.testing.assert_array_equal(logits(loaded, images), logits(model, images))
+    np.testing.assert_array_equal(predict(loaded, images), predict(model, images))
 
 
 @pytest.mark.slow
@@ -108,7 +117,7 @@ def test_keras_loads_under_every_backend(tmp_path):
     )
     for backend in installed_backends():
         run_python(["-c", code, str(tmp_path)], backend)
-        np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits(model, images), atol=BACKENDS)
+        np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), predict(model, images), atol=BACKENDS)
 
 
 def test_a_quantised_model_is_not_exported(tmp_path):

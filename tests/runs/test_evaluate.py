@@ -131,8 +131,7 @@ def make_run(tmp_path):
     return make
 
 
-@pytest.mark.backend
-@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("split", [pytest.param("test", marks=pytest.mark.backend), "validation"])
 def test_evaluate_sees_every_image_of_a_split_once(make_run, split):
     run = make_run()
     result = evaluate(run, split=split, batch_size=64)
