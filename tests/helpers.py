@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import psutil
 import pytest
@@ -32,6 +33,19 @@ TINY = {name: {**COMMON, **settings} for name, settings in TINY.items()}
 
 # For training: as few weights and patches as there can be.
 SMALL = {"image_size": (8, 12), "channels": 1, "patch_size": (4, 3), "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 12}
+
+
+def once(tmp_path_factory, name, make):
+    """A folder that `make(folder)` fills, once for all processes of a test run: the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder / "done"
+    with filelock.FileLock(f"{folder}.lock"):
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            done.touch()
+    return folder
 
 
 def random(*shape, seed=0):

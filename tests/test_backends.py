@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import once
 
 from keras_vit.backend import QuietTensorFlow, installed_backends, quiet_tensorflow
 from keras_vit.parity import compare
@@ -20,7 +21,6 @@ ATTEMPTS = 3  # on a busy machine the best of three counts
 HEAVY = {"tensorflow", "torch", "jax", "matplotlib", "tensorflow_datasets", "keras_tuner", "sklearn", "PIL"}
 CONFIGS = ("cls", "map", "conv")  # of backend_worker.py
 
-pytestmark = pytest.mark.xdist_group("backends")  # one process for all: `numbers` takes its time
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -36,8 +36,13 @@ def environment(backend):
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    """What backend_worker.py computed, by backend: one process each, side by side, since each waits for all files."""
-    folder = tmp_path_factory.mktemp("backends")
+    """What backend_worker.py computed, by backend: once for all test processes."""
+    folder = once(tmp_path_factory, "backends", run_workers)
+    return {backend: dict(np.load(folder / f"{backend}.npz")) for backend in BACKENDS}
+
+
+def run_workers(folder):
+    """Runs a worker for each backend, side by side, since each waits for all files."""
     command = [sys.executable, str(TESTS / "backend_worker.py"), str(folder), ",".join(BACKENDS)]
     logs = {backend: folder / f"{backend}.log" for backend in BACKENDS}
     processes = {}
@@ -46,7 +51,6 @@ def numbers(tmp_path_factory):
             processes[backend] = subprocess.Popen(command, env=environment(backend), stdout=log, stderr=log)
     for backend, process in processes.items():
         assert process.wait() == 0, f"{backend}:\n{logs[backend].read_text(errors='replace')[-3000:]}"
-    return {backend: dict(np.load(folder / f"{backend}.npz")) for backend in BACKENDS}
 
 
 @each_backend

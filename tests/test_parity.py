@@ -85,7 +85,6 @@ def test_mistakes_are_one_line(capsys, arguments, message):
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
-@pytest.mark.xdist_group("backends")
 def test_command(capsys, tmp_path):
     options = ["Ti/4", *SETTINGS, "--batch-size=3", f"--json={tmp_path / 'parity.json'}", "--backends", ",".join(BACKENDS[-2:])]
     assert main(options) == 0

@@ -75,8 +75,14 @@ def training_batches(
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
 
     Args:
-        split, augment, num_classes, batch_size, seed, total_steps: As in `training_batch`.
-        mean, std: Of pixels scaled to 0..1, one number or one a channel.
+        split: The training `Split`.
+        augment: The `AugmentConfig`.
+        num_classes: K.
+        batch_size: B.
+        seed: As in `training_batch`.
+        total_steps: As in `training_batch`.
+        mean: Of pixels scaled to 0..1, one number or one a channel.
+        std: Their standard deviation, likewise.
         start_step: Step of the first batch: the number of steps already trained.
         image_size: Height and width that images are resized to after the augmentation; None = as they are.
         pipeline: See `stream`.
