@@ -71,7 +71,7 @@ def test_a_run_is_measured_with_its_own_weights(tmp_path):
     ("arguments", "message"),
     [
         (["nothing"], "target: received 'nothing'; allowed: a run folder"),
-        (["nothing.keras"], "target: no file"),
+        (["nothing.keras"], "target: received"),
         (["Ti/4", "--model.depht", "3"], "depht"),
         (["Ti/5"], "patch_size: received 5; allowed: "),
         (["--backends", "numpy"], "backends: received 'numpy'; allowed: "),

@@ -115,9 +115,12 @@ def load_target(target: str, settings: dict) -> dict:
     if path.suffix == ".keras" or path.is_dir():
         file = RunFolder(path).model_path if path.is_dir() else path
         if not file.is_file():
-            raise ValueError(f"target: no file {str(file)!r}")
+            raise ValueError(
+                f"target: received {target!r}; allowed: what exists, there is no {str(file)!r}"
+            )
         if settings:
-            raise ValueError(f"--model.{next(iter(settings))}: not an option of a trained model, whose weights fit one shape")
+            name, value = next(iter(settings.items()))
+            raise ValueError(f"model.{name}: received {value!r}; allowed: none, a trained model's weights fit one shape")
         return {"model": str(file)}
     if target.partition("/")[0] in VARIANTS and not path.exists():
         config = ViTConfig.from_variant(target, **settings)
