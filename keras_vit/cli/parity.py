@@ -115,9 +115,7 @@ def load_target(target: str, settings: dict) -> dict:
     if path.suffix == ".keras" or path.is_dir():
         file = RunFolder(path).model_path if path.is_dir() else path
         if not file.is_file():
-            raise ValueError(
-                f"target: received {target!r}; allowed: what exists, there is no {str(file)!r}"
-            )
+            raise ValueError(f"target: received {target!r}; allowed: what exists, there is no {str(file)!r}")
         if settings:
             name, value = next(iter(settings.items()))
             raise ValueError(f"model.{name}: received {value!r}; allowed: none, a trained model's weights fit one shape")
