@@ -1,0 +1,123 @@
+"""Two checkouts of this project beside each other: training and inference at 32 px, in turns, as ratios.
+
+    KERAS_BACKEND=jax python benchmarks/checkouts.py BEFORE AFTER --turns 4 --json checkouts.json
+
+Width 192, depth 12, 3 heads, patch 4, batches of 64, float32, the trainer's AdamW. Each checkout is a process of its own; while one
+has its turn the other waits. A ratio is AFTER's images/s over BEFORE's in neighbouring turns; the median counts.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BATCH, WARM_STEPS = 64, 3
+MEASURES = ("training", "inference")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkouts", metavar="CHECKOUT", nargs=2, type=Path, help="Folder of a clone.")
+    parser.add_argument("--turns", type=int, default=4, help="Turns of each. Default: 4.")
+    parser.add_argument("--seconds", type=float, default=4.0, help="Of each measure in a turn. Default: 4.")
+    parser.add_argument("--json", type=Path, help="A file for the raw output.")
+    options = parser.parse_args()
+    workers = [start(checkout.resolve(), options.seconds) for checkout in options.checkouts]
+    turns = [[], []]
+    for turn in range(options.turns):
+        for index in (0, 1) if turn % 2 == 0 else (1, 0):  # neither is always the first
+            workers[index].stdin.write("go\n")
+            workers[index].stdin.flush()
+            turns[index].append(json.loads(workers[index].stdout.readline()))
+    for worker in workers:
+        worker.kill()
+    ratios = {name: [after[name] / before[name] for before, after in zip(*turns, strict=True)] for name in MEASURES}
+    for name, values in ratios.items():
+        rates = [statistics.median(turn[name] for turn in each) for each in turns]
+        print(f"{name}: {rates[0]:.1f} and {rates[1]:.1f} images/s, ratio {statistics.median(values):.3f}")
+    if options.json:
+        record = {
+            "command": shlex.join(["python", *sys.argv]),
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "backend": os.environ.get("KERAS_BACKEND"),
+            "commits": [commit(checkout) for checkout in options.checkouts],
+            "turns": turns,
+            "ratios": {name: statistics.median(values) for name, values in ratios.items()},
+        }
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def start(checkout, seconds):
+    """A process with the `keras_vit` of a checkout that has compiled its model."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    worker = subprocess.Popen(
+        [sys.executable, __file__, "--work", str(seconds)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=checkout,
+    )  # fmt: skip
+    if worker.stdout.readline().strip() != str(checkout / "keras_vit"):
+        raise SystemExit(f"error: {checkout} has no keras_vit that works under this backend")
+    return worker
+
+
+def commit(checkout):
+    done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def work(seconds):
+    """Answers each line of stdin with a turn's images/s."""
+    import keras_vit
+
+    import keras  # isort: skip  # after keras_vit, which chooses the backend
+    import numpy as np
+
+    from keras_vit import machine
+
+    try:
+        from keras_vit.recipes.schema import TrainConfig
+        from keras_vit.training.models import compile_model
+        from keras_vit.training.optimizer import make_optimizer
+    except ImportError:  # a checkout from before the packages
+        from keras_vit.optimizer import make_optimizer
+        from keras_vit.recipe import TrainConfig
+        from keras_vit.train import compile_model
+
+    machine.tune()
+    keras.utils.set_random_seed(0)
+    shape = {"width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768}
+    config = keras_vit.ViTConfig(image_size=32, patch_size=4, num_classes=10, **shape)
+    model = keras_vit.build_vit(config, dtype="float32")
+    compile_model(model, make_optimizer(TrainConfig(precision="float32"), 10_000), "auto")
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(BATCH, 32, 32, 3)).astype("float32")
+    targets = np.eye(10, dtype="float32")[rng.integers(10, size=BATCH)]
+    steps = (lambda: float(model.train_on_batch(images, targets)[0])), (lambda: np.asarray(model.predict_on_batch(images)))
+    for _ in range(WARM_STEPS):
+        for step in steps:
+            step()
+    print(Path(keras_vit.__file__).parent, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({name: rate(step, seconds) for name, step in zip(MEASURES, steps, strict=True)}), flush=True)
+
+
+def rate(step, seconds):
+    """Images a second of the median step."""
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 2:
+        before = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - before)
+    return BATCH / statistics.median(times)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        work(float(sys.argv[2]))
+    else:
+        main()
