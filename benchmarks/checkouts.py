@@ -43,7 +43,7 @@ def main():
         print(f"{name}: {rates[0]:.1f} and {rates[1]:.1f} images/s, ratio {statistics.median(values):.3f}")
     if options.json:
         record = {
-            "source": "raw output",
+            "source": "raw",
             "command": shlex.join(["python", *sys.argv]),
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "backend": os.environ.get("KERAS_BACKEND"),
