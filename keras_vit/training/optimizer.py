@@ -148,7 +148,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         peak: The largest learning rate.
         warmup: Steps of the warmup; 0 = none.
         total: Steps of the training, the warmup included.
-        cosine: Whether the rate falls behind the warmup.
+        cosine: Whether the rate falls after the warmup.
     """
 
     def __init__(self, peak, warmup, total, cosine=True):
