@@ -110,8 +110,9 @@ def training_rates(
             model.fit(batches, steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[clock])
             best[index] = max(best[index], clock.steps * recipe.train.batch_size / clock.seconds)
             spent += clock.seconds
-    for variable, value in zip(variables, before, strict=True):
-        variable.assign(value)
+            # After each turn: averaged weights share their buffers with the weights then, which JAX refuses to donate twice.
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
     return best
 
 
