@@ -9,6 +9,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -60,10 +61,33 @@ def run_python(arguments: list[str], backend: str, **settings: str) -> None:
     """
     paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths), **settings}
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(f"{backend}: {lines[-1].removeprefix('ValueError: ')}")
+    process = start_process([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        lines = process.communicate()[1].decode(errors="replace").strip().splitlines()
+    finally:
+        end_process(process)
+    if process.returncode:
+        last = lines[-1] if lines else f"exit code {process.returncode}"
+        raise ValueError(f"{backend}: {last.removeprefix('ValueError: ')}")
+
+
+def start_process(command: list[str], **settings) -> subprocess.Popen:
+    """Starts a process with a pipe as its standard input; an interrupt meanwhile ends it.
+
+    `Popen` itself would lose a process that runs already. It is called in a thread, as signals interrupt the main one alone.
+
+    Args:
+        command: Its command line.
+        **settings: Of `subprocess.Popen`.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        starting = thread.submit(subprocess.Popen, command, stdin=subprocess.PIPE, **settings)
+        try:
+            return starting.result()
+        except BaseException:
+            if starting.exception() is None:
+                end_process(starting.result())
+            raise
 
 
 def end_with_parent() -> None:
@@ -79,14 +103,11 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def end(process: subprocess.Popen) -> None:
-    """Ends a process that has a pipe as its standard input, and those it has started."""
-    if process.poll() is not None:
-        process.stdin.close()
-        return
+def end_process(process: subprocess.Popen) -> None:
+    """Ends a process of `start_process` and those it has started, and closes its pipes."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.stdin.close()
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        close(process.stdin)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
@@ -95,3 +116,11 @@ def end(process: subprocess.Popen) -> None:
                 member.kill()
     process.kill()
     process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        close(pipe)
+
+
+def close(pipe):
+    if pipe is not None:
+        with contextlib.suppress(OSError):  # the process has ended before it read what was written
+            pipe.close()

@@ -38,11 +38,12 @@ class Companion:
     """
 
     def __init__(self, name, command, environment):
+        from keras_vit.processes import start_process  # not at the top, as the script imports nothing of this library
+
         self.name = name
-        self.process = subprocess.Popen(
+        self.process = start_process(
             command,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
-            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -70,11 +71,9 @@ class Companion:
         return self.answer()
 
     def close(self):
-        for stream in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):  # a broken pipe
-                stream.close()
-        self.process.kill()
-        self.process.wait()
+        from keras_vit.processes import end_process
+
+        end_process(self.process)
 
     def __enter__(self):
         return self

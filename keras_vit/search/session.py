@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
 import tempfile
 import time
 import typing
@@ -14,7 +13,7 @@ import keras
 from rich.console import Console
 
 from keras_vit.files import write_text
-from keras_vit.processes import end
+from keras_vit.processes import end_process, start_process
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.recipes.schema import Recipe
 from keras_vit.search.axes import SpaceConfig
@@ -45,11 +44,11 @@ def load_facts(recipe: Recipe) -> dict[str, typing.Any]:
         environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
         with open(folder / "log.txt", "wb") as log:
             command = [*TRIAL, str(folder / "job.json")]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+            process = start_process(command, stdout=log, stderr=log, env=environment)
             try:
                 code = process.wait()
             finally:
-                end(process)
+                end_process(process)
         if code:
             raise ValueError(reason_in(folder / "log.txt", code))
         return json.loads((folder / "data.json").read_text(encoding="utf-8"))

@@ -10,7 +10,6 @@ import platform
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ import keras
 
 from keras_vit.files import atomic_folder, read_json_or_none, write_text
 from keras_vit.private.keras_tuner import TunerHooks
-from keras_vit.processes import GRACE_SECONDS, end
+from keras_vit.processes import GRACE_SECONDS, end_process, start_process
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.search.folder import DATA, JAX_CACHE
 from keras_vit.search.oracle import FAILED, WORST, previous
@@ -251,9 +250,8 @@ class TrialTuner(TunerHooks):
         with open(folder / "log.txt", "ab") as log:
             began = moved = time.monotonic()
             touched = modified(alive)
-            process = subprocess.Popen(
+            process = start_process(
                 [*self.command, str(job)],
-                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env={**self.jax_cache(), **os.environ, **self.environment, CORES: ",".join(map(str, sorted(self.cores or ())))},
@@ -273,7 +271,7 @@ class TrialTuner(TunerHooks):
                     if now - moved > settings.stall_limit:
                         return f"{LIMITS[1]} {settings.stall_limit:g} s", False
             finally:
-                end(process)
+                end_process(process)
         if process.returncode == 0:
             return None, False
         if process.returncode < 0:

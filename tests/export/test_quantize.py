@@ -49,9 +49,9 @@ def little_garbage():
     gc.unfreeze()
 
 
-def round_kernel(kernel):
-    """Int8 values of a kernel (I, O) and the scale of each output (O,)."""
-    scale = np.abs(kernel).max(axis=0) / 127
+def round_kernel(kernel, largest):
+    """Int8 values of a kernel (I, O) up to a largest one, and the scale of each output (O,)."""
+    scale = np.abs(kernel).max(axis=0) / largest
     return np.round(kernel / scale), scale
 
 
@@ -166,7 +166,7 @@ def test_onnx_by_hand(batch):
 
     model = quantize_onnx(onnx_product(batch), SAMPLES)
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    values, scale = round_kernel(KERNEL)
+    values, scale = round_kernel(KERNEL, 64)
     np.testing.assert_array_equal(arrays["kernel_quantized"], values)
     np.testing.assert_allclose(arrays["kernel_scale"], scale, rtol=ROUNDING)
     step = np.ptp(SAMPLES) / 255  # the range of all samples: of a batch that is not full, too
@@ -193,7 +193,7 @@ def test_litert_by_hand(batch):
 
     function = tf.function(lambda x: {"y": tf.reshape(tf.reshape(x, (-1, 48)) @ KERNEL, (-1, 5, 32))})
     concrete = function.get_concrete_function(tf.TensorSpec((batch, 5, 48), tf.float32, name="x"))
-    values, scale = round_kernel(KERNEL)
+    values, scale = round_kernel(KERNEL, 127)
     results = {}
     for name, samples in (("as they come", None), ("fixed", SAMPLES)):
         content = quantize_litert(tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module()), samples, batch)

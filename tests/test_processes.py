@@ -1,0 +1,39 @@
+"""Child processes: whatever happens to their parent, they end."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from helpers import LIGHT
+
+from keras_vit.processes import run_python
+
+
+def test_an_interrupt_while_a_process_starts_ends_it(monkeypatch):
+    started = []
+
+    class Slow(subprocess.Popen):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_python(["-S", "-c", "import time; time.sleep(60)"], LIGHT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert started[0].poll() == -signal.SIGTERM
+
+
+def test_the_last_line_of_a_failure_is_its_reason():
+    code = r"import sys; sys.stderr.buffer.write(b'first\nValueError: no picture of \xff\n'); sys.exit(1)"
+    with pytest.raises(ValueError, match=f"^{LIGHT}: no picture of \ufffd$"):
+        run_python(["-S", "-c", code], LIGHT)
+    with pytest.raises(ValueError, match=f"^{LIGHT}: exit code 3$"):
+        run_python(["-S", "-c", "raise SystemExit(3)"], LIGHT)
