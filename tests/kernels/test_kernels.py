@@ -280,6 +280,24 @@ def test_fused_attention_is_the_explicit_one(monkeypatch):
     assert_same([silent], [numpy(layer(x))])
 
 
+def test_self_attention_with_a_bias():
+    """The bias adds to the scores of its keys, for every query and head: by hand in NumPy, and with the same gradients."""
+    batch, tokens, heads, size = 2, 5, 3, 4
+    qkv, bias = random(batch * tokens, 3 * heads * size), 2 * random(batch, 1, 1, tokens, seed=1)
+    q, k, v = qkv.reshape(batch, tokens, 3, heads, size).transpose(2, 0, 3, 1, 4)
+    scores = np.exp(q @ k.transpose(0, 1, 3, 2) / size**0.5 + bias)
+    expected = (scores / scores.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(batch * tokens, -1)
+
+    def attention(function):
+        return lambda qkv: function(qkv, tokens, heads, ops.convert_to_tensor(bias))
+
+    plain = value_and_gradients(attention(kernels.self_attention.plain), qkv)
+    assert_same(plain[:1], [expected])
+    assert_same(value_and_gradients(attention(kernels.self_attention), qkv), plain)
+    with no_gradients():
+        assert_same([numpy(attention(kernels.self_attention)(ops.convert_to_tensor(qkv)))], [expected])
+
+
 def test_bfloat16_is_float32_rounded():
     """Attention and norm of activations in bfloat16, and their gradients, are computed in float32 where it matters."""
     x, results = 2 * random(2, 5, 24) + 1, []
