@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 BACKENDS = ("tensorflow", "jax", "torch")
-SILENT = "3"  # TensorFlow's level of messages at which it says nothing
+SILENT = "3"  # the log level at which TensorFlow prints nothing
 
 
 def installed_backends() -> list[str]:
@@ -27,7 +27,7 @@ def choose_backend() -> str | None:
     Changes nothing once Keras is imported.
 
     Returns:
-        None, or in one line why there is no backend: none is installed, or KERAS_BACKEND names one that is not.
+        None, or one line that says why there is no backend: none is installed, or KERAS_BACKEND names one that is not installed.
     """
     if "keras" in sys.modules:
         return None
@@ -56,8 +56,8 @@ def read_configured():
 class QuietTensorFlow(importlib.abc.MetaPathFinder):
     """Lets TensorFlow be imported without its start-up lines, whoever imports it.
 
-    Keras does under every backend where it is installed: to seed it, to save a model. TensorFlow 2.21 prints these lines whatever
-    TF_CPP_MIN_LOG_LEVEL says, to the file descriptor of stderr.
+    Keras imports an installed TensorFlow under every backend: to seed it, to save a model. TensorFlow 2.21 prints these lines
+    whatever TF_CPP_MIN_LOG_LEVEL says, to the file descriptor of stderr.
     """
 
     def find_spec(self, name, path=None, target=None):
@@ -78,7 +78,7 @@ def quiet_tensorflow() -> None:
 
 
 def run_silent(function, argument):
-    """Calls a function, and drops what is written to the file descriptor of stderr meanwhile; exceptions pass."""
+    """Calls a function and discards what is written to stderr's file descriptor meanwhile; exceptions pass."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no stderr

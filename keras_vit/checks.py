@@ -64,7 +64,7 @@ def as_moments(mean, std, channels: int, where: str = "") -> tuple[list[float], 
         mean: A number, or a list, tuple or array of 1 or C numbers.
         std: Likewise, above 0.
         channels: C.
-        where: Begins the message, such as the name of a file.
+        where: Prefix of the message, such as the name of a file.
 
     Raises:
         ValueError: For another number of values, and values that are not finite or, of `std`, not above 0.
@@ -88,6 +88,6 @@ def as_channels(name, value, channels, above=-math.inf):
 
 
 def check_choice(name, value, allowed):
-    # By type too: 1 == True, but 1 is not what a flag takes.
+    # Types must match too: 1 == True, but a flag does not take 1.
     if not any(isinstance(value, type(choice)) and value == choice for choice in allowed):
         raise ValueError(f"{name}: received {value!r}; allowed: {', '.join(str(a) for a in allowed)}")

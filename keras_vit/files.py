@@ -18,11 +18,11 @@ UMASK = os.umask(0o077)  # can only be read by setting it
 os.umask(UMASK)
 
 PARTIAL = ".partial-"  # begins the name of what is being written
-OURS = f"{PARTIAL}{platform.node()}-"  # ... by this machine; process and some letters follow
+OURS = f"{PARTIAL}{platform.node()}-"  # the same for this machine; a process id and random letters follow
 
 
 def partial_prefix(pid: int | None = None) -> str:
-    """How the names begin of what a process of this machine, by default this one, is writing."""
+    """Prefix of the names of what a process of this machine is writing; by default of this process."""
     return f"{OURS}{pid or os.getpid()}-"
 
 
@@ -65,12 +65,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Gives a folder to fill, on the same disk as `path`; on success it becomes `path` in one step, else it is removed.
 
-    The parent of the folder is free for other files of the same work; it is removed in the end. Folders that were made to hold
-    `path` are removed on an error.
+    The folder's parent may take other files of the same work; it is removed at the end. Folders that were made to hold `path` are
+    removed on an error.
 
     Args:
-        path: Of the folder. There must be nothing, or an empty folder.
-        overwrite: Whether there may be a folder, which is then replaced.
+        path: Path of the folder: a new path, or an empty folder.
+        overwrite: Whether to replace a folder that exists.
 
     Raises:
         OSError: If the folder cannot be written, or another one is at `path`.
@@ -103,7 +103,7 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError names `path`, which the user knows, and not the temporary one."""
+    """Makes an OSError name `path`, which the user knows, not the temporary one."""
     try:
         yield
     except OSError as error:
@@ -137,7 +137,7 @@ def read_json(path: str | os.PathLike, field: str) -> dict:
 
 
 def parse_json(text: str, name: str, field: str) -> dict:
-    """A JSON object from a text that is called `name` in errors, which are those of `read_json`."""
+    """A JSON object from a text; errors are those of `read_json`, with `name` as the path."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

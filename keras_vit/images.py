@@ -11,8 +11,8 @@ def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
     Args:
         old: Samples before.
         new: Samples after.
-        antialias: Whether the kernel is stretched where the axis shrinks. As in PyTorch, with it the kernel's parameter is -0.5 and
-            samples beyond the border are left out; without it the parameter is -0.75 and the border is repeated.
+        antialias: Whether the kernel is stretched where the axis shrinks. As in PyTorch: if True, the kernel's parameter is -0.5
+            and samples beyond the border are left out; if False, the parameter is -0.75 and the border is repeated.
     """
     scale = old / new
     stretch = max(scale, 1.0) if antialias else 1.0
@@ -37,7 +37,7 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def scale_and_shift(mean: float | Sequence[float], std: float | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Normalisation as pixels * scale + shift = (pixels / 255 - mean) / std: two float64 arrays, of one number or one a channel."""
+    """Normalisation as pixels * scale + shift = (pixels / 255 - mean) / std: float64 arrays of one number, or one a channel."""
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     return 1 / (255 * std), -mean / std
 
@@ -58,7 +58,7 @@ def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return images
     batch, height, width, channels = images.shape
     rows, columns = (resize_matrix(old, new).astype(images.dtype) for old, new in zip((height, width), size, strict=True))
-    # Two products an image: over the rows, then over columns and channels at once. For a product over the whole batch BLAS starts
-    # threads, which get in the way of the training's: at 32 pixels a step took more than twice as long.
+    # Two matmuls for each image: over the rows, then over columns and channels at once. For a matmul over the whole batch, BLAS
+    # starts threads that disturb the training's: at 32 pixels a step took more than twice as long.
     images = rows @ images.reshape(batch, height, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=images.dtype))
     return images.reshape(batch, *size, channels)

@@ -15,7 +15,7 @@ import keras
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_vit"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-SHORT_COMPILATION = 0.02  # seconds; shorter ones are not kept. JAX has 1.0, but building a model takes many short ones
+SHORT_COMPILATION = 0.02  # seconds; shorter compilations are not kept. JAX's default is 1.0, but a model takes many short ones
 AMPERE = 8.0  # compute capability of the first NVIDIA GPUs with bfloat16
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
@@ -23,9 +23,9 @@ PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 def tune() -> None:
     """Makes training on a processor faster; call it before the first tensor is made. Numbers stay as they are.
 
-    Freed memory stays with the process (glibc): otherwise each step gives its buffers back, and the next one maps and clears them
-    again, page by page. JAX computes a step when it is called: steps that wait would each keep their buffers, and a processor gains
-    nothing from them. JAX's compiled code is kept for other processes in `CACHE`, which can be deleted at any time.
+    glibc keeps freed memory in the process; otherwise each step returns its buffers, and the next maps and clears them again,
+    page by page. JAX computes a step when it is called: queued steps would each keep their buffers, and a processor gains nothing
+    from a queue. JAX's compiled code is kept for other processes in `CACHE`, which can be deleted at any time.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
@@ -69,14 +69,14 @@ def accelerator() -> str | None:
         return None if device.platform == "cpu" else device.device_kind
     import torch
 
-    device = keras.ops.convert_to_tensor(0.0).device  # where Keras puts things: KERAS_TORCH_DEVICE may say so
+    device = keras.ops.convert_to_tensor(0.0).device  # where Keras puts tensors: KERAS_TORCH_DEVICE may decide it
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return {"cpu": None, "mps": "Apple GPU"}.get(device.type, device.type)
 
 
 def has_bfloat16() -> bool:
-    """Whether the device has instructions for bfloat16; True of a CPU that does not say."""
+    """Whether the device has instructions for bfloat16; True for a CPU that does not list its instructions."""
     backend, name = keras.backend.backend(), accelerator()
     if name is None:
         cpuinfo = Path("/proc/cpuinfo")
@@ -90,8 +90,8 @@ def has_bfloat16() -> bool:
         import jax
 
         device = jax.devices()[0]
-        capability = getattr(device, "compute_capability", "0")
-        return device.platform == "tpu" or float(capability) >= AMPERE
+        capability = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))  # ROCm has names, such as gfx942
+        return device.platform == "tpu" or (capability is not None and float(capability[0]) >= AMPERE)
     import tensorflow as tf
 
     if tf.config.list_physical_devices("TPU"):
@@ -117,9 +117,12 @@ def machine() -> dict:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    root = Path(__file__).resolve().parents[1]
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
+        top, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        if Path(top).resolve() != root:  # an installed copy, in an environment within another project's repository
+            commit = None
     except (OSError, subprocess.CalledProcessError):
         commit = None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

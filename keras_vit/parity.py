@@ -19,12 +19,12 @@ from keras_vit.model.vit import ViT, build_vit
 from keras_vit.processes import run_python
 
 STEPS, LEARNING_RATE = 3, 1e-3
-# Of AdamW. Some gradients are zero but for rounding, such as those of the keys' bias; a smaller epsilon would make steps of them.
+# Of AdamW. Some gradients are zero up to rounding, such as those of the keys' bias; a smaller epsilon would turn them into steps.
 EPSILON = 1e-5
 TIMED_SECONDS = 2.0  # of training, and again of inference
 
-# The largest allowed differences in float32, each relative to a scale: of logits and loss their largest size or 1, of a weight's
-# gradient its largest entry, of trained weights the sum of the steps' learning rates.
+# The largest allowed differences in float32, each relative to a scale. Logits and loss: their largest absolute value, at least 1.
+# A weight's gradient: its largest entry. Trained weights: the sum of the steps' learning rates.
 THRESHOLDS = {"logits": 1e-4, "loss": 1e-5, "gradients": 1e-4, "weights": 1e-2}
 
 
@@ -52,8 +52,8 @@ class Difference:
 def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
     """Gives every weight random values of a size that keeps activations near 1; returns the model.
 
-    Fresh weights hide faults: the head is zero, so are all biases, and the scales of the norms are one. The numbers depend on the
-    weights' order and shapes alone, not on the backend.
+    Fresh weights hide faults: head and biases are zero, and the scales of the norms are one. The numbers depend on the weights'
+    order and shapes alone, not on the backend.
     """
     rng = np.random.default_rng(seed)
     for weight in model.weights:
@@ -139,7 +139,7 @@ def rate(step, batch_size, timed_seconds):
 
 
 def compare(numbers: dict[str, dict[str, np.ndarray]]) -> list[Difference]:
-    """The largest differences of each backend's numbers (of `measure`) to those of the first one."""
+    """The largest differences between each backend's numbers (of `measure`) and the first backend's."""
     reference_backend, *others = numbers
     reference, differences = numbers[reference_backend], []
     largest_gradient = max((np.abs(value).max() for name, value in reference.items() if name.startswith("gradients/")), default=0)
@@ -151,7 +151,7 @@ def compare(numbers: dict[str, dict[str, np.ndarray]]) -> list[Difference]:
                 scale = {
                     "logits": max(1, np.abs(ours).max()),
                     "loss": max(1, np.abs(ours).max()),
-                    # Some gradients are zero but for rounding, such as those of the keys' bias.
+                    # Some gradients are zero up to rounding, such as those of the keys' bias.
                     "gradients": max(np.abs(ours).max(), 1e-3 * largest_gradient),
                     "weights": STEPS * LEARNING_RATE,
                 }[quantity]
@@ -187,7 +187,7 @@ def work(job: str, result: str) -> None:
 
 
 def run_backends(target: dict, backends: list[str], batch_size: int, report) -> dict[str, dict[str, np.ndarray]]:
-    """The numbers of `measure` by backend, from one process after the other, so that each is timed alone."""
+    """The numbers of `measure` by backend, from one process after the other: each is timed alone."""
     numbers = {}
     with tempfile.TemporaryDirectory(prefix="keras-vit-parity-") as folder:
         job = Path(folder, "job.json")

@@ -56,11 +56,12 @@ def run_python(arguments: list[str], backend: str, **settings: str) -> None:
 
     Args:
         arguments: What follows `python` on a command line.
-        backend: Of Keras.
+        backend: The Keras backend.
         **settings: Environment variables.
     """
-    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths), **settings}
+    environment = {**os.environ, "KERAS_BACKEND": backend, **settings}
+    if (ROOT / "pyproject.toml").is_file():  # a clone, which need not be installed; an installed copy is found anyway
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     process = start_process([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         lines = process.communicate()[1].decode(errors="replace").strip().splitlines()
@@ -72,9 +73,10 @@ def run_python(arguments: list[str], backend: str, **settings: str) -> None:
 
 
 def start_process(command: list[str], **settings) -> subprocess.Popen:
-    """Starts a process with a pipe as its standard input; an interrupt meanwhile ends it.
+    """Starts a process with a pipe as its standard input; an interrupt during the start ends the process.
 
-    `Popen` itself would lose a process that runs already. It is called in a thread, as signals interrupt the main one alone.
+    An interrupt inside `Popen` would lose a process that runs already. A thread calls it, because signals interrupt the main
+    thread only.
 
     Args:
         command: Its command line.
@@ -94,7 +96,7 @@ def end_with_parent() -> None:
     """Ends this process once its standard input is closed, that is with the process that started it."""
 
     def watch():
-        # Not through sys.stdin, whose lock Python wants back when it ends.
+        # Not through sys.stdin: Python needs its lock at exit.
         while os.read(0, 4096):
             pass
         os._exit(1)
@@ -104,7 +106,7 @@ def end_with_parent() -> None:
 
 
 def end_process(process: subprocess.Popen) -> None:
-    """Ends a process of `start_process` and those it has started, and closes its pipes."""
+    """Ends a process of `start_process` and its children, and closes its pipes."""
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         close(process.stdin)

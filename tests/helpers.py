@@ -104,11 +104,11 @@ def error_line(capsys, function, *arguments):
     return line.removeprefix("error: ")
 
 
-def start(*arguments, log):
+def start(*arguments, log, backend=None):
     """This Python with arguments, in the project's folder and a process group of its own; its output is added to a file."""
     import keras
 
-    settings = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "PYTHONUNBUFFERED": "1"}
+    settings = {**os.environ, "KERAS_BACKEND": backend or keras.backend.backend(), "PYTHONUNBUFFERED": "1"}
     # Where the tests run in the background of a shell, children would ignore Ctrl-C as they do.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

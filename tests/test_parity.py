@@ -8,7 +8,7 @@ from helpers import SMALL, error_line, numpy
 
 from keras_vit import RunFolder, ViTConfig, build_vit, load_recipe, parity
 from keras_vit.backend import installed_backends
-from keras_vit.cli.parity import load_target, main
+from keras_vit.cli.parity import load_target, main, parse_model
 
 BACKENDS = installed_backends()
 SMALL = {**SMALL, "num_classes": 3}
@@ -82,6 +82,11 @@ def test_a_run_is_measured_with_its_own_weights(tmp_path):
 )
 def test_mistakes_are_one_line(capsys, arguments, message):
     assert message in error_line(capsys, main, arguments)
+
+
+def test_settings_count_as_stated_even_if_they_are_the_defaults():
+    assert parse_model(["--model.depth", "12", "--model.width=768"]) == {"depth": 12, "width": 768}
+    assert parse_model([]) == {}
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")

@@ -1,4 +1,4 @@
-"""What the commands share: parsers whose help is short and whose errors are one line, and a training's words."""
+"""What the commands share: parsers with a short help and one-line errors, and the output of a training."""
 
 import argparse
 import difflib
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
+from keras_vit.data.dataset import short_name
 from keras_vit.machine import machine
 from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
 from keras_vit.training.loop import train
@@ -48,8 +49,8 @@ class Parser(argparse.ArgumentParser):
     Args:
         command: Of `keras-vit`, for the usage line.
         description: Begins the help; its lines stay as they are.
-        target: The first arguments, in the usage line; empty = there are only options.
-        **settings: More of `argparse.ArgumentParser`.
+        target: The positional arguments in the usage line; empty = only options.
+        **settings: Further arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, command: str, description: str, target: str = "", **settings):
@@ -67,6 +68,11 @@ class Parser(argparse.ArgumentParser):
         for theirs, ours in WORDINGS:
             message = re.sub(theirs, ours, message)
         raise ValueError(message)
+
+    def parse_known_args(self, arguments):
+        # --data_dir is --data-dir; names with a dot pass through.
+        hyphens = [re.sub(r"^--[\w-]+(?==|$)", lambda name: name[0].replace("_", "-"), each) for each in arguments]
+        return super().parse_known_args(hyphens)
 
     def parse_args(self, arguments):
         options, rest = self.parse_known_args(arguments)
@@ -96,16 +102,14 @@ class SettingsParser(Parser):
             option: Such as --epochs.
             setting: Such as train.epochs.
             metavar: Name of the value.
-            help: What it is.
-            default: What is said of the default; by itself the value that `every` has.
+            help: Its description.
+            default: Text for the default; by itself the value in the parser of `every`.
         """
         self.add_argument(option, dest=setting, metavar=metavar, help=f"{help} Default: {default}.")
         self.settings.append(setting)
 
     def parse(self, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         """The options, and the settings by their full names; shows the help and exits where it is asked for."""
-        # --data_dir is --data-dir; names with a dot pass through.
-        arguments = [re.sub(r"^--[\w-]+(?==|$)", lambda name: name[0].replace("_", "-"), each) for each in arguments]
         options, rest = self.parse_known_args(arguments)
         every = self.every(options)
         if options.help:
@@ -119,6 +123,11 @@ class SettingsParser(Parser):
         short = [name.rpartition(".")[2] for name in self.settings]
         check_known(rest, [*short, *vars(options), *every.get_defaults().keys()])
         given = {name: vars(options).pop(name) for name in self.settings}
+        for argument in rest:
+            name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+            if given.get(name) is not None:
+                option = next(action.option_strings[0] for action in self._actions if action.dest == name)
+                raise ValueError(f"{option}: received {given[name]} and --{name} too; allowed: one of the two")
         return options, [*rest, *(f"--{name}={value}" for name, value in given.items() if value is not None)]
 
 
@@ -127,9 +136,9 @@ class RecipeParser(SettingsParser):
 
     Args:
         command, description, target: As of `SettingsParser`.
-        recipe: Whose values the help shows where no --recipe is given.
-        default: Which recipe is taken then, in words.
-        out: Which folder is written without --out, in words.
+        recipe: The recipe whose values the help shows without --recipe.
+        default: Help text for the recipe that is used without --recipe.
+        out: Help text for the folder that is written without --out.
         further: Makes a jsonargparse parser of the settings beside the recipe's; None = there are none.
         sections: As of `parse_recipe`.
     """
@@ -145,15 +154,15 @@ class RecipeParser(SettingsParser):
         super().__init__(command, description, every=every, target=target)
         names = ", ".join(recipe_names())
         self.add_argument("--recipe", metavar="NAME", help=f"{names}, or a YAML or JSON file. Default: {default}.")
-        self.add_argument("--out", metavar="FOLDER", help=f"Where it is written. Default: {out}.")
-        self.add_argument("--overwrite", action="store_true", help="Delete what --out holds first.")
+        self.add_argument("--out", metavar="FOLDER", help=f"Folder to write. Default: {out}.")
+        self.add_argument("--overwrite", action="store_true", help="First delete what --out holds.")
 
     def add_usual_settings(self, leave_out: tuple[str, ...] = (), **defaults: str) -> None:
         """What people change in a recipe.
 
         Args:
             leave_out: Options that the command does not show.
-            **defaults: What is said of a default instead of its value, by the setting's name.
+            **defaults: Help texts for defaults, in place of their values, by the setting's name.
         """
         for option, setting, metavar, help in USUAL:
             if option in leave_out:
@@ -169,7 +178,7 @@ def check_known(arguments, settings):
         setting = name and name[1].replace("-", "_")
         # A section of settings is an option too, and so is the number of classes, which `parse_recipe` refuses with a reason.
         if name and not any(each == setting or each.startswith(f"{setting}.") for each in [*settings, CLASSES]):
-            refuse(argument, settings, "--help and --help-all")
+            refuse(argument, [each for each in settings if each != CLASSES], "--help and --help-all")
 
 
 def refuse(argument, settings, where):
@@ -181,7 +190,7 @@ def refuse(argument, settings, where):
 
 
 def plain(value):
-    """A setting as on a command line: of a square the side alone."""
+    """A setting as on a command line, where a square is the length of its side."""
     return value[0] if isinstance(value, (list, tuple)) and len(set(value)) == 1 else value
 
 
@@ -192,7 +201,7 @@ def program(command: str) -> str:
 
 
 def check_unused(options, names, where):
-    """Raises a ValueError if one of the named options is given, which has no effect there."""
+    """Raises a ValueError if one of the named options, which have no effect there, is given."""
     for name in names:
         value = getattr(options, name)
         if value not in (None, False):
@@ -201,14 +210,14 @@ def check_unused(options, names, where):
 
 
 def load_data(console, recipe, doing):
-    """The recipe's `DataSet`; a notice in red where it is not the one that was meant."""
+    """The recipe's `DataSet`; prints a red notice if it replaces the one that was meant."""
     data = recipe.load_data()
     warn_of_fallback(console, data.fallback, doing)
     return data
 
 
 def warn_of_fallback(console, reason, doing):
-    """Says in red that the data is not CIFAR-10, where there is a reason why it is not."""
+    """Prints in red that the data is not CIFAR-10, if there is a reason for that."""
     if reason:
         notice = f"CIFAR-10 is not at hand: {reason}\n{doing} scikit-learn's small embedded digits instead."
         panel = Panel(Text(notice), title="THIS IS NOT CIFAR-10", border_style="bold red")
@@ -216,15 +225,15 @@ def warn_of_fallback(console, reason, doing):
 
 
 def train_and_report(console, recipe, data, options, *, command, stem, title):
-    """Trains into the folder that the options name or a new one, and says what came of it.
+    """Trains into the folder that the options name, or into a new one, and prints the result.
 
     Args:
         console: A rich console.
         recipe: The `Recipe`.
         data: Its `DataSet`.
         options: With `resume`, `out` and `overwrite`.
-        command: Of `keras-vit`, which goes on with an interrupted run.
-        stem: Begins the name of a new folder.
+        command: The command of `keras-vit` that goes on with an interrupted run.
+        stem: Prefix of a new folder's name.
         title: What is trained.
     """
     where = machine()
@@ -232,12 +241,14 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
     for note in data.notes:
         console.print(escape(note))
     console.print(f"{escape(title)}, {recipe.train.epochs} epochs; {backend} on {where['device']}")
-    name = re.sub(r"[^\w.-]+", "-", data.name)
+    name = short_name(data.name)
     out = options.resume or options.out or free_folder(f"runs/{stem}-{name}-{backend}")
+    made = Path(out) / "recipe.yaml"
+    before = modified(made)
     try:
         run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite)
     except KeyboardInterrupt:
-        if (Path(out) / "recipe.yaml").is_file():
+        if options.resume or modified(made) != before:  # not what --overwrite was still to replace
             console.print(f"\nGo on with: {program(command)} --resume {escape(str(out))}")
         raise
     summary = run.summary
@@ -249,6 +260,10 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
         f"{summary['data']}: test accuracy {accuracy}; {parameters}, {summary['epochs']} epochs, "
         f"{summary['process_seconds']:.0f} s with {backend}; run folder {escape(str(run.path))}"
     )
+
+
+def modified(file):
+    return file.stat().st_mtime_ns if file.is_file() else None
 
 
 def free_folder(stem):

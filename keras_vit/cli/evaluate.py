@@ -2,7 +2,7 @@
 
   keras-vit evaluate RUN                          accuracy, top-5, loss, calibration, every class
   keras-vit evaluate RUN --split validation
-  keras-vit evaluate RUN --data folder:PATH       another data set with as many classes
+  keras-vit evaluate RUN --data folder:PATH       another data set with classes of these names
   keras-vit evaluate RUN_A RUN_B --out both.png   curves and a table
   keras-vit evaluate RUN --positions              figure 7 of the ViT paper
 
@@ -28,7 +28,7 @@ OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens")
 def parse_options(arguments):
     parser = Parser("evaluate", __doc__, "RUN [RUN ...]")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="A run folder; two or more are compared.")
-    parser.add_argument("--data", help="A data set with as many classes, instead of the run's; named as in training.")
+    parser.add_argument("--data", help="A data set with the run's classes, instead of its own; named as in training.")
     parser.add_argument("--data-dir", metavar="PATH", help="Folder of TensorFlow data sets. Default: as in training.")
     parser.add_argument("--split", metavar="NAME", help="test, validation or train. Default: test.")
     parser.add_argument("--batch-size", metavar="N", type=int, help="Images at a time. Default: as in training.")

@@ -6,7 +6,7 @@
   keras-vit export RUN --format onnx --merge-tokens 4       fewer operations: each block merges 4 tokens
   keras-vit export model.keras --format onnx --mean 0.5 --std 0.25
   keras-vit export RUN --compare                            size, speed and accuracy of every export
-  keras-vit export RUN --compare RUN/export/onnx OTHER      of these alone
+  keras-vit export RUN --compare RUN/export/onnx OTHER      only these
 
 RUN is a run folder or a .keras file. Exports lie in RUN/export/FORMAT, each with a report, export.json.
 """
@@ -33,19 +33,19 @@ WIDTH = 130  # of a table that shows every number whole
 def parse_options(arguments):
     parser = Parser("export", __doc__, "RUN")
     parser.add_argument("run", metavar="RUN", help="A run folder or a .keras file.")
-    parser.add_argument("--format", metavar="NAME", help=f"{', '.join(EVERY)}; all is every one but keras.")
-    parser.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}, as the format has it. Default: float32.")
+    parser.add_argument("--format", metavar="NAME", help=f"{', '.join(EVERY)}; all: every format but keras.")
+    parser.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}, if the format has it. Default: float32.")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="Default: RUN/export/FORMAT, with precision and merging if any.")
     parser.add_argument("--input", metavar="NAME", help=f"{', '.join(INPUTS)}. auto: uint8 where mean and std are known.")
     parser.add_argument("--batch-size", metavar="N", type=int, help="Write for this batch size alone. Default: any.")
     parser.add_argument("--merge-tokens", metavar="N", type=int, help="Tokens that each block merges. Default: as trained.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
-    parser.add_argument("--mean", metavar="X", type=float, nargs="+", help="Of pixels scaled to 0..1. Default: the run's.")
-    parser.add_argument("--std", metavar="X", type=float, nargs="+", help="Of pixels scaled to 0..1. Default: the run's.")
+    parser.add_argument("--mean", metavar="X", type=float, nargs="+", help="Mean of pixels scaled to 0..1. Default: the run's.")
+    parser.add_argument("--std", metavar="X", type=float, nargs="+", help="Deviation of pixels scaled to 0..1. Default: the run's.")
     parser.add_argument("--class-names", metavar="NAME", nargs="+", help="The classes by index. Default: the run's.")
     parser.add_argument("--compare", metavar="FOLDER", type=Path, nargs="*", help="Compare exports with the model.")
     parser.add_argument("--images", metavar="N", type=int, help="Test images of a comparison. Default: all.")
-    parser.add_argument("--seconds", metavar="X", type=float, help="Of timing an export and batch size. Default: 2.")
+    parser.add_argument("--seconds", metavar="X", type=float, help="Time for each export and batch size. Default: 2.")
     options = parser.parse_args(arguments)
     if options.compare is not None:
         check_unused(options, OF_AN_EXPORT, "with --compare")
@@ -57,7 +57,7 @@ def parse_options(arguments):
 
 
 def main(arguments):
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that it cleans up as after Ctrl-C
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up as after Ctrl-C
     options = parse_options(arguments)
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, WIDTH))
     source, home = load_source(options.run)

@@ -82,11 +82,10 @@ def parse_model(arguments):
     """The settings of the model that a command line states, {"depth": 3}."""
     parser = model_parser()
     try:
-        stated = vars(parser.parse_args(arguments).model)
+        model = parser.parse_args(arguments, defaults=False).get("model")
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
         raise ValueError(reworded(error)) from None
-    defaults = parser.get_defaults().model
-    return {name: value for name, value in stated.items() if value != defaults[name]}
+    return {name: value for name, value in vars(model).items() if value is not None} if model else {}
 
 
 def choose(name, value, allowed):
@@ -103,7 +102,7 @@ def load_target(target: str, settings: dict) -> dict:
 
     Args:
         target: A run folder, a `.keras` file, a recipe's name or file, or a variant such as "S/16".
-        settings: Fields of the model's configuration on top; of a run or a `.keras` file none.
+        settings: Fields of the model's configuration on top; none for a run or a `.keras` file.
 
     Returns:
         `{"model": path of a .keras file}` or `{"config": fields of a ViTConfig}`.
@@ -115,7 +114,7 @@ def load_target(target: str, settings: dict) -> dict:
     if path.suffix == ".keras" or path.is_dir():
         file = RunFolder(path).model_path if path.is_dir() else path
         if not file.is_file():
-            raise ValueError(f"target: received {target!r}; allowed: what exists, there is no {str(file)!r}")
+            raise ValueError(f"target: received {target!r}, but {str(file)!r} does not exist; allowed: an existing model")
         if settings:
             name, value = next(iter(settings.items()))
             raise ValueError(f"model.{name}: received {value!r}; allowed: none, a trained model's weights fit one shape")

@@ -9,7 +9,7 @@
   keras-vit search --chief 0.0.0.0:8500 --out /shared/search            on one machine, then on each that trains:
   keras-vit search --worker CHIEF:8500 --out /shared/search
 
-The same command goes on with a search that was stopped.
+The same command, run again, goes on with a stopped search.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from keras_vit.search.settings import METHODS, SearchConfig
 from keras_vit.search.space import Limits, Space
 from keras_vit.search.worker import work
 
-SECTIONS = {"space": SpaceConfig}  # that a recipe may have beside its own
+SECTIONS = {"space": SpaceConfig}  # further sections that a recipe may have
 
 
 def main(arguments):
@@ -56,6 +56,8 @@ def main(arguments):
     if not options.recipe and (facts["fallback"] or facts["accelerators"]):
         name = "digits" if facts["fallback"] else "standard"
         recipe, config, axes, limits = parse(name, options.space, settings)
+        if facts["fallback"]:
+            facts = load_facts(recipe)  # of the images in the size of this recipe
     command = shlex.join([*program("search").split(" "), *arguments])
     more = {"out": options.out, "overwrite": options.overwrite, "chief": chief, "command": command, "started": started}
     search(recipe, config, axes, limits, facts, console, **more)
@@ -65,26 +67,24 @@ def make_parser():
     out = "searches/DATA-BACKEND-METHOD"
     words = {"recipe": "quick", "default": "quick, on an accelerator standard", "out": out}
     parser = RecipeParser("search", __doc__, **words, further=search_parser, sections=SECTIONS)
+    parser.add_argument("--space", metavar="FILE", help="YAML file of all axes to search. --space.depth 2..12 sets one axis.")
     parser.add_argument(
-        "--space", metavar="FILE", help="YAML file of the axes to search, and no others. --space.depth 2..12: one axis."
+        "--chief", metavar="ADDRESS", help="HOST:PORT or PORT of this machine. Trains nothing; workers ask for trials."
     )
     parser.add_argument(
-        "--chief", metavar="ADDRESS", help="HOST:PORT or PORT, of this machine: trains nothing, workers ask for trials."
-    )
-    parser.add_argument(
-        "--worker", metavar="ADDRESS", help="HOST:PORT of a chief: runs its trials. --worker X --help: its options."
+        "--worker", metavar="ADDRESS", help="HOST:PORT of a chief whose trials run here. Options: --worker X --help."
     )
     parser.add_setting("--method", "method", "NAME", f"{', '.join(METHODS)}.")
+    parser.add_setting("--objective", "objective", "NAMES", "accuracy; more after commas: latency, batch_latency, params, flops.")
+    parser.add_setting("--max-time", "max_time", "TIME", "Time of the search: 15m, 2h.")
+    parser.add_setting("--trials", "trials", "N", "Largest number of trials.", default="as many as --max-time allows")
     parser.add_setting(
-        "--objective", "objective", "NAMES", "accuracy, or after it and a comma latency, batch_latency, params, flops."
+        "--budget", "budget", "LENGTH", "Length of a trial: 9epochs, 90s, 1e15flops.", default="15 trials in --max-time"
     )
-    parser.add_setting("--max-time", "max_time", "TIME", "Of the search: 15m, 2h.")
-    parser.add_setting("--trials", "trials", "N", "Most trials.", default="as many as --max-time allows")
-    parser.add_setting("--budget", "budget", "LENGTH", "Of a trial: 9epochs, 90s, 1e15flops.", default="15 trials in --max-time")
     parser.add_setting("--workers", "workers", "N", "Trials at a time.")
-    parser.add_setting("--max-params", "max_params", "N", "Most parameters of a model.", default="any number")
-    parser.add_setting("--retrain", "retrain", "N", "Best trials to train again and to test.")
-    parser.add_setting("--seeds", "seeds", "N", "Seeds of each of those.")
+    parser.add_setting("--max-params", "max_params", "N", "Largest number of parameters.", default="any number")
+    parser.add_setting("--retrain", "retrain", "N", "Number of best trials to train again and test.")
+    parser.add_setting("--seeds", "seeds", "N", "Number of seeds for each trial of --retrain.")
     # The budget decides the epochs; learning rate and batch size are searched.
     parser.add_usual_settings(leave_out=("--epochs", "--batch-size", "--learning-rate"), data_dir="TFDS_DATA_DIR")
     return parser
@@ -100,7 +100,7 @@ def search_parser():
 
 
 def parse(name, space, settings):
-    """`Recipe`, `SearchConfig`, `SpaceConfig` and `Limits` of a recipe, a file of axes or None, and settings on top."""
+    """`Recipe`, `SearchConfig`, `SpaceConfig` and `Limits`, from a recipe, a file of axes (or None) and settings on top."""
     if space:  # the file's axes replace the recipe's and the defaults; options such as --space.depth come after it
         axes = {axis: value if isinstance(value, str) else json.dumps(value) for axis, value in read_space(space).items()}
         settings = [*(f"--space.{axis}={value}" for axis, value in axes.items()), *settings]

@@ -16,11 +16,12 @@ def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]
 
     Args:
         path: A .npz file with x_train, y_train and, if it has them, x_val, y_val, x_test, y_test: images (N, H, W) or
-            (N, H, W, 1 or 3), uint8 or float from 0 to 1, and whole numbers (N,) from 0 on.
+            (N, H, W, 1 or 3), uint8 or float from 0 to 1, and whole numbers (N,) from 0 on. Each number in y_train is a class,
+            and its name: {0, 255} are two classes.
         shape: (H, W, C) wanted.
 
     Raises:
-        ValueError: If there is no such file, or its arrays are others.
+        ValueError: If there is no such file, or its arrays do not fit.
     """
     arrays, parts = load(path), {}
     for part, suffix in SUFFIXES.items():
@@ -34,7 +35,14 @@ def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]
         if len(images) != len(labels):
             raise ValueError(f"{y}: received {len(labels):,} labels; allowed: {len(images):,}, the images of {x}")
         parts[part] = (to_shape(images, shape), labels)
-    return parts, [str(label) for label in range(parts["train"][1].max() + 1)]
+    values = np.unique(parts["train"][1])
+    for part, (_, labels) in parts.items():
+        unknown = np.setdiff1d(labels, values)
+        if len(unknown):
+            shown = ", ".join(map(str, values[:10])) + ", ..." * (len(values) > 10)
+            raise ValueError(f"y_{SUFFIXES[part]}: received label {unknown[0]}; allowed, as in y_train: {shown}")
+    parts = {part: (images, np.searchsorted(values, labels)) for part, (images, labels) in parts.items()}
+    return parts, [str(value) for value in values]
 
 
 def load(path):

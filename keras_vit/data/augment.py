@@ -1,6 +1,6 @@
 """Augmentation of a training batch in NumPy: a whole uint8 batch at a time, every parameter drawn per image.
 
-One implementation for every backend, so that the same seed gives the same pixels everywhere. Only NumPy is needed.
+One implementation serves every backend: the same seed gives the same pixels everywhere. Only NumPy is needed.
 
 Shapes: B images of a batch, H height, W width, C channels (1 or 3), K classes.
 """
@@ -26,8 +26,8 @@ class AugmentConfig:
         randaugment_layers: RandAugment operations applied to each image, one after the other; 0 = off (default 0).
         randaugment_magnitude: Strength of RandAugment's operations, 0 (none) to 10 (strongest); default 9.
         three_augment: DeiT III's 3-Augment: each image is made grey, solarized or blurred (default off).
-        color_jitter: Brightness, contrast and saturation are scaled by factors from 1 - this to 1 + this; 0 = off, at most 1
-            (default 0).
+        color_jitter: Largest change x, 0 to 1: brightness, contrast and saturation are scaled by factors from 1 - x to 1 + x; 0 =
+            off (default 0).
         erasing: Probability, 0 to 1, that a rectangle of 2% to 33% of the image is replaced by noise (default 0).
         mixup: alpha of the Beta(alpha, alpha) that MixUp's weight is drawn from; 0 = off (default 0).
         cutmix: alpha of the Beta(alpha, alpha) that CutMix's area is drawn from; 0 = off (default 0). With both MixUp and
@@ -131,7 +131,7 @@ def flip_and_crop(images: np.ndarray, flip: bool, crop: int, rng: np.random.Gene
 def three_augment(images: np.ndarray, rng: np.random.Generator) -> None:
     """3-Augment of DeiT III (https://arxiv.org/abs/2204.07118): makes each image grey, solarizes it or blurs it, in place.
 
-    The blur's sigma is up to 2 pixels for 224-pixel images, as in the paper; in proportion for other sizes, but at least up to 1.
+    The blur's largest sigma is 2 pixels for 224-pixel images, as in the paper. For other sizes it is in proportion, at least 1.
     """
     choice = rng.integers(3, size=len(images))
     sigma = rng.uniform(0.1, max(1.0, 2 * min(images.shape[1:3]) / 224), size=len(images))

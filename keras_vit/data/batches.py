@@ -27,7 +27,7 @@ def training_batch(
     """The augmented batch of one training step: a pure function of its arguments.
 
     Epoch e is steps e·(N // B) to (e + 1)·(N // B) - 1 and visits the examples in an order that (seed, e) decides. Each epoch
-    leaves out N % B examples, others each time.
+    leaves out N % B examples, different ones each time.
 
     Args:
         split: The training `Split`.
@@ -81,7 +81,7 @@ def training_batches(
         batch_size: B.
         seed: As in `training_batch`.
         total_steps: As in `training_batch`.
-        mean: Of pixels scaled to 0..1, one number or one a channel.
+        mean: Mean of pixels scaled to 0..1, one number or one for each channel.
         std: Their standard deviation, likewise.
         start_step: Step of the first batch: the number of steps already trained.
         image_size: Height and width that images are resized to after the augmentation; None = as they are.

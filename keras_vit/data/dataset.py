@@ -5,6 +5,8 @@ Shapes: M images of a part, N of a split, B of a batch, H height, W width, C cha
 
 import dataclasses
 import hashlib
+import re
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from keras_vit.data.seeds import SPLIT, generator
 from keras_vit.data.tfds import Unavailable, read_tfds
 
 TEST_SHARE = 0.2  # of a data set that has no test images of its own
-VALIDATION_SHARE, VALIDATION_COUNT = 0.1, 5000  # carved out of train by default: a share, but no more than this
+VALIDATION_SHARE, VALIDATION_COUNT = 0.1, 5000  # carved out of train by default: a share, but at most this number
 FINGERPRINTED = 1000  # images of each part that the fingerprint depends on
 
 
@@ -62,7 +64,7 @@ class DataSet:
         test: Read once, at the end.
         class_names: K names, in the order of the labels.
         fingerprint: SHA-256 (hex) of names, labels and up to 1,000 evenly spaced images of each part, before validation is carved
-            out of train. It does not depend on the seed; it does on the image size and the JPEG decoder.
+            out of train. It depends on the image size and the JPEG decoder, but not on the seed.
         notes: Lines for the user: where images are kept, what was skipped, how the parts were made.
         fallback: Why `auto` did not get CIFAR-10; empty when the data set is the one asked for.
     """
@@ -91,15 +93,15 @@ def load_data(
     Args:
         name: `auto` (CIFAR-10 if prepared or downloadable, otherwise digits); `digits` (scikit-learn's 1,797 of 8x8 pixels);
             `arrays:FILE.npz` (see `read_arrays`); `folder:PATH` (a folder of images for each class, or train/, test/ and
-            validation/ of such); or the name of a TensorFlow data set with `image` and `label`: `cifar10`, `cifar100`, `mnist`,
-            `fashion_mnist`...
+            validation/ with such folders); or the name of a TensorFlow data set with `image` and `label`: `cifar10`, `cifar100`,
+            `mnist`, `fashion_mnist`...
         data_dir: Where prepared TensorFlow data sets lie; None = TFDS_DATA_DIR, then TFDS's own default.
         image_size: Pixels, one number or (height, width). Images of another size are resized (bicubic, antialiased) to cover it,
             and cut to their middle.
         channels: 1 (grey) or 3 (RGB).
-        validation: Images carved out of train: a share (float below 1), a number (int), 0 = none, None = the data set's own beside
-            its test images, else a tenth and at most 5,000.
-        seed: Decides which images of train become validation; never which are test.
+        validation: Images carved out of train: a share (float below 1), a number (int), 0 = none, None = the data set's own
+            validation images if it has test images too, else a tenth, at most 5,000.
+        seed: Decides which training images become validation images; the test images do not depend on it.
 
     Raises:
         ValueError: If name, path or contents are not usable.
@@ -133,9 +135,19 @@ def load_data(
         count = validation_count(validation, len(parts["train"]))
         if count:
             parts["train"], parts["validation"] = carve(parts["train"], count, "validation", seed)
+    for part in ("validation", "test"):
+        if part in parts and (count := repeated(parts["train"], parts[part])):
+            notes.append(f"{part}: {count:,} of {len(parts[part]):,} images are also among the training images, pixel by pixel")
     sizes = ", ".join(f"{len(parts[part]):,} {part}" for part in ("train", "validation", "test") if part in parts)
     notes.insert(0, f"{name}: {sizes}; {len(class_names)} classes; {height}x{width}x{channels}")
     return DataSet(name, parts["train"], parts.get("validation"), parts.get("test"), class_names, fingerprint, notes, fallback)
+
+
+def short_name(name: str) -> str:
+    """The name of a data set as a part of a file's name: `photos` for folder:my/photos, `a` for arrays:a.npz."""
+    kind, _, path = name.partition(":")
+    name = Path(path).resolve().stem if kind in ("folder", "arrays") else name
+    return re.sub(r"[^\w.-]+", "-", name).strip("-") or kind
 
 
 def read_source(
@@ -158,7 +170,7 @@ def read_source(
 
 
 def carve(split: Split, count: int, name: str, seed: int) -> tuple[Split, Split]:
-    """The rest, and `count` examples: every class in proportion, never all of a class, both in their order."""
+    """Splits off `count` examples, each class in proportion, never a whole class; returns (rest, split off), in order."""
     classes, sizes = np.unique(split.labels, return_counts=True)
     if count > len(split) - len(classes):
         raise ValueError(
@@ -184,6 +196,19 @@ def validation_count(value, total: int) -> int:
     if not number or not 0 <= value < (1 if isinstance(value, float) else total):
         raise ValueError(f"validation: received {value!r}; allowed: a share from 0 to below 1, or a number below {total:,}")
     return round(value * total) if isinstance(value, float) else value
+
+
+def repeated(train: Split, other: Split) -> int:
+    """Images of one split whose pixels are those of a training image."""
+    known = set(digests(train))
+    return sum(digest in known for digest in digests(other))
+
+
+def digests(split):
+    """A hash of the pixels of each image."""
+    for start in range(0, len(split), FINGERPRINTED):
+        for image in split.images(np.arange(start, min(start + FINGERPRINTED, len(split)))):
+            yield hashlib.blake2b(image, digest_size=16).digest()
 
 
 def fingerprint_of(name: str, parts: dict[str, Split], class_names: list[str]) -> str:

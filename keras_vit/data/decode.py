@@ -1,6 +1,6 @@
 """Pictures of any size and kind -> uint8 (H, W, C), with Pillow.
 
-Shapes: `shape` = (H, W, C) height, width and channels wanted; h, w, c those of a picture.
+Shapes: `shape` = (H, W, C) height, width and channels wanted; h, w, c of a picture.
 """
 
 import concurrent.futures
@@ -18,11 +18,11 @@ MAX_PIXELS = 89_478_485
 def read_image(file: str | os.PathLike, shape: tuple[int, int, int]) -> np.ndarray:
     """One image file as uint8 (H, W, C) = `shape`.
 
-    Turned upright by its EXIF orientation; transparency is laid on white; 16-bit grey is scaled to 8 bits; of an animation the
-    first frame; resized to cover H x W (bicubic, antialiased) and cut to its middle.
+    The image is turned upright by its EXIF orientation, laid on white where it is transparent, resized to cover H x W (bicubic,
+    antialiased) and cropped at its centre. 16-bit grey is scaled to 8 bits. An animation gives its first frame.
 
     Raises:
-        ValueError: For more than `MAX_PIXELS`. Pillow has errors of its own for a file that is no image, or is cut off.
+        ValueError: For more than `MAX_PIXELS`. Pillow raises its own errors for a file that is not an image, or is cut off.
     """
     with Image.open(file) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -47,7 +47,7 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def picture(image: np.ndarray) -> Image.Image:
-    """uint8 (h, w, c) as Pillow's image, whose grey ones have no channel axis."""
+    """uint8 (h, w, c) as a Pillow image; grey images lose their channel axis."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 

@@ -1,4 +1,4 @@
-"""A folder of images for each class, or train/, test/ and validation/ of them, as a data set."""
+"""A data set from one folder of images for each class, or from train/, test/ and validation/ with such folders."""
 
 import hashlib
 import os
@@ -121,7 +121,7 @@ def decode_files(files, labels, shape):
     def decode(file, label):
         try:
             return read_image(file, shape), label
-        except Exception:  # Pillow's parsers raise whatever a broken file leads them to
+        except Exception:  # Pillow's parsers raise many kinds of errors for broken files
             return np.zeros(shape, np.uint8), -1
 
     for start in range(0, len(files), CHUNK):

@@ -1,4 +1,4 @@
-"""Whether there is a network, found out within seconds."""
+"""A check within seconds whether there is a network."""
 
 import http.client
 import ssl
@@ -10,7 +10,7 @@ PROBE_SECONDS = 4
 
 
 def reachable(url: str) -> bool:
-    """Whether a server answers within `PROBE_SECONDS`, names and proxies included."""
+    """Whether a server answers within `PROBE_SECONDS`, including name lookup and proxies."""
     answers = []
 
     def ask():
@@ -20,10 +20,10 @@ def reachable(url: str) -> bool:
         except urllib.error.HTTPError as error:
             answers.append(error.code not in (403, 407))  # the answer of a proxy that lets nothing through
         except (OSError, ValueError, http.client.HTTPException) as error:
-            # A certificate that this Python cannot check: TFDS downloads with certificates of its own.
+            # A certificate that this Python cannot check counts as an answer: TFDS downloads with its own certificates.
             answers.append(isinstance(getattr(error, "reason", None), ssl.SSLError))
 
-    # In a thread, as looking up a name has no time limit.
+    # In a thread, because a name lookup has no time limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)

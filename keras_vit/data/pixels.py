@@ -1,4 +1,4 @@
-"""Operations on a uint8 batch whose every image has parameters of its own. Only NumPy is needed.
+"""Operations on a uint8 batch; each image has its own parameters. Only NumPy is needed.
 
 Shapes: n images, H height, W width, C channels (1 or 3).
 """
@@ -52,8 +52,8 @@ def look_up(images, tables):
 def affine(images, matrices):
     """Reads every output pixel, bilinearly, at x' = a x + b y + c, y' = d x + e y + f, in pixels from the centre.
 
-    The image continues as its reflection: a constant border would give the operation away by its edge, and which constant is
-    right depends on the data (mean grey for photographs, black for digits).
+    Beyond its border the image continues as its reflection. A constant border would reveal the operation by its edge, and the
+    right constant depends on the data (mean grey for photographs, black for digits).
 
     Args:
         images: uint8 (n, H, W, C).
@@ -80,7 +80,7 @@ def affine(images, matrices):
 
 
 def fold(position, size):
-    """Mirrors float positions into 0..size - 1; returns each as a fraction, 0 to 1, and the pixel it counts from."""
+    """Mirrors float positions into 0..size - 1; returns the fraction, 0 to 1, past a pixel, and the index of that pixel."""
     if size == 1:
         return np.zeros_like(position), np.zeros(position.shape, np.intp)
     position *= np.float32(0.5 / (size - 1))
@@ -93,7 +93,7 @@ def fold(position, size):
 
 
 def blur(images: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Gaussian blur with one `sigma` (n,), in pixels, an image; reflected border. uint8 (n, H, W, C)."""
+    """Gaussian blur of uint8 (n, H, W, C) with a reflected border; `sigma` (n,) in pixels, one for each image."""
     if not len(images):
         return images
     _, height, width, _ = images.shape

@@ -3,10 +3,10 @@
 Each operation takes `level` (n,) from -1 to 1; 0 leaves the image as it is. Brightness, contrast, saturation and sharpness follow
 Pillow's `ImageEnhance` with factors 1 - 0.9 to 1 + 0.9; autocontrast and equalize follow `ImageOps` and have no level.
 
-An operation on single pixels is a table of 256 entries a channel, a geometric one an affine matrix. Images that drew different
-operations of one kind then share a single gather.
+Operations on single pixels are tables of 256 entries a channel, geometric operations are affine matrices. Images that drew
+different operations of one kind thus share a single gather.
 
-Shapes: B images of a batch, n images of it that share an operation, H height, W width, C channels (1 or 3).
+Shapes: B images of a batch, n images that share an operation, H height, W width, C channels (1 or 3).
 """
 
 import math
@@ -38,7 +38,7 @@ def posterize(images, level):
 
 
 def solarize(images, level):
-    """Inverts values from 256 (level 0: none) or 0 (level 1: all) upwards."""
+    """Inverts all values from a threshold up; the threshold falls from 256 (level 0: none) to 0 (level 1: all)."""
     threshold = 256 * (1 - np.abs(level))[:, None, None]
     return np.where(threshold > VALUES, VALUES, 255 - VALUES).astype(np.uint8)  # (n, 1, 256)
 
@@ -117,7 +117,7 @@ def apply_operations(images: np.ndarray, operation: np.ndarray, level: np.ndarra
     Args:
         images: uint8 (B, H, W, C).
         operation: integers (B,), indices into `RANDAUGMENT`.
-        level: floats (B,) from -1 to 1; 0 changes nothing, except that autocontrast and equalize have no level.
+        level: floats (B,) from -1 to 1; 0 changes nothing. Autocontrast and equalize ignore it.
     """
     count, height, width, channels = images.shape
     tables, matrices = np.zeros((count, channels, 256), np.uint8), np.zeros((count, 6), np.float32)

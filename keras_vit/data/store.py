@@ -25,7 +25,7 @@ def keep(
     """Collects chunks of images (n, H, W, C) and labels (n,).
 
     Args:
-        chunks: Does its work only when asked.
+        chunks: An iterable that decodes lazily.
         count: Number of images M in all chunks.
         shape: (H, W, C).
         cache: Folder and name of the file.
@@ -36,7 +36,7 @@ def keep(
         uint8 (M, H, W, C), an array or a memory map, and labels (M,).
 
     Raises:
-        ValueError: If there is another number of images, or the file cannot be written.
+        ValueError: If the number of images is not `count`, or the file cannot be written.
     """
     size, what = count * math.prod(shape), f"{part}: {count:,} images"
     if size <= memory_limit():
@@ -75,7 +75,7 @@ def labels_of(file):
 
 
 def write(chunks, count, shape, file, part):
-    # In order, not through a memory map: a full disk is then an error, where it would kill the process.
+    # Written in order, not through a memory map: a full disk then raises an error instead of killing the process.
     labels = []
     with atomic_path(file) as temporary:
         with open(temporary, "wb") as out:
@@ -85,7 +85,7 @@ def write(chunks, count, shape, file, part):
                 out.write(np.ascontiguousarray(chunk))
                 labels.append(chunk_labels)
         check_complete(sum(map(len, labels)), count, part)
-        np.save(labels_of(file), np.concatenate(labels))  # before the images: where they are, the labels are too
+        np.save(labels_of(file), np.concatenate(labels))  # before the images: if they exist, the labels do too
 
 
 def check_complete(found, count, part):

@@ -43,7 +43,7 @@ def stream(
 
 
 class Guard:
-    """Ends every tf.data stream when Python exits, and lets Python exit only then.
+    """Ends every tf.data stream before Python exits.
 
     At exit the interpreter destroys iterators that are still alive (an endless one that a module or an exception holds). Such an
     iterator waits for its Python calls, which wait for the interpreter: the process would hang for ever.
@@ -79,8 +79,8 @@ until_exit = Guard()
 class Batches(keras.utils.PyDataset):
     """batch(start + index), made ahead by threads, which end with this object.
 
-    Keras's own workers are not used: they stop at the end of every epoch, and drop the batch that building the model reads. NumPy
-    releases Python's lock in all that takes long, so that threads do run at the same time.
+    Keras's own workers are not used: they stop at the end of every epoch, and drop the batch that building the model reads.
+    Threads do run in parallel, because NumPy releases Python's lock in all slow operations.
     """
 
     def __init__(self, batch, start, count):

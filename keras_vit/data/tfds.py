@@ -17,7 +17,7 @@ from keras_vit.data.decode import fit, one_line, parallel, picture, stack, to_sh
 from keras_vit.data.network import reachable
 from keras_vit.data.store import keep
 
-# TFDS tells a data set's host only while it downloads. These are asked first whether there is a network.
+# TFDS names a data set's host only while it downloads. These hosts are tried first, to see whether there is a network.
 HOSTS = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -29,7 +29,7 @@ CHUNK = 256  # images of different sizes decoded at a time
 
 
 class Unavailable(ValueError):
-    """The data set exists, but not here and now: `auto` may fall back, for the `reason`."""
+    """The data set exists, but is not available here; `reason` says why. `auto` may then fall back to digits."""
 
     def __init__(self, name, reason):
         super().__init__(f"data: received {name!r}, {reason}; allowed without it: {', '.join(OTHERS)}")

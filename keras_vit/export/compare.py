@@ -42,13 +42,13 @@ def compare_exports(
         folders: The exports to compare; none = all in `home`.
         images: Number of test images, from the first; None = all.
         seconds: Seconds of timing for each artifact and batch size.
-        report: Is called with each line of progress.
+        report: Called with each line of progress.
 
     Returns:
-        A row for each artifact, the Keras model first: `name`, `format`, `precision`, `bytes`, `size` (share of the same format's
-        float32 export, or without one of the Keras model's), `latency` (seconds at batch 1), `throughput` (images/s at batch 64),
-        `latency_ratio` and `throughput_ratio` (median over the turns of the speed in the Keras model's; above 1 is faster),
-        `accuracy`, `accuracy_change` and `difference` (largest of the logits).
+        A row for each artifact, the Keras model first: `name`, `format`, `precision`, `bytes`, `size` (relative to the float32
+        export of the same format, or without one to the Keras model), `latency` (seconds at batch 1), `throughput` (images/s at
+        batch 64), `latency_ratio` and `throughput_ratio` (median over the turns of the speed relative to the Keras model's; above
+        1 is faster), `accuracy`, `accuracy_change` and `difference` (largest of the logits).
 
     Raises:
         ValueError: If there are no exports, a folder is no export, or an export is another model's.

@@ -1,4 +1,4 @@
-"""The formats of exports: who writes each one, what loads it, which precisions it has, and how far its logits may be off."""
+"""The formats of exports: who writes each one, what loads it, which precisions it has, and how far its logits may deviate."""
 
 import dataclasses
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ class Format:
         writers: The packages that each backend needs to write it, the best writer first. Backends that cannot write it are absent.
         runtime: Packages that load it; any one of them will do.
         precisions: The precisions that it can have.
-        fixed_batch: Whether it can be written for one batch size; every format can be written for any.
+        fixed_batch: Whether it can also be written for one fixed batch size; every format can take batches of any size.
         calibrated: The precisions that fix the ranges of activations, from real images.
     """
 
@@ -73,7 +73,7 @@ def check_precision(format: str, precision: str) -> None:
 
 
 def choose_writer(format: str) -> str:
-    """The backend that writes a format: the best one of those that are installed with the packages that they need for it.
+    """The backend that writes a format: the best one that is installed together with the packages that it needs.
 
     Raises:
         ValueError: If no backend can write it or no runtime verify it, with the pip command for what is missing.

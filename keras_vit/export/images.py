@@ -46,7 +46,7 @@ def check_images(images, shape):
 
 
 def run_images(run, split: str, count: int = 64) -> np.ndarray:
-    """The first test images of a run, or random ones of its training images; without a test split its validation images."""
+    """Images of a run: its first test images (validation images if it has no test split), or random training images."""
     data = run.recipe.load_data()
     part = data.test if split == "test" else data.train
     if part is None:
@@ -58,7 +58,7 @@ def run_images(run, split: str, count: int = 64) -> np.ndarray:
 
 
 def test_images(run):
-    """The first test images of a run; None without its data set, as on another machine."""
+    """The first test images of a run; None if its data set is missing, as on another machine."""
     try:
         return run_images(run, "test")
     except ValueError:

@@ -1,25 +1,25 @@
 """Int8 of exported models: which parts of a ViT are quantised, and how, in LiteRT and ONNX.
 
 Dense layers and convolutions are quantised: they hold nearly all weights and work, and lose next to no accuracy. Norms, softmax and
-the two products of attention stay in float32: quantised they would gain little, lose more accuracy, and miss the fast kernels. A
+the two products of attention stay in float32: quantising them would gain little, cost more accuracy, and miss the fast kernels. A
 kernel has one scale for each output channel. Fixed ranges of activations are their extremes over the calibration images.
 
 Measured on 2026-11-25 with a trained `quick` model, on its 5,000 validation images (float32: 77.34%) and one core of a Xeon with
-AVX512-VNNI, turn by turn. Columns: size in float32's, accuracy, share of images with float32's class, speed in float32's at batch 1
-and at batch 50. The names on the right are the settings kept here.
+AVX512-VNNI, turn by turn. Columns: size relative to float32, accuracy, share of images with float32's class, speed relative to
+float32 in batches of 1 and of 50, and the name of a setting that is kept.
 
-    LiteRT  activations quantised a token at a time, as they come   29.2%   77.30%   99.4%   x3.0   x1.9   int8
+    LiteRT  activations quantised at run time, token by token       29.2%   77.30%   99.4%   x3.0   x1.9   int8
             ranges fixed, dense layers and convolutions only        31.2%   77.22%   97.9%   x3.2   x2.0
-            ranges fixed, every operation that can be               30.9%   77.04%   97.9%   x0.8   x0.8   int8_static
+            ranges fixed, every operation with an int8 kernel       30.9%   77.04%   97.9%   x0.8   x0.8   int8_static
             ... with activations in 16 bits: LiteRT lacks kernels, the model does not run
     ONNX    ranges fixed, inputs of dense layers and convolutions   29.0%   77.14%   97.9%   x1.6   x1.7   int8
-            ... and what dense layers give                          29.2%   77.38%   97.7%   x1.4   x1.5
+            ... and outputs of dense layers                         29.2%   77.38%   97.7%   x1.4   x1.5
             ... and the products of attention                       29.2%   77.24%   98.0%   x1.5   x1.6
-            ... and every operation that can be                     30.2%   76.88%   97.7%   x1.2   x1.2
-            activations quantised as they come                      27.7%   77.26%   98.6%   x0.9   x0.8
+            ... and every operation with an int8 kernel             30.2%   76.88%   97.7%   x1.2   x1.2
+            activations quantised at run time                       27.7%   77.26%   98.6%   x0.9   x0.8
 
-Accuracies less than 0.3 points apart are equal within the noise, so that agreement, size and speed decided. In ONNX, percentiles
-instead of extremes gave 77.32% and 98.3%; entropy and signed activations the same as extremes; one scale for a whole kernel 76.86%.
+Accuracies less than 0.3 points apart are equal within the noise: agreement, size and speed decided. In ONNX, percentiles instead of
+extremes gave 77.32% and 98.3%, entropy and signed activations the same as extremes, one scale for a whole kernel 76.86%.
 """
 
 import tempfile
@@ -53,8 +53,8 @@ def quantize_litert(converter, images: np.ndarray | None = None, batch_size: int
 def quantize_onnx(model, images: np.ndarray):
     """An ONNX model in QDQ form; the operations of `ONNX` that have weights get int8 kernels and uint8 inputs.
 
-    Kernels use seven of their eight bits, -64 to 64, so that every processor gives the same numbers. Those without VNNI add two
-    products of uint8 and int8 in 16 bits, which eight bits would overflow.
+    Kernels use seven of their eight bits, -64 to 64: every processor then gives the same numbers. Processors without VNNI add two
+    products of uint8 and int8 in 16 bits, which kernels of eight bits would overflow.
 
     Outputs of dense layers stay in float32: tokens keep their precision from block to block, and so do queries and keys.
 

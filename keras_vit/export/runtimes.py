@@ -26,10 +26,10 @@ FILES = {
 
 
 class Companion:
-    """A process that answers lines of JSON: one when it is ready, then one for each command.
+    """A process that answers in lines of JSON: one line when it is ready, then one for each command.
 
     Args:
-        name: What errors begin with.
+        name: Prefix of error messages.
         command: Its command line.
         environment: Variables to add to this process's own.
 
@@ -89,7 +89,7 @@ def serve(start):
         start: Returns the worker and its description, which is the first answer.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print to standard error, so that standard output has answers only
+    os.dup2(2, 1)  # libraries print to standard error; standard output has answers only
 
     def send(answer):
         answers.write(json.dumps(answer) + "\n")
@@ -119,7 +119,7 @@ class Runtime(Companion):
     """
 
     def __init__(self, format, folder, threads=None):
-        # -P: Python would put the script's folder first on its path, and modules of this library would hide others of their names.
+        # -P keeps the script's folder off Python's path, where modules of this library would hide others with the same names.
         command = [sys.executable, "-P", os.path.abspath(__file__), format, os.fspath(folder), str(threads or 0)]
         super().__init__(format, command, {"CUDA_VISIBLE_DEVICES": "-1"})
 
@@ -291,7 +291,7 @@ LOADERS = {
 
 def main(format, folder, threads):
     if format != "keras":
-        sys.modules["keras"] = None  # cannot be imported: TensorFlow would, and the artifact has to work without it
+        sys.modules["keras"] = None  # blocks imports of Keras, such as by TensorFlow: the artifact has to work without it
 
     def start():
         worker = Worker(format, folder, int(threads))

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_vit.data.decode import MAX_PIXELS
 
 ORIENTATION = 0x0112  # the tag of EXIF
-HEAD = 1 << 16  # bytes; EXIF lies within the first ones of a file, by its own limit
+HEAD = 1 << 16  # bytes at the start of a file; by its own limit EXIF lies within them
 
 
 def cover(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -35,8 +35,8 @@ def cover(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 def decode(encoded: tf.Tensor, channels: int) -> tf.Tensor:
     """Decodes a JPEG or PNG file, a string, to a picture (h, w, C) with C = 1 or 3, values from 0 to 255.
 
-    A JPEG is turned upright by its EXIF orientation; transparency becomes white. The header tells the size, so that a file with
-    more than `MAX_PIXELS` is refused before any pixel is decoded.
+    A JPEG is turned upright by its EXIF orientation; transparency becomes white. The header gives the size: a file with more than
+    `MAX_PIXELS` is refused before any pixel is decoded.
     """
     is_jpeg = tf.io.is_jpeg(encoded)
     is_png = tf.equal(tf.strings.substr(encoded, 0, 8), b"\x89PNG\r\n\x1a\n") & (tf.strings.length(encoded) >= 24)
@@ -85,8 +85,8 @@ def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 def orientation(encoded: tf.Tensor) -> tf.Tensor:
     """The EXIF orientation of a JPEG file; 1, upright, if it has none or a damaged one.
 
-    EXIF is a TIFF file after a mark: the byte order, then the offset of the table of tags, which is their count and 12 bytes for
-    each.
+    EXIF is a TIFF file after a marker: the byte order, then the offset of the tag table. The table has a count, then 12 bytes for
+    each tag.
     """
     parts = tf.strings.split(tf.strings.substr(encoded, 0, HEAD), b"Exif\0\0", maxsplit=1)
 

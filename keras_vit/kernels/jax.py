@@ -54,14 +54,14 @@ product.defvjp(product_forward, product_backward)
 def dot(a, b, axis=0):
     """Batched matmul over a's last axis and b's second-last (0) or last (1): (..., R, F), (..., F, D) -> (..., R, D).
 
-    bfloat16 gives float32: XLA on a processor has fast products of bfloat16 (AMX, AVX-512) for this result and this order of axes
-    alone. All others it computes in float32.
+    bfloat16 gives float32. XLA on a processor has fast bfloat16 matmuls (AMX, AVX-512) only for this result type and this order
+    of axes; it computes all others in float32.
     """
     batch = tuple(range(a.ndim - 2))
     axes = ((a.ndim - 1,), (b.ndim - 2 + axis,)), (batch, batch)
     if a.dtype != "bfloat16":
         return jax.lax.dot_general(a, b, axes)
-    # Otherwise XLA may choose the layout that the result's user prefers, and then has no product at all ("UNIMPLEMENTED").
+    # Otherwise XLA may choose a layout that suits the next operation, and has no matmul for it ("UNIMPLEMENTED").
     a, b = row_major(a), row_major(b)
     return row_major(jax.lax.dot_general(a, b, axes, preferred_element_type="float32"))
 
@@ -89,7 +89,7 @@ def layer_norm(x, gamma, beta, epsilon, training=False):
 
 @functools.cache
 def norm_keeping_x(epsilon):
-    """The norm with a backward pass that keeps nothing but x."""
+    """The norm; its backward pass needs only x and gamma."""
     norm = jax.custom_vjp(functools.partial(norm_forward, epsilon=epsilon))
     norm.defvjp(
         lambda x, gamma, beta: (norm(x, gamma, beta), (x, gamma)), lambda kept, dy: norm_backward(*kept, dy, epsilon=epsilon)
@@ -146,9 +146,9 @@ def attend(q, k, v, mask=None, bias=None, dropout=None):
 
 
 def convolution(layer, x, training=False):
-    """A product with the nine pixels of each place side by side: XLA on a processor has slow gradients of convolutions.
+    """A matmul over the nine pixels of each place, side by side: XLA's gradients of convolutions are slow on a processor.
 
-    Pays in training in float32: 36 to 20 ms; in bfloat16 the copies cost the gain. Test: test_convolutions_of_the_stem.
+    Pays in training in float32: 36 to 20 ms; in bfloat16 the copies cancel the gain. Test: test_convolutions_of_the_stem.
     """
     if not (training and on_processor() and x.dtype == "float32"):
         return None
@@ -164,8 +164,8 @@ def convolution(layer, x, training=False):
 def branch_off(x, training=False):
     """Pays in training on a processor: 3.9 to 7.5 images/s at 224 px. Test: test_a_step_grows_by_the_same_operations.
 
-    XLA repeats cheap operations to save a pass over memory. It would compute the gradient of x, a sum over all later branches,
-    again for every product that takes it transposed.
+    XLA repeats cheap operations to save a pass over memory. It would recompute the gradient of x, a sum over all later branches,
+    for every matmul that takes it transposed.
     """
     return computed_once(x) if training and on_processor() else None
 

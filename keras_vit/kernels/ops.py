@@ -1,9 +1,9 @@
 """The operations in which a Vision Transformer spends its time. Layers import them from here alone.
 
-Each function is written below in `keras.ops`; these are its numbers. Where the backend's file (`tensorflow.py`, `jax.py`,
-`torch.py`) has a function of the same name, with the same signature, that one is asked first. It returns None where it has
-nothing faster, such as on an accelerator or in an export. Keras composes a norm or a GELU of a dozen operations, each a pass over
-memory on a processor; the backend's file has one or two. `benchmarks/` has the measurements.
+Each function is written below in `keras.ops`, which defines its numbers. If the backend's file (`tensorflow.py`, `jax.py`,
+`torch.py`) has a function of the same name and signature, it is tried first. It returns None where it has nothing faster, for
+example on an accelerator or in an export. Keras composes a norm or a GELU of a dozen operations, each a pass over memory on a
+processor; the backend's file has one or two. `benchmarks/` has the measurements.
 
 Shapes: B batch, N tokens, R rows (B·N), F and D features, h heads, d head size, Q queries.
 """
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def faster(plain):
-    """Asks the backend's function of the same name first. `plain` stays the attribute of that name."""
+    """Tries the backend's function of the same name first. The result's attribute `plain` is the plain function."""
     special = getattr(backend, plain.__name__, None)
 
     @functools.wraps(plain)

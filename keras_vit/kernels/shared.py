@@ -1,4 +1,4 @@
-"""What several backends' kernels are made of, in `keras.ops`.
+"""Parts that several backends' kernels share, in `keras.ops`.
 
 Shapes: R rows, F features, B batch, N tokens, h heads, d head size, Q queries.
 """
@@ -14,7 +14,7 @@ PORTABLE = contextvars.ContextVar("portable", default=False)
 
 @contextlib.contextmanager
 def portable():
-    """Within it TensorFlow traces the operations that every format has, not those that are fastest in its own runtime."""
+    """Inside this context TensorFlow traces operations that every format has, not those fastest in its own runtime."""
     token = PORTABLE.set(True)
     try:
         yield
@@ -23,7 +23,7 @@ def portable():
 
 
 def gelu(x):
-    """Exact GELU (arXiv 1606.08415). Keras's own takes erfc: several passes in XLA on a processor, and ONNX lacks it."""
+    """Exact GELU (arXiv 1606.08415). Keras's own uses erfc: several passes in XLA on a processor, and ONNX lacks it."""
     return ops.cast(0.5, x.dtype) * x * (1 + ops.erf(x * ops.cast(math.sqrt(0.5), x.dtype)))
 
 
@@ -71,7 +71,7 @@ def standardize(x, epsilon):
 
 
 def means(x):
-    """Means of the last axis, (..., F) -> (..., 1). As a product: XLA on a processor takes longer to sum in other ways."""
+    """Means of the last axis, (..., F) -> (..., 1). By a matmul: on a processor, other sums take XLA longer."""
     return ops.matmul(x, ops.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype))
 
 

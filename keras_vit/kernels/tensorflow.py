@@ -16,12 +16,12 @@ from keras_vit.private.tensorflow import has_onednn
 
 
 def on_processor() -> bool:
-    """Whether single operations go to XLA and oneDNN: where no accelerator compiles the whole step."""
+    """Whether single operations go to XLA and oneDNN: only without an accelerator, for which XLA compiles the whole step."""
     return not tf.config.list_logical_devices("GPU")
 
 
 def linear(x, kernel, bias, training=False, residual=None):
-    """Pays: product, BiasAdd, GELU and residual become one operation; of another addition they do not. Test: test_linear."""
+    """Pays: matmul, BiasAdd, GELU and residual fuse into one operation; other additions do not fuse. Test: test_linear."""
     if len(x.shape) != 2 or bias is None:
         return None
     y, bias = ops.matmul(x, kernel), tf.convert_to_tensor(bias)
@@ -46,7 +46,7 @@ def activate(x, kind, training=False):
 
 @functools.cache
 def one_pass(function):
-    """A function of tensors with one XLA computation forward and one backward, which computes again what it needs.
+    """A function of tensors as one XLA computation forward and one backward; the latter recomputes what it needs.
 
     The graph around it, with its matrix products, stays as it is.
     """
@@ -78,7 +78,7 @@ def layer_norm(x, gamma, beta, epsilon, training=False):
 
 @functools.cache
 def norm_keeping_x(epsilon):
-    """The norm with a backward pass that keeps nothing but x."""
+    """The norm; its backward pass needs only x and gamma."""
     forward = functools.partial(onednn_norm, epsilon=epsilon)
     forward = forward if has_onednn() else compiled(functools.partial(norm_forward, epsilon=epsilon))
 
@@ -95,7 +95,8 @@ def norm_keeping_x(epsilon):
 
 def onednn_norm(x, gamma, beta, epsilon):
     """A batch norm with the tokens as channels, as Keras 2 had it: TensorFlow turns it into oneDNN's layer norm, one pass."""
-    # TensorFlow recognises ones and zeros that are filled in as the graph runs; it would compute them ahead if it knew how many.
+    # TensorFlow recognises only ones and zeros that the graph fills at run time; with a known count it would fold them into
+    # constants.
     shape, none = tf.shape(x), tf.zeros((0,))
     tokens = tf.compat.v1.placeholder_with_default(tf.reduce_prod(shape[:-1]), ())
     settings = {"scale": tf.ones((tokens,)), "offset": tf.zeros((tokens,)), "mean": none, "variance": none}

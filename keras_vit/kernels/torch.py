@@ -34,7 +34,7 @@ def linear(x, kernel, bias, training=False, residual=None):
     elif bias is None or torch.compiler.is_exporting():
         return None
     elif residual is not None and not torch.is_grad_enabled():
-        return torch.add(residual, bias).addmm_(x, kernel)  # the product adds to what it finds
+        return torch.add(residual, bias).addmm_(x, kernel)  # x @ kernel is added in place
     else:
         y = torch.addmm(bias, x, kernel)
     return y if residual is None else residual + y
@@ -58,7 +58,7 @@ class OneDNNLinear(torch.autograd.Function):
         wanted, (dx, dkernel, dbias) = context.needs_input_grad, (None, None, None)
         if wanted[0]:
             dx = onednn_product(dy, kernel.T)
-        if wanted[1]:  # oneDNN copies the first factor if it is transposed: the smaller one
+        if wanted[1]:  # oneDNN copies a transposed first factor: it should be the smaller one
             swap = x.shape[1] > dy.shape[1]
             dkernel = onednn_product(dy.T, x).T if swap else onednn_product(x.T, dy)
         if wanted[2]:
@@ -111,8 +111,8 @@ def self_attention(qkv, tokens, num_heads, bias=None):
 class PackedAttention(torch.autograd.Function):
     """(B, N, 3·h·d) -> (B, N, h·d), for training on a processor.
 
-    It writes the gradients of queries, keys and values side by side, where autograd stacks and copies them, and PyTorch's fused
-    kernel has a slower backward pass.
+    It writes the gradients of queries, keys and values side by side; autograd would stack and copy them. PyTorch's fused kernel
+    has a slower backward pass.
     """
 
     @staticmethod

@@ -7,7 +7,7 @@ from keras_vit.model.vit import ViT
 
 
 def adapted_layers(model: ViT, first: int = 0) -> list[keras.layers.Layer]:
-    """The dense layers that LoRA adapts, of the blocks from `first` on."""
+    """The dense layers that LoRA adapts, in the blocks from index `first` on."""
     blocks = [model.get_layer(f"block_{index}") for index in range(first, model.config.depth)]
     return [
         layer
@@ -16,15 +16,9 @@ def adapted_layers(model: ViT, first: int = 0) -> list[keras.layers.Layer]:
     ]
 
 
-def merged_weights(model: ViT, averages: dict | None = None) -> dict[str, np.ndarray]:
-    """The weights of a model by path, in float32, as a model without adapters has them.
-
-    Args:
-        model: A `ViT`, with or without adapters.
-        averages: Values that replace the model's own, {path of a variable: variable or array}.
-    """
-    values = {weight.path: (averages or {}).get(weight.path, weight) for weight in model.weights}
-    values = {path: np.asarray(keras.ops.convert_to_numpy(value), "float32") for path, value in values.items()}
+def merged_weights(model: ViT) -> dict[str, np.ndarray]:
+    """The weights of a model, with or without adapters, by path: in float32, with adapters merged."""
+    values = {weight.path: np.asarray(keras.ops.convert_to_numpy(weight), "float32") for weight in model.weights}
     for layer in adapted_layers(model):
         if layer.lora_enabled:
             a, b = values.pop(layer.lora_kernel_a.path), values.pop(layer.lora_kernel_b.path)

@@ -19,9 +19,8 @@ class TransformerBlock(Layer):
         x = x + drop_path(scale2(mlp(norm2(x))))
 
     Attributes:
-        remat: Whether the backward pass computes the inside of the two branches again instead of keeping it (gradient
-            checkpointing, arXiv 1604.06174): the same numbers in less memory and more time. Not saved; needs `dropout` and
-            `attention_dropout` of 0.
+        remat: Whether the backward pass recomputes the inside of the two branches instead of storing it (gradient checkpointing,
+            arXiv 1604.06174): same numbers, less memory, more time. Not saved; needs `dropout` and `attention_dropout` of 0.
 
     Args:
         width: Size D of a token.
@@ -85,7 +84,7 @@ class TransformerBlock(Layer):
         return x
 
     def branch(self, x, norm, function, training, **arguments):
-        """function(norm(x)), to which `function` adds x where the block is `direct`: its last product can do that."""
+        """function(norm(x)). If the block is `direct`, `function` also adds x, in its last matmul."""
 
         def compute(x):
             x = branch_off(x, training)
@@ -95,7 +94,7 @@ class TransformerBlock(Layer):
         return keras.remat(compute)(x) if self.remat and training else compute(x)
 
     def add(self, x, y, dropout, scale, drop_path, training):
-        """x + drop_path(scale(dropout(y))) for the result y of `branch`, which may hold x already."""
+        """x + drop_path(scale(dropout(y))) for the result y of `branch`; y itself if it already includes x."""
         if self.direct(training):
             return y
         y = self.inner(dropout, y, training=training)
@@ -103,7 +102,7 @@ class TransformerBlock(Layer):
         return x + self.inner(drop_path, y, training=training)
 
     def direct(self, training) -> bool:
-        """Whether nothing stands between the last product of a branch and the sum."""
+        """Whether no scale, dropout or stochastic depth stands between the last matmul of a branch and the sum."""
         return self.scale1 is None and not (training and (self.dropout or self.drop_path))
 
     def scores(self, x, mask=None, sizes=None):
@@ -111,5 +110,5 @@ class TransformerBlock(Layer):
         return self.attention.scores(self.inner(self.norm1, x), mask, sizes)
 
     def compute_output_spec(self, x, mask=None, training=None):
-        # Keras would run the block once for this, which takes longer than all else in building a model.
+        # Without this method Keras runs the block once, the slowest part of building a model.
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)

@@ -49,7 +49,7 @@ class ViTConfig:
         depth: Number of transformer blocks.
         num_heads: Attention heads. Divides `width`.
         mlp_dim: Size of the MLP's hidden layer.
-        num_classes: Size of the output; 0 leaves out the head, the model then returns the pooled features.
+        num_classes: Size of the output; 0 omits the head: the model returns the pooled features.
         pool: What the head sees: `cls` (the class token), `gap` (mean of the patch tokens), `cls_gap` (both side by side, 2D
             features, as the classifiers of DINOv2, arXiv 2304.07193) or `map` (attention pooling with one learned query,
             arXiv 2106.04560).
@@ -61,24 +61,23 @@ class ViTConfig:
             arXiv 1706.03762, over the tokens in row-major order) or `none`.
         prefix_positions: Which prefix tokens have a position of their own: `none`, `class` (the class token) or
             `all` (registers too). Fixed 2-D positions give prefix tokens none.
-        stem: `patch` (one linear projection of the flattened patch) or `conv` (3x3 convolutions of stride 2, GELU,
-            as many as halve the image down to the patch grid; arXiv 2106.14881). `conv` needs a patch size of 2^n.
+        stem: `patch` (one linear projection of the flattened patch) or `conv` (3x3 convolutions of stride 2 with GELU, one for
+            each halving from the image to the patch grid; arXiv 2106.14881). `conv` needs a patch size of 2^n.
         mlp: `gelu` (exact, erf), `gelu_tanh` (the approximation that Flax takes), `gelu_quick` (x sigmoid(1.702 x), CLIP's) or
             `swiglu` (gated, arXiv 2002.05202).
         dropout: Dropout of the embedded tokens, the attention output and the MLP, 0 to below 1.
         attention_dropout: Dropout of the attention weights, 0 to below 1.
-        drop_path: Stochastic depth (arXiv 1603.09382) of the last block, 0 to below 1; linear from 0 at the first, so that a
-            single block has none.
+        drop_path: Stochastic depth rate (arXiv 1603.09382) of the last block, 0 to below 1. Rates rise linearly from 0 at the
+            first block; a single block has 0.
         patch_dropout: Fraction of patches dropped after the embedding, redrawn per image and step (arXiv 2208.07220), 0 to below
-            1: training costs that much less.
-        merge_tokens: Patch tokens that each block merges into the most similar ones after its attention (ToMe, arXiv 2210.09461),
-            at most half of those present: fewer operations for a slightly different output. Has no weights: any trained model
-            can be loaded with it.
+            1. Training then costs less in proportion.
+        merge_tokens: Number of patch tokens that each block merges into their most similar tokens after its attention (ToMe,
+            arXiv 2210.09461), at most half of the patch tokens present. Saves operations and changes the output slightly. Needs
+            no weights: any trained model can be loaded with it.
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
         norm_epsilon: Epsilon of every layer normalisation.
-        pre_norm: Whether a norm stands before the first block too, as in CLIP (arXiv 2103.00020); the projection of the patches
-            then has no bias.
+        pre_norm: Whether a norm precedes the first block, as in CLIP (arXiv 2103.00020); the patch projection then has no bias.
         norm_after_pool: Whether the last norm follows the pooling (`fc_norm` of timm) instead of preceding it.
         pre_logits_dim: Size of a tanh layer between pooling and head, as in checkpoints of ImageNet-21k; 0 = none.
         qkv_bias: Whether the query, key and value projections have a bias.
@@ -222,7 +221,7 @@ class ViTConfig:
 
     @property
     def stem_widths(self) -> tuple[int, ...]:
-        """Channels after each convolution of the conv stem: doubling, `width` at last."""
+        """Channels after each convolution of the conv stem: doubling, up to `width`."""
         steps = int(math.log2(self.patch_size[0]))
         return tuple(max(self.width >> (steps - 1 - step), 1) for step in range(steps))
 
@@ -287,7 +286,7 @@ def count_prefix_positions(position: str, prefix_positions: str, class_token: bo
 
 
 def check_position(position, width):
-    """Raises a ValueError unless this is a kind of positions, and fixed ones fill a token of this width."""
+    """Raises a ValueError for an unknown kind of positions, or a width that fixed positions cannot fill."""
     check_choice("position", position, POSITIONS)
     multiple = {"sincos2d": 4, "sincos1d": 2}.get(position, 1)
     if width % multiple:

@@ -20,9 +20,8 @@ from keras_vit.model.layers import Layer, register
 class Patches(Layer):
     """Cuts images into flattened patches: (B, H, W, C) -> (B, N, P*P*C).
 
-    Patches stand in row-major order and each is flattened as (row, column, channel), so that a convolution kernel
-    (P, P, C, D) reshapes to the kernel (P*P*C, D) of a dense layer that follows. Images with the channels first,
-    (B, C, H, W), give the same patches.
+    Patches are in row-major order, each flattened as (row, column, channel). A convolution kernel (P, P, C, D) thus reshapes to
+    the kernel (P*P*C, D) of a dense layer after the patches. Channels-first images (B, C, H, W) give the same patches.
 
     Args:
         patch_size: Height and width of a patch in pixels; one number for a square. Must divide the image.
@@ -39,7 +38,7 @@ class Patches(Layer):
         self.keep(locals())
 
     def build(self, input_shape):
-        # Here and not in `call`: JAX and PyTorch try a call with sizes made up for the unknown ones.
+        # Not in `call`, which JAX and PyTorch try with made-up sizes in place of unknown ones.
         check_image_shape(input_shape)
 
     def call(self, images):
@@ -61,7 +60,7 @@ class ConvStem(Layer):
     convolution at its end is the projection of `PatchEncoder`.
 
     Args:
-        filters: Channels after each convolution; n of them divide the image's sides by 2^n.
+        filters: Channels after each convolution; n convolutions divide the image's sides by 2^n.
         use_bias: Whether the convolutions have a bias.
         data_format: `channels_last`, `channels_first` or None for Keras's default.
 
@@ -112,7 +111,7 @@ class ConvStem(Layer):
 class PatchEncoder(Layer):
     """Embeds patches and adds class token, registers and positions: (B, N', F) -> (B, N, D).
 
-    N = N' + class token + registers; these stand before the patches, in this order.
+    N = N' + class token + registers. The order is class token, registers, patches.
 
     Args:
         width: Size D of a token.
@@ -197,11 +196,11 @@ class PatchEncoder(Layer):
 class PatchDropout(Layer):
     """Drops patch tokens at random in training, redrawn per image and step: (B, N, D) -> (B, K, D) (arXiv 2208.07220).
 
-    K is the prefix and the patches kept, at least one. Outside training all N tokens pass.
+    K counts the prefix tokens and the kept patches (at least one). Outside training all N tokens are kept.
 
     Args:
         rate: Fraction of the patches that is dropped, 0 to below 1.
-        num_prefix_tokens: Class token and registers before the patches, which all pass.
+        num_prefix_tokens: Number of class token and registers before the patches; these are always kept.
     """
 
     def __init__(self, rate, num_prefix_tokens=0, **kwargs):

@@ -18,10 +18,11 @@ def features(model: ViT, names: str | list[str]) -> keras.Model:
             or `block_3/attention` for that block's attention weights (B, h, N, N).
 
     Returns:
-        A functional model from images to a dictionary of the named tensors. It is a view of `model`: save that one.
+        A functional model from images to a dictionary of the named tensors. It shares the weights of `model`: save `model`
+        instead.
 
     Raises:
-        ValueError: For a name that the model does not have, listing those it has.
+        ValueError: For an unknown name; the message lists the known ones.
     """
     names = [names] if isinstance(names, str) else list(names)
     known = [layer.name for layer in model.layers[1:]]
@@ -43,7 +44,7 @@ def features(model: ViT, names: str | list[str]) -> keras.Model:
 class AttentionScores(keras.layers.Layer):
     """The attention weights (B, h, N, N) of a block for the tokens (B, N, D) that it gets; has no weights of its own.
 
-    Keras counts a layer's outputs once, at its first call: the block itself cannot be called again for more.
+    A separate layer: Keras fixes a layer's number of outputs at its first call, so the block itself cannot return more later.
     """
 
     def __init__(self, block, **kwargs):

@@ -1,4 +1,4 @@
-"""Token merging (ToMe, 'Token Merging: Your ViT But Faster', arXiv 2210.09461): blocks that hand on fewer tokens than they get.
+"""Token merging (ToMe, 'Token Merging: Your ViT But Faster', arXiv 2210.09461): blocks that return fewer tokens than they get.
 
 Shapes: B batch, N tokens, D width, d size of a key, r tokens that are merged.
 """
@@ -15,10 +15,10 @@ from keras_vit.model.layers import register
 
 @register
 class MergingBlock(TransformerBlock):
-    """A transformer block that merges tokens between its two branches: tokens (B, N - r, D) and their sizes (B, N - r, 1).
+    """A transformer block that merges tokens between its branches: (B, N, D) -> tokens (B, N - r, D), sizes (B, N - r, 1).
 
     Args:
-        merge_tokens: How many patch tokens are merged into the most similar ones, r; at most half of them.
+        merge_tokens: Number r of patch tokens to merge into their most similar tokens; at most half of the patch tokens.
         num_prefix_tokens: Class token and registers at the front, which are not merged.
         **kwargs: The arguments of `TransformerBlock`.
     """
@@ -46,7 +46,7 @@ class MergingBlock(TransformerBlock):
         return x, sizes
 
     def attend(self, x, training, sizes, residual):
-        """The attention of tokens (B, N, D), and the keys (B, N, d) that similarity is measured by."""
+        """The attention of tokens (B, N, D), and the keys (B, N, d) that measure similarity."""
         residual = None if residual is None else reshape(residual, (-1, self.width))  # (B·N, D)
         qkv, tokens = self.attention.project(x, training), shape(x)[1]
         y = self.attention.mix(qkv, tokens, training=training, sizes=sizes, residual=residual)
@@ -59,18 +59,18 @@ class MergingBlock(TransformerBlock):
 
 
 def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
-    """Merges the `count` patch tokens that are most like another one into that one: (B, N, D) -> (B, N - r, D).
+    """Merges `count` patch tokens into their most similar tokens: (B, N, D) -> (B, N - r, D).
 
-    Bipartite soft matching (section 3 of the paper): patches go alternately into two sets, each of the first finds the most
-    similar one of the second by the cosine of their keys, and the r most similar pairs become one token each: the mean, weighted
-    by how many patches each stands for.
+    Bipartite soft matching (section 3 of the paper). Patch tokens go alternately into two sets. Each token of the first set finds
+    its most similar partner in the second, by the cosine similarity of their keys. The r tokens with the most similar partners
+    merge into them. A merged token is the mean of its parts, weighted by their `sizes`.
 
     Args:
         x: Tokens (B, N, D).
         sizes: How many patches each token stands for, (B, N, 1); None = one.
-        keys: What similarity is measured by, (B, N, d).
-        count: Number of tokens r. At most half of the patch tokens present, which patch dropout makes fewer.
-        num_prefix_tokens: Class token and registers at the front, which stay as they are.
+        keys: The keys that measure similarity, (B, N, d).
+        count: Number r of tokens to merge, capped at half of the patch tokens present; patch dropout leaves fewer.
+        num_prefix_tokens: Number of class token and registers at the front, which are not merged.
 
     Returns:
         Tokens (B, N - r, D), the prefix at the front, and their sizes (B, N - r, 1).
@@ -81,7 +81,7 @@ def merge_tokens(x, sizes, keys, count, num_prefix_tokens=0):
         return x, ops.ones_like(x[:, :, :1]) if sizes is None else sizes
     keys = keys[:, start:] * ops.rsqrt(ops.sum(keys[:, start:] * keys[:, start:], axis=-1, keepdims=True) + 1e-6)
     scores = ops.matmul(keys[:, ::2], ops.transpose(keys[:, 1::2], (0, 2, 1)))  # (B, first, second)
-    # Comparisons and products where others gather and scatter: every export format has them, and they cost little beside a block.
+    # Comparisons and matmuls instead of gather and scatter: every export format has them, and they are cheap beside a block.
     best, partners = ops.top_k(scores, 1)  # each (B, first, 1)
     _, order = ops.top_k(best[:, :, 0], scores.shape[1])  # (B, first): the most similar at the front
     first, second = (ops.convert_to_tensor(np.arange(size), order.dtype) for size in scores.shape[1:])

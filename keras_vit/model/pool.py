@@ -33,7 +33,7 @@ class Pooling(Layer):
         return None  # tokens end here
 
     def call(self, x, mask=None, sizes=None):
-        """Pools tokens (B, N, D). A `mask` (B, N) is True for those that count in the mean; `sizes` (B, N, 1) say how much."""
+        """Pools tokens (B, N, D). The mean counts tokens whose `mask` (B, N) is True, or weights them by `sizes` (B, N, 1)."""
         if self.kind == "cls":
             return x[:, self.token]
         if sizes is None and mask is not None:
@@ -53,8 +53,8 @@ class Pooling(Layer):
 class AttentionPooling(Layer):
     """One learned query attends to all tokens, an MLP follows: (B, N, D) -> (B, D).
 
-    The 'MAP head' of 'Scaling Vision Transformers' (arXiv 2106.04560), section 3.1: with y the attention's output,
-    y + mlp(norm(y)).
+    The 'MAP head' of 'Scaling Vision Transformers' (arXiv 2106.04560), section 3.1: y + mlp(norm(y)), where y is the attention's
+    output.
 
     Args:
         width: Size D of a token.
@@ -86,7 +86,7 @@ class AttentionPooling(Layer):
         return None  # tokens end here
 
     def call(self, x, mask=None, training=None, sizes=None):
-        """Pools tokens (B, N, D); a `mask` (B, N) is True for those to attend to, `sizes` as in `Attention.call`."""
+        """Pools tokens (B, N, D); `mask` (B, N) is True for tokens to attend to, `sizes` as in `Attention.call`."""
         head_dim = self.width // self.num_heads
         q = self.inner(self.query, ops.cast(self.probe, x.dtype), training=training)
         q = reshape(q, (1, self.num_heads, 1, head_dim))

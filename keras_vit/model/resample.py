@@ -11,10 +11,10 @@ def resample_positions(
     """Learned positions (1, prefix + rows * columns, D) for another grid of patches; rows of prefix tokens are kept.
 
     Args:
-        position: The table; what it has more than `old_grid` holds belongs to prefix tokens.
-        old_grid: Rows and columns of patches it was learned for.
+        position: The table. Rows in front, beyond those of `old_grid`, belong to prefix tokens.
+        old_grid: Rows and columns of patches that the table was learned for.
         new_grid: Rows and columns wanted.
-        antialias: See `resize_matrix`; with it as timm's `resample_abs_pos_embed`.
+        antialias: See `resize_matrix`; True equals timm's `resample_abs_pos_embed`.
     """
     if tuple(old_grid) == tuple(new_grid):
         return position
@@ -28,8 +28,8 @@ def resample_positions(
 def resample_projection(kernel: np.ndarray, old_patch: tuple[int, int], new_patch: tuple[int, int], channels: int) -> np.ndarray:
     """The projection (P * P * C, D) for patches of another size (FlexiViT, arXiv 2212.08013, section 3.4).
 
-    With R the bicubic resize of a patch, the new kernel is the pseudo-inverse of R transposed times the old one: a resized patch
-    then gives the old token wherever R loses nothing. As timm's `resample_patch_embed`.
+    Let R be the bicubic resize of a patch. The new kernel is the pseudo-inverse of R transposed, times the old kernel. A resized
+    patch then gives the old token wherever R loses nothing. As timm's `resample_patch_embed`.
 
     Args:
         kernel: The projection, its rows in the order of `Patches`: row, column, channel.
@@ -46,14 +46,14 @@ def resample_projection(kernel: np.ndarray, old_patch: tuple[int, int], new_patc
 
 
 def resample_weight(path: str, array: np.ndarray, old, new, antialias: bool = True) -> np.ndarray:
-    """A weight for the image and patch size of another configuration: positions and projection change, others stay.
+    """A weight for another configuration's image and patch size; only positions and projection change.
 
     Args:
         path: Of the weight, as in `ViTConfig.weight_shapes`.
         array: Its value.
         old: The `ViTConfig` that it belongs to.
         new: The `ViTConfig` wanted.
-        antialias: See `resize_matrix`; of the positions.
+        antialias: Whether positions are resized with antialiasing; see `resize_matrix`.
     """
     if path == "encoder/position":
         return resample_positions(array, old.grid_size, new.grid_size, antialias)

@@ -21,8 +21,8 @@ class ViT(keras.Model):
     """A functional model (B, H, W, C) -> logits (B, num_classes), or features (B, D) if `num_classes` is 0.
 
     Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `patch_dropout`, `pre_norm`, `block_0` ... `block_{depth-1}`
-    (B, N, D), `norm`, `pool` (B, D), `pre_logits`, `head`, and `pool_dist`, `head_dist` and `average` of a distilled model; those
-    that the configuration has. `features` gives the output of any.
+    (B, N, D), `norm`, `pool` (B, D), `pre_logits`, `head`, and in a distilled model `pool_dist`, `head_dist` and `average`. A
+    model has only the layers that its configuration needs. `features` returns the output of any layer.
 
     Attributes:
         config: The `ViTConfig` it was built from.
@@ -40,7 +40,7 @@ class ViT(keras.Model):
         super().__init__(inputs=images, outputs=outputs, name=name)
         self.config = config
         self.dtype_policy = dtype
-        if policies is not dtype:  # a map of the layers that are quantised; Keras cannot save a layer that is given the map itself
+        if policies is not dtype:  # a map, for quantised layers; Keras cannot save a layer that got the map itself
             special = dict(policies.items())
             for layer in [layer for layer in flatten_layers(self) if layer.path in special]:
                 layer.dtype_policy = special[layer.path]
@@ -79,7 +79,7 @@ def embed(config, images, dtype):
 
 
 def transform(config, x, dtype):
-    """Tokens (B, N, D) through the blocks, and their sizes (B, N, 1); None where no tokens are merged."""
+    """Runs tokens (B, N, D) through the blocks; returns tokens and sizes (B, N, 1), None if no tokens are merged."""
     sizes = None
     for index, (drop_path, merged) in enumerate(zip(config.drop_path_rates, config.merged_tokens, strict=True)):
         settings = {"drop_path": drop_path, "name": f"block_{index}", "dtype": dtype}
@@ -123,8 +123,8 @@ def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePoli
         config: A `ViTConfig`; `num_classes=0` gives the pooled features (B, D) instead of logits.
         name: Name of the model.
         dtype: Keras dtype policy, such as `mixed_bfloat16`; None = the global one. Logits are always float32.
-        remat: Whether training computes the inside of each block twice instead of keeping it; see `TransformerBlock`. Not saved
-            with the model.
+        remat: Whether training recomputes the inside of each block instead of storing it; see `TransformerBlock`. Not saved with
+            the model.
 
     Returns:
         A `ViT`, which is a functional `keras.Model`; `model.config == config`.

@@ -1,6 +1,6 @@
-"""Keras's private names, all that this library uses of them, under names of our own.
+"""All private names of Keras that this library uses, under names of its own.
 
-Each is looked for at import; where one is gone, the public way is taken after one warning. `pytest -m private` tries both ways:
+Each is looked up at import. If one is missing, the public way is taken, after one warning. `pytest -m private` tests both ways:
 run it with a newer version of Keras.
 """
 
@@ -21,17 +21,18 @@ OPTIMIZER_NAMES = (
     "_use_weight_decay",
     "_velocities",
 )
+MUON_NAMES = ("adam_lr_ratio", "adam_velocities", "momentums", "muon_a", "muon_b", "muon_c", "ns_steps", "rms_rate")
 LAYER_NAMES = ("_flatten_layers",)
 
 
 def missing_names(cls: type, names: tuple[str, ...]) -> list[str]:
-    """Those of `names` that are neither attributes of a class nor made by its `build`."""
-    made = getattr(cls.build, "__code__", missing_names.__code__).co_names
+    """Which of `names` a class lacks: they are no attributes of it, and neither constructor nor `build` makes them."""
+    made = [name for method in (cls.__init__, cls.build) for name in getattr(method, "__code__", missing_names.__code__).co_names]
     return [f"{cls.__name__}.{name}" for name in names if not hasattr(cls, name) and name not in made]
 
 
 MISSING = {
-    "optimizer": missing_names(keras.optimizers.Adam, OPTIMIZER_NAMES),
+    "optimizer": missing_names(keras.optimizers.Adam, OPTIMIZER_NAMES) + missing_names(keras.optimizers.Muon, MUON_NAMES),
     "layer": missing_names(keras.Layer, LAYER_NAMES),
 }
 
@@ -59,9 +60,9 @@ def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
 
 
 class OptimizerHooks:
-    """Stands before one of Keras's optimizers in the list of bases: the parts of an update, to be called and overridden.
+    """Mixin, listed before one of Keras's optimizers among the bases: the parts of an update, to call and to override.
 
-    Only where `available("optimizer")`.
+    For use only if `available("optimizer")`.
     """
 
     def clip(self, gradients: list) -> list:
@@ -81,7 +82,7 @@ class OptimizerHooks:
         return super()._get_current_learning_rate()
 
     def is_decayed(self, variable: keras.Variable) -> bool:
-        """Whether `exclude_from_weight_decay` has left a variable in."""
+        """Whether a variable decays, that is, `exclude_from_weight_decay` has not excluded it."""
         return self._use_weight_decay(variable)
 
     def place(self, variable: keras.Variable) -> int:

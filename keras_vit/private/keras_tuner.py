@@ -1,4 +1,4 @@
-"""KerasTuner's private names, all that the search uses of them, under names of our own.
+"""All private names of KerasTuner that the search uses, under names of its own.
 
 Nothing public replaces them: KerasTuner offers no other way to keep an oracle's state in one file, to give a trial back, or to
 answer for a chief. `tests/private/test_private_keras_tuner.py` tries each one; run it with a newer version before raising `TESTED`.
@@ -22,7 +22,7 @@ TUNER_METHODS = ("_get_tuner_fname", "_try_run_and_update_trial")
 
 
 def unusable(missing: str) -> str:
-    """The message where KerasTuner has changed inside."""
+    """The error message for a KerasTuner without these private names."""
     version = getattr(keras_tuner, "__version__", "unknown")
     return f"keras-tuner: received {version}, which lacks {missing}; allowed: {TESTED}; pip install keras-tuner=={TESTED}"
 
@@ -48,19 +48,19 @@ if missing_names():
 
 
 class OracleHooks:
-    """Stands before one of KerasTuner's oracles in the list of bases. Subclasses define `random_values()`."""
+    """Mixin, listed before one of KerasTuner's oracles among the bases. Subclasses define `random_values()`."""
 
     def _random_values(self):
         return self.random_values()
 
     def _check_consecutive_failures(self):
-        """Nothing: a failed trial is a bad score, not the end of the search."""
+        """Does nothing: a failed trial is a bad score, not the end of the search."""
 
     def _save_trial(self, trial):
-        """Nothing: `save`, which follows, writes the trials too."""
+        """Does nothing: `save`, which follows, writes the trials too."""
 
     def set_seed(self, seed: int) -> None:
-        """KerasTuner's constructor takes 0 for no seed."""
+        """Sets the seed; KerasTuner's constructor would take 0 for no seed."""
         self.seed = self._seed_state = seed
 
     def use_folder(self, folder: Path) -> None:
@@ -93,7 +93,7 @@ class OracleHooks:
 
 
 class TunerHooks(keras_tuner.Tuner):
-    """Subclasses define `state_file()`, whose file tells that a search goes on, and `try_trial(trial)`."""
+    """Subclasses define `try_trial(trial)`, and `state_file()`: if that file exists, a search goes on."""
 
     def _get_tuner_fname(self):
         return str(self.state_file())

@@ -1,6 +1,6 @@
-"""TensorFlow's private names, all that this library uses of them, under names of our own.
+"""All private names of TensorFlow that this library uses, under names of its own.
 
-Each is looked for at its first use; where one is gone, the public way is taken after one warning. `pytest -m private` tries both
+Each is looked up at its first use. If one is missing, the public way is taken, after one warning. `pytest -m private` tests both
 ways: run it with a newer version of TensorFlow.
 """
 

@@ -1,6 +1,6 @@
-"""PyTorch's private operations, all that this library uses of them, under names of our own.
+"""All private operations of PyTorch that this library uses, under names of its own.
 
-Each is looked for at import; where one is gone, the public way is taken after one warning. `pytest -m private` tries both ways:
+Each is looked up at import. If one is missing, the public way is taken, after one warning. `pytest -m private` tests both ways:
 run it with a newer version of PyTorch.
 
 Shapes: R rows, F and D features.

@@ -16,8 +16,14 @@ from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe
 
 RECIPES = Path(__file__).parent
 # What a setting may be, by the name of its type.
+# Messages of argparse and jsonargparse, and the same in this project's words.
+WORDINGS = (
+    (r"argument (\S+): expected (.+)", r"\1: received none; allowed: \2"),
+    (r'"([\w.]+)": Unable to load config (\S+)', r"\1: received \2; allowed: settings, each as --\1.NAME=VALUE"),
+    (r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"option: received --\1.\2; allowed: those of --help-all"),
+)
 KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "tuple": "a pair", "list": "a list"}
-CLASSES = "model.num_classes"  # a run records it in its recipe; nobody else states it, as the data decides it
+CLASSES = "model.num_classes"  # the data decides it: only a run's own recipe states it
 
 
 def recipe_names() -> list[str]:
@@ -76,7 +82,7 @@ def flatten(tree: dict, where: str) -> dict:
 
     Args:
         tree: The settings.
-        where: Begins the messages, such as the name of a file.
+        where: Prefix of error messages, such as the name of a file.
     """
     check_fields(Recipe, tree, f"{where}recipe")
     settings = {}
@@ -136,7 +142,7 @@ def parse_recipe(
     try:
         known = first.parse_known_args(arguments)[0]
     except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(reworded(error)) from None
     if known.classes is not None or "num_classes" in known.model:
         refuse_classes(known.classes or known.model)
     return parse_settings(read_settings(name, known.variant, sections), arguments, parser or recipe_parser(), complete)
@@ -186,7 +192,10 @@ def reworded(error: Exception) -> str:
     message = " ".join(str(error).replace("Parser key ", "").split())
     if message.startswith("unrecognized arguments: "):
         return f"option: received {message.partition(': ')[2]}; allowed: those of --help-all"
-    found = re.fullmatch(r'"([\w.]+)": (.+) (?:Got|Given) value: (.*)', message)
+    for theirs, ours in WORDINGS:
+        if found := re.match(theirs, message):
+            return found.expand(ours)
+    found = re.fullmatch(r'"([\w.]+)": (.+) (?:Got|Given) value: ?(.*)', message)
     kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])", found[2]) if found else []
     if not kinds:
         return message

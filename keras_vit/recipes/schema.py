@@ -60,19 +60,21 @@ class TrainConfig:
         schedule: `cosine` (to zero at the last step) or `constant`, after the warmup.
         warmup_epochs: Epochs of linear warmup from zero, such as 0.5; at most half of the training.
         weight_decay: Decoupled weight decay; never on biases, norms, scales, tokens and positions. 0 = off.
-        beta_1: Decay of the first moment; the momentum of `sgd`. With `muon` only for its AdamW part: its matrices have 0.95.
+        beta_1: Decay of the first moment; the momentum of `sgd`. With `muon` it applies to the AdamW part only; the matrices use
+            0.95.
         beta_2: Decay of the second moment.
         clip_norm: Largest global norm of the gradient; 0 = no clipping.
-        ema: Decay per update of averaged weights, such as 0.999, which are then validated and saved; 0 = off.
+        ema: Decay per update of the averaged weights, such as 0.999; the averages are then validated and saved. 0 = off. After u
+            updates it is at most (1 + u) / (10 + u), so that a short run does not average its initial weights.
         precision: `float32`, `bfloat16`, `float16` (with loss scaling) or `auto`: the faster of float32 and bfloat16 on this
             machine. The run measures both first and records the answer in its recipe. The weights stay in float32.
-        remat: Whether the backward pass recomputes the inside of each block instead of keeping it (gradient checkpointing,
-            arXiv 1604.06174): less memory, more time, the same numbers. Needs `dropout` and `attention_dropout` of 0.
+        remat: Whether the backward pass recomputes the inside of each block instead of storing it (gradient checkpointing, arXiv
+            1604.06174): same numbers, less memory, more time. Needs `dropout` and `attention_dropout` of 0.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
-        stages: Cheaper early parts of the training, in order: smaller images and less augmentation (arXiv 2104.00298), larger
-            patches or fewer of them (arXiv 2208.07220); the rest is trained as the recipe says. Between two stages positions
-            and patch projection are resampled. The model is always validated and saved in its own size.
+        stages: Cheaper early parts of the training, in order: smaller images and less augmentation (arXiv 2104.00298), larger or
+            fewer patches (arXiv 2208.07220). The remaining epochs train as the recipe says. Positions and patch projection are
+            resampled between stages. The model is always validated and saved in its own size.
     """
 
     # `precision` is float32 by default, so that a configuration made in Python gives the same numbers on every machine.
@@ -126,11 +128,12 @@ class FinetuneConfig:
         checkpoint: A run folder, a `.keras` file, a checkpoint of timm, transformers or JAX, or a name on the Hugging Face hub;
             empty = from scratch.
         source: Format of the checkpoint: `auto` (its files tell), `keras`, `timm`, `huggingface` or `jax`.
-        architecture: Name of the architecture, such as vit_base_patch16_224, for a checkpoint that does not say; empty = it does.
+        architecture: Name of the architecture, such as vit_base_patch16_224, for a checkpoint that does not state it; empty = it
+            does.
         method: `full` (every weight), `probe` (the head alone) or `lora` (the head, and low-rank adapters beside the kernels of
             attention and MLP, arXiv 2106.09685).
-        keep_head: Whether to keep the checkpoint's head, for data of the same classes; else a new one starts at zero.
-        freeze: Number of first blocks that are not trained, and the embedding with them; 0 = all are trained.
+        keep_head: Whether to keep the checkpoint's head, for data of the same classes; otherwise a new head starts at zero.
+        freeze: Number of first blocks to freeze, together with the embedding; 0 = nothing is frozen.
         layer_decay: Factor on the learning rate for each block further from the head (arXiv 2106.08254): 1 after the last
             block, layer_decay^1 for the last block, layer_decay^depth for the first and layer_decay^(depth + 1) for the
             embedding; 1 = off.
@@ -167,7 +170,7 @@ class FinetuneConfig:
             self.refuse(("lora_rank", "lora_alpha"), f"with method={self.method}")
 
     def refuse(self, names, where):
-        """Raises a ValueError unless the named fields, which have no effect here, have their defaults."""
+        """Raises a ValueError if a named field, which has no effect here, differs from its default."""
         for name in names:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             if value != default:
@@ -199,10 +202,10 @@ class Recipe:
         data: `auto` (CIFAR-10 if it is at hand or can be downloaded, else digits), `cifar10`, `cifar100`, `mnist`,
             `fashion_mnist`, another TensorFlow Datasets name, `folder:PATH`, `arrays:FILE.npz` or `digits`.
         data_dir: Folder of prepared TensorFlow Datasets; null = TFDS_DATA_DIR or the default of that library.
-        validation: Training images to hold out for validation: a share below 1, a number of images, or null for a tenth and
-            5000 at most; 0 = none.
+        validation: Training images to hold out for validation: a share below 1, a number of images, or null = a tenth, at most
+            5000; 0 = none.
         mean: Subtracted from images scaled to 0..1: a number, or one for each channel.
-        std: Divides them then: a number, or one for each channel.
+        std: Divides the result: a number, or one for each channel.
         augment: Augmentation of the training images.
         train: Optimisation.
         finetune: The checkpoint to start from, if any, and which weights to train.
@@ -274,7 +277,7 @@ class Recipe:
         )
 
     def for_data(self, data: DataSet) -> typing.Self:
-        """The recipe with what its data decides: what `auto` stands for, and the number of classes."""
+        """The recipe with the settings that its data decides: the data set that `auto` found, and the number of classes."""
         return dataclasses.replace(self, data=data.name, model=dataclasses.replace(self.model, num_classes=len(data.class_names)))
 
     def to_dict(self) -> dict:
@@ -282,7 +285,7 @@ class Recipe:
         return {**dataclasses.asdict(self), "model": self.model.to_dict()}
 
     def to_yaml(self) -> str:
-        """The recipe as YAML that `load_recipe` reads back as an equal one."""
+        """The recipe as YAML; `load_recipe` reads it back as an equal recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 

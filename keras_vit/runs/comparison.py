@@ -38,7 +38,7 @@ def compare(runs: list[RunFolder]) -> dict[str, list]:
 
 
 def results_of(run):
-    """The results of a run by name; None for those that it does not have yet."""
+    """The results of a run by name; None for results that it does not have yet."""
     metrics = run.metrics
     summary = run.summary if run.is_finished else {}
     validated = [row["val_accuracy"] for row in metrics if "val_accuracy" in row]

@@ -6,11 +6,13 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from keras_vit.checks import check_choice, check_int
 from keras_vit.data.batches import evaluation_batches
+from keras_vit.data.dataset import DataSet
 from keras_vit.files import write_text
 from keras_vit.model.vit import merging_model
 from keras_vit.runs import plots
@@ -29,7 +31,7 @@ def evaluate(
     batch_size: int | None = None,
     merge_tokens: int | None = None,
 ) -> Evaluation:
-    """Evaluates a run's best model on the run's data set, or on another one with as many classes.
+    """Evaluates a run's best model on the run's data set, or on another one with classes of the same names.
 
     Images of another data set are resized to the model's size and normalised with the run's mean and standard deviation.
     Warns if the run's own data set has changed since the training: its test images may then include training images.
@@ -46,7 +48,7 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: If the data set has another number of classes, the same classes in another order, or no such split.
+        ValueError: If the data set has a class that the run has not, or no such split.
     """
     check_choice("split", split, SPLITS)
     if batch_size is not None:
@@ -67,11 +69,6 @@ def evaluate(
     loaded = recipe.load_data()
     if loaded.fallback:
         raise ValueError(f"data: received {recipe.data!r}; allowed: data at hand, which CIFAR-10 is not ({loaded.fallback})")
-    if len(loaded.class_names) != config.num_classes:
-        raise ValueError(
-            f"data: received {loaded.name}, with {len(loaded.class_names)} classes; "
-            f"allowed: a data set of {config.num_classes} classes, as the run's model has"
-        )
     if run.is_finished:
         summary = run.summary
         if own and summary["fingerprint"] != loaded.fingerprint:
@@ -80,10 +77,8 @@ def evaluate(
                 f"the {split} images may include training images",
                 stacklevel=2,
             )
-        names = summary["class_names"]
-        if names != loaded.class_names and sorted(names) == sorted(loaded.class_names):
-            first = ", ".join(loaded.class_names[:5])
-            raise ValueError(f"data: received {loaded.name}, with classes {first}...; allowed: the order of the run's")
+    names = run.summary["class_names"] if run.is_finished else None
+    classes = match_classes(loaded, names, config.num_classes)
     images = getattr(loaded, split)
     if images is None or not len(images):
         raise ValueError(f"split: received {split!r}; allowed: a split with images, which {loaded.name} has not in this recipe")
@@ -94,7 +89,44 @@ def evaluate(
         mean=recipe.mean,
         std=recipe.std,
     )
-    return score(model.predict(batches, verbose=0), images.labels, loaded.class_names)
+    return score(model.predict(batches, verbose=0), classes[images.labels], names or loaded.class_names)
+
+
+def match_classes(data: DataSet, names: list[str] | None, num_classes: int) -> np.ndarray:
+    """The run's label for each label of a data set, matched by the classes' names; warns of classes that the data lacks.
+
+    Classes whose names are all numbers, as those of arrays, are the run's labels themselves if the run's classes have other names.
+
+    Args:
+        data: The `DataSet`.
+        names: The run's class names; None = not known, as the run has not ended.
+        num_classes: K, of the run's model.
+
+    Raises:
+        ValueError: If the data set has a class that the run has not.
+    """
+    ours, received = data.class_names, f"data: received {data.name}, with"
+    if names is None:
+        if len(ours) != num_classes:
+            raise ValueError(f"{received} {len(ours)} classes; allowed: {num_classes} classes, as the run's model has")
+        return np.arange(num_classes)
+    position = {name: label for label, name in enumerate(names)}
+    if all(name.isdecimal() for name in ours) and not any(name.isdecimal() for name in names):
+        position = {str(label): label for label in range(num_classes)}
+    unknown, missing = [name for name in ours if name not in position], [name for name in position if name not in ours]
+    if unknown:
+        raise ValueError(f"{received} {plural(unknown)}; allowed, as in training: {shown(position)}")
+    if missing:
+        warnings.warn(f"{data.name} has no {plural(missing)}, which the run has", stacklevel=3)
+    return np.array([position[name] for name in ours])
+
+
+def plural(names):
+    return f"class{'es' * (len(names) > 1)} {shown(names)}"
+
+
+def shown(names):
+    return ", ".join([*names][:10]) + ", ..." * (len(names) > 10)
 
 
 def write_evaluation(evaluation: Evaluation, run: RunFolder, *, data: str | None = None, split: str = "test") -> list[Path]:
@@ -128,7 +160,7 @@ def write_evaluation(evaluation: Evaluation, run: RunFolder, *, data: str | None
 
 
 def evaluation_table(evaluation: Evaluation, most: int = 40) -> Table:
-    """A rich table of each class's precision, recall, F1 and images; of more than `most` classes those with the lowest F1."""
+    """A rich table of each class's precision, recall, F1 and images; beyond `most` classes only the ones with the lowest F1."""
     table = Table("class")
     for name in ("precision (%)", "recall (%)", "F1 (%)", "images"):
         table.add_column(name, justify="right")

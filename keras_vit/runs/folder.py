@@ -71,16 +71,9 @@ class RunFolder:
         Raises:
             ValueError: If `path` holds something that may not be overwritten.
         """
+        cls.check_free(path, overwrite)
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"run: received {str(path)!r}, which is a file; allowed: a new or empty folder")
-        if path.is_dir() and any(not file.name.startswith(PARTIAL) for file in path.iterdir()):
-            if not (path / "recipe.yaml").is_file():
-                raise ValueError(
-                    f"run: received {str(path)!r}, which is not empty and not a run folder; allowed: a new or empty folder"
-                )
-            if not overwrite:
-                raise ValueError(f"run: received {str(path)!r}, which exists; go on with --resume, or start again with --overwrite")
+        if (path / "recipe.yaml").is_file():
             run = cls(path)
             # The new recipe replaces the old one last: until then the folder remains a run folder.
             for file in (run.state_path, run.model_path, path / "metrics.csv", path / "summary.json"):
@@ -93,6 +86,20 @@ class RunFolder:
         run = cls(path)
         run.remove_partial_files()
         return run
+
+    @staticmethod
+    def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
+        """Raises a ValueError if `path` holds something that `create` may not overwrite."""
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"run: received {str(path)!r}, which is a file; allowed: a new or empty folder")
+        if path.is_dir() and any(not file.name.startswith(PARTIAL) for file in path.iterdir()):
+            if not (path / "recipe.yaml").is_file():
+                raise ValueError(
+                    f"run: received {str(path)!r}, which is not empty and not a run folder; allowed: a new or empty folder"
+                )
+            if not overwrite:
+                raise ValueError(f"run: received {str(path)!r}, which exists; go on with --resume, or start again with --overwrite")
 
     @property
     def plots(self) -> Path:

@@ -1,6 +1,6 @@
 """Pictures of batches, runs and evaluations, as PNG files: arrays and rows in, a file out.
 
-Each picture has a figure of its own, without pyplot: no window and no global state, so that any thread can draw.
+Each picture has a figure of its own, without pyplot: no window and no global state. Any thread can draw.
 """
 
 import functools
@@ -23,7 +23,7 @@ MAPS = 32  # most position maps in a row or column of a picture
 # Okabe and Ito's colours without yellow and black: people with any kind of colour blindness can tell them apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 ACCURATE, GAP, GREY = "#9CC9E8", "#D55E00", "#777777"
-# Fallbacks for Chinese, Japanese and Korean, which DejaVu Sans lacks; those that the machine has are used.
+# Fallbacks for Chinese, Japanese and Korean, which DejaVu Sans lacks; used if the machine has them.
 WIDE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -38,7 +38,7 @@ WIDE_FONTS = (
 def batch_picture(
     images: np.ndarray, targets: np.ndarray, class_names: list[str], path: str | os.PathLike, *, limit: int = 64
 ) -> None:
-    """Draws the images of a batch with their labels, and the weight of a label that is not 1.
+    """Draws the images of a batch with their labels, and the weight of each label unless it is 1.
 
     Args:
         images: uint8 (B, H, W, C).

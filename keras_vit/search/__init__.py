@@ -8,7 +8,7 @@ NEEDED = ("keras_tuner", "six", "sklearn", "grpc", "google.protobuf", "filelock"
 def is_installed(name):
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 

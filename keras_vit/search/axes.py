@@ -20,12 +20,12 @@ INTEGERS = ("patch_size", "depth", "num_heads", "head_dim", "batch_size")
 NAMES = {"stem": STEMS, "pool": POOLS}
 LOGARITHMIC = ("learning_rate", "weight_decay")
 MOST_PATCHES, FEWEST_PATCHES = 256, 4  # the bounds of `patch_size: auto`
-DIGITS = 4  # of a searched real number: recipes stay readable, and it survives a message between machines
+DIGITS = 4  # of searched real numbers: recipes stay readable, and values survive messages between machines
 
 
 @dataclasses.dataclass(frozen=True)
 class SpaceConfig:
-    """The axes of a search. Each is a range `2..8`, choices `2,4,8`, one fixed value, or null: as in the recipe.
+    """The axes of a search. Each is a range `2..8`, choices `2,4,8`, one fixed value, or null = as in the recipe.
 
     Attributes:
         patch_size: Side of a patch in pixels; `auto` = the divisors of the image that give 4 to 256 patches.
@@ -39,9 +39,9 @@ class SpaceConfig:
         weight_decay: Decoupled weight decay, on a logarithmic scale.
         drop_path: Stochastic depth of the last block, 0 to below 1.
         batch_size: Images a step.
-        augment: Strength of the augmentation, 0 to 1. RandAugment gets magnitude 9 x strength (one layer, two above 0.5); the
-            recipe's MixUp or CutMix, or CutMix where it has none, mixes the share `strength` of the images. 0 leaves flip and
-            crop.
+        augment: Strength of the augmentation, 0 to 1. RandAugment gets magnitude 9 x strength (one layer, two above 0.5). The
+            recipe's MixUp or CutMix (CutMix if it has neither) mixes the share `strength` of the images. At 0 only flip and crop
+            remain.
     """
 
     patch_size: Axis = "auto"
@@ -59,10 +59,10 @@ class SpaceConfig:
 
 
 def read_space(path: str | os.PathLike) -> dict[str, Axis]:
-    """Every axis of a YAML or JSON file of axes, {"depth": "2..8", ...}; an axis that it does not name is None.
+    """Every axis of a YAML or JSON file of axes, {"depth": "2..8", ...}; an axis that the file does not name is None.
 
     Raises:
-        ValueError: If there is no such file, or if it names something else than axes.
+        ValueError: If there is no such file, or if it names anything but axes.
     """
     path = Path(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
@@ -135,7 +135,7 @@ def read_value(name, text):
 
 
 def patch_sizes(image_size):
-    """The sides of the square patches that cut an image into 4 to 256 of them."""
+    """The sides of square patches of which 4 to 256 cover an image."""
     height, width = image_size
     sizes = [size for size in range(1, math.gcd(height, width) + 1) if height % size == width % size == 0]
     fitting = [size for size in sizes if FEWEST_PATCHES <= height * width // size**2 <= MOST_PATCHES]

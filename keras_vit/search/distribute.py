@@ -20,16 +20,16 @@ from keras_vit.private.keras_tuner import MESSAGES, SERVICE, Client, OracleServi
 from keras_vit.search.oracle import metrics_of, with_results
 from keras_vit.search.tuner import Lost, reason_of
 
-LEASE_SECONDS = 30.0  # of silence, after which the chief gives a worker's trial to another one
+LEASE_SECONDS = 30.0  # of silence, after which the chief gives a trial to another worker
 BEAT_SECONDS = 2.0  # between two signs of life
-UNANSWERED_SECONDS = 15.0  # without an answer to its signs of life, after which a worker ends its trial
-FAREWELL_SECONDS = 10.0  # that a chief with nothing left to do waits for its workers to ask once more
-IDENTITY = "worker"  # name of the metadata with the caller's name
+UNANSWERED_SECONDS = 15.0  # after which a worker ends its trial if its signs of life get no answer
+FAREWELL_SECONDS = 10.0  # for which a chief with nothing left to do waits until its workers have asked once more
+IDENTITY = "worker"  # metadata key of the caller's name
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def read_address(name, text):
-    """Host and port of `HOST:PORT`, `[HOST]:PORT` or `PORT`; the host of the last is this machine, for itself alone.
+    """Host and port of `HOST:PORT`, `[HOST]:PORT` or `PORT`; the last means this machine, reachable from itself alone.
 
     Raises:
         ValueError: For any other text.
@@ -67,7 +67,7 @@ class Chief(OracleServicer):
         oracle: The `SearchOracle`. Trials that ran under an earlier chief stay for `lease` seconds with their workers.
         folder: The search folder.
         events: As of a `TrialTuner`.
-        lease: Seconds of silence after which a worker's trial is given to another one.
+        lease: Seconds of silence after which a trial goes to another worker.
     """
 
     def __init__(self, oracle, folder, events, lease=LEASE_SECONDS):
@@ -129,7 +129,7 @@ class Chief(OracleServicer):
                     self.events.trial_lost(trial, worker)
 
     def caller(self, context, trial_id=None):
-        """The name of the calling worker; a `Lost` if the trial is not its own, or no longer."""
+        """The name of the calling worker; raises `Lost` if the trial is not, or no longer, its own."""
         worker = dict(context.invocation_metadata()).get(IDENTITY, "")
         self.seen[worker] = time.monotonic()
         if trial_id is not None:

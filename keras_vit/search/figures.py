@@ -8,7 +8,7 @@ from keras_vit.search.pareto import front, metric, number
 # Groups of trials by rank. Viridis from dark to light, and grey: on white the best stand out.
 BANDS = ((0.1, "best 10%", "#440154"), (0.25, "to 25%", "#3b528b"), (0.5, "to 50%", "#21918c"), (1, "rest", "#b4bcc3"))
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#8a929a"
-FEW = 12  # names or values are written into a picture
+FEW = 12  # up to so many names or values are written into a picture
 
 
 def front_picture(done, objectives, cost):
@@ -37,7 +37,7 @@ def front_picture(done, objectives, cost):
 
 
 def bands(done, goal):
-    """Groups of trials by rank: name, colour, trials. The worst come first, so that the best are drawn above them."""
+    """Groups of trials by rank: name, colour, trials. The worst come first: the best are drawn on top."""
     groups, start = [], 0
     for share, name, color in BANDS:
         group, start = done[start : math.ceil(share * len(done))], math.ceil(share * len(done))
@@ -52,7 +52,7 @@ def learning_curves(trials, done, goal, x_name):
 
     def points(trial):
         rows, before = trial["curve"], known.get(trial.get("continues"))
-        if before and before["curve"]:  # the line begins at the end of its predecessor's
+        if before and before["curve"]:  # the line begins where its predecessor's ends
             last = before["curve"][-1]
             rows = [last, *(row for row in rows if row["epoch"] > last["epoch"])]
         for row in rows:
@@ -64,7 +64,7 @@ def learning_curves(trials, done, goal, x_name):
     traces = lines([("failed", GREY, failed), *bands(done, goal), ("running", VERMILION, running)], points)
     caption = "Groups by rank; a click on one hides it."
     if any(trial.get("continues") for trial in trials):
-        caption += " A trial that goes on with another one begins at the end of that one."
+        caption += " The curve of a trial that continues another one begins where that one ends."
     return traces and picture(f"{label(goal)} over {label(x_name)}", caption, traces, axis_of(x_name), axis_of(goal))
 
 
@@ -92,13 +92,13 @@ def parallel_coordinates(axes, done, goal):
     ]
     ticks = {"tickvals": list(range(len(axes))), "ticktext": [escape(axis["name"]) for axis in axes]}
     x_axis, y_axis = {**ticks, "gridcolor": GREY, "range": [-0.5, len(axes) - 0.4]}, {"visible": False, "range": [-0.1, 1.1]}
-    caption = "A line is a trial, the darker the better; a click on a group hides it. On one value the better trials lie higher."
+    caption = "A line is a trial, the darker the better; a click on a group hides it. Of trials with one value the best is on top."
     traces = lines(bands(done, goal), points)
     return picture("Parallel coordinates", caption, traces, x_axis, y_axis, width=95 * len(axes), annotations=marks)
 
 
 def place_values(axis, values):
-    """For an axis: the place of a value in 0..1, as a function; the values to label; the room for trials of the same value."""
+    """For an axis: a function from a value to its place in 0..1, the values to label, the spread of trials with one value."""
 
     def key(value):
         return plain_text(value) if number(value) is None else number(value)

@@ -1,6 +1,6 @@
-"""The search folder: one process holds it, and it goes on with one search only.
+"""The search folder: it belongs to one search, and one process at a time holds it.
 
-search.json            the search that it holds
+search.json            the search that the folder holds
 recipe.yaml            everything that is not searched
 oracle.json            the state of the search, and oracle.previous.json the state before it
 trial-0/ ...           recipe.yaml, run/ (a run folder), result.json or failure.txt, log.txt
@@ -41,7 +41,7 @@ def read_search(folder: Path) -> dict | None:
 
 
 def claim(folder: Path, search: dict, overwrite: bool) -> None:
-    """Writes down which search a folder holds; refuses to go on with another one, and says how it differs.
+    """Records which search a folder holds; refuses another search, and says how it differs.
 
     Args:
         folder: The search folder, which this process holds.

@@ -21,11 +21,10 @@ def importance(
 ) -> tuple[dict[str, tuple[float, float]], float] | None:
     """How much each axis decides the result: permutation importance of a random forest, on trials that it has not seen.
 
-    For each of 5 folds a forest is fitted to the other trials. The importance of an axis is the loss in the share of the
-    variance that the forest explains (R²) when the axis's values are shuffled among the fold's trials; each of 3 partitions
-    into folds is shuffled twice. Results count relative to the mean of the trials with as many epochs, so that Hyperband's
-    short trials can be compared with its long ones. Trials of one configuration share a fold, so that no trial is predicted
-    from its twin.
+    For each of 5 folds a forest is fitted to the other trials. The importance of an axis is the drop in explained variance (R²)
+    when its values are shuffled among the fold's trials. Each of 3 partitions into folds is shuffled twice. A result counts
+    relative to the mean of the trials with as many epochs: this makes Hyperband's short and long trials comparable. Trials of one
+    configuration share a fold: no trial is predicted from its twin.
 
     Returns:
         For each axis that varies the mean and the standard deviation over the shuffles, and the R² of all held-out

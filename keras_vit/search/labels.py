@@ -16,7 +16,7 @@ LABELS = {  # of metrics, in the order of the leaderboard's columns
     "process_seconds": "process (s)",
     "images_per_second": "images per second",
     "memory_mb": "peak memory (MB)",
-    "overhead_seconds": "beyond training (s)",
+    "overhead_seconds": "overhead (s)",
     "seconds": "seconds of training",
 }
 LOGARITHMIC = ("params", "flops")  # metrics that span orders of magnitude
@@ -55,5 +55,5 @@ def plain_text(value):
 
 
 def escape(text):
-    """A text for plotly.js, which draws some of HTML's tags."""
+    """A text for plotly.js, which interprets some HTML tags."""
     return str(escape_markup(plain_text(text)))

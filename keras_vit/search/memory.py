@@ -29,7 +29,7 @@ def activation_floats(config: ViTConfig) -> int:
 def training_memory(recipe: Recipe, process: float = 0.0) -> float:
     """Predicted peak memory of a training in MB (2^20 bytes): weights, gradients, optimizer, average, activations.
 
-    Activations count as float32 in mixed precision too: a CPU, where the prediction was compared with measurements, keeps both.
+    Activations count as float32 in mixed precision too: a CPU keeps both. The prediction was compared with measurements on CPUs.
 
     Args:
         recipe: The recipe.

@@ -1,8 +1,8 @@
 """KerasTuner's oracles, which choose the next trial, made to survive a kill.
 
-All of them: a proposal depends on the seed, the number of the trial and the results so far alone, so that a search that was
-killed goes on to the same result; proposals are legal and new; a failed trial is a bad score; the state is one file, written in
-one step, and the state before it is kept.
+What they share: a proposal depends only on the seed, the number of the trial and the results so far, so a killed search goes on
+to the same result. Proposals are legal and new. A failed trial counts as a bad score. The state is one file, written in one step,
+and the previous state is kept.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ FAILED = "failed"  # a metric: 1 where a trial has no result
 WORST = 0.0  # accuracy of a failed trial
 CANDIDATES, NEIGHBOURS = 2000, 500  # random configurations, and neighbours of the best, that the Gaussian process ranks
 DRAWS = 128  # of each candidate's objectives, for the expectation of their norm
-AHEAD = 0.25  # the norm's reference point is better than the front by this share of its range in each objective
+AHEAD = 0.25  # the norm's reference point beats the front by this share of each objective's range
 RHO = 0.05  # of ParEGO's augmented Chebyshev norm (Knowles 2006)
 
 
 class SearchOracle(OracleHooks):
-    """The part that every oracle here shares; stands before one of KerasTuner's in the list of bases.
+    """What every oracle here shares: a mixin, listed before one of KerasTuner's oracles among the bases.
 
     Args:
         space: The `Space`.
@@ -109,7 +109,7 @@ class SearchOracle(OracleHooks):
             self.end_trial(trial)
 
     def keep(self, trial_id):
-        """Nothing: a worker in this process lives as long as the oracle."""
+        """Does nothing: a worker in this process lives as long as the oracle."""
 
     def give_back(self, tuner_id):
         """Takes back a worker's unfinished trial: the next worker that asks gets it."""
@@ -124,7 +124,7 @@ class SearchOracle(OracleHooks):
         return np.random.default_rng([self.seed, len(self.start_order), *key])
 
     def random_values(self):
-        """A random legal configuration that is new, the first one if it was given; None if everything has been tried."""
+        """A new, random legal configuration, or `first` at the start of a search; None if no new one is found."""
         if self.first and not self.start_order and self.space.is_legal(self.first):
             return dict(self.first)
         rng = self.rng()
@@ -176,7 +176,7 @@ def metrics_of(trial):
 
 
 def with_results(trials):
-    """The finished ones of trials, each with its metrics."""
+    """The finished trials among `trials`, each with its metrics."""
     return [(trial, metrics_of(trial)) for trial in trials if trial.status == TrialStatus.COMPLETED]
 
 
@@ -228,12 +228,12 @@ class GridOracle(SearchOracle, keras_tuner.Oracle):
 class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracle):
     """Bayesian optimisation with one Gaussian process for each objective.
 
-    The surrogate is scikit-learn's Gaussian process with a noise term and a Matern kernel that has one length an axis. Among
-    random configurations and neighbours of the best, the next trial is the legal, new one with the largest expected
-    improvement; running trials count with their predicted mean. With several objectives each trial draws weights and improves
-    the objectives' augmented Chebyshev norm, scaled to 0..1, as ParEGO does (Knowles 2006), so that the trials spread along
-    the Pareto front. The norm's expectation is sampled from the objectives' processes (Paria, Kandasamy and Poczos, arXiv
-    1805.12168).
+    The surrogate is scikit-learn's Gaussian process with a noise term and a Matern kernel that has one length for each axis. The
+    candidates are random configurations and neighbours of the best ones. The next trial is the legal, new candidate with the
+    largest expected improvement; running trials count with their predicted mean. With several objectives, each trial draws random
+    weights and improves the augmented Chebyshev norm of the objectives, scaled to 0..1, as ParEGO does (Knowles 2006): the trials
+    spread along the Pareto front. The norm's expectation is sampled from the objectives' processes (Paria, Kandasamy and Poczos,
+    arXiv 1805.12168).
     """
 
     def populate_space(self, trial_id):
@@ -277,7 +277,7 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
         return None
 
     def costs(self, metrics):
-        """(N, M): the objectives of each trial, scaled to be minimised from 0; a failed trial costs as much as the worst one."""
+        """(N, M): each trial's objectives as costs from 0 up, to be minimised; a failed trial costs as much as the worst one."""
         columns = []
         for name, direction in self.objectives.items():
             column = np.array([row.get(name, math.nan) for row in metrics], float)
@@ -297,15 +297,15 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
 
 
 def chebyshev(costs, weights):
-    """The augmented Chebyshev norm over the last axis, from a point better than any so far: so each point can be improved."""
+    """The augmented Chebyshev norm over the last axis. Its reference point beats every point so far: each can be improved."""
     weighted = weights * (costs + AHEAD)
     return weighted.max(axis=-1) + RHO * weighted.sum(axis=-1)
 
 
 def fit(points, costs, rng, kernel=None):
-    """A Gaussian process through points (N, D) of the unit cube; a given kernel keeps its lengths.
+    """A Gaussian process fitted to points (N, D) of the unit cube; a given kernel keeps its lengths.
 
-    Some tens of points cannot tell lengths below a third of an axis from noise.
+    Lengths are at least 0.3 of an axis: a few dozen points cannot tell shorter ones from noise.
     """
     optimizer = "fmin_l_bfgs_b" if kernel is None else None
     if kernel is None:

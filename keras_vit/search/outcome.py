@@ -105,7 +105,7 @@ def write_recipes(search, folder):
 
 
 def conclude(search, folder, console):
-    """Prints the outcome of a search that `describe` has described."""
+    """Prints the outcome of a search, as `describe` returns it."""
     points = front(search["trials"], search["settings"]["objectives"])
     if not points:
         console.print(f"no trial has succeeded; the reasons: {folder / 'report.html'}")
@@ -126,5 +126,5 @@ def conclude(search, folder, console):
     )
     overhead = [trial["metrics"]["overhead_seconds"] for trial in search["trials"] if "overhead_seconds" in trial["metrics"]]
     if overhead:
-        console.print(f"a trial took {statistics.median(overhead):.1f} s beyond its training (median): start, build, measurements")
+        console.print(f"overhead of a trial: {statistics.median(overhead):.1f} s (median) for start, build and measurements")
     console.print(f"report: {folder / 'report.html'}; tensorboard --logdir {folder}")

@@ -1,6 +1,6 @@
 """The trade-off between objectives: which trials are on the Pareto front, how good a front is, which small trial will do.
 
-A trial is a dictionary with `status` and `metrics`; what is not COMPLETED, or lacks a metric that is asked for, does not count.
+A trial is a dictionary with `status` and `metrics`. Only COMPLETED trials that have the required metrics count.
 Shapes: N points, M objectives. An objective's direction is "max" or "min".
 """
 
@@ -12,12 +12,12 @@ import numpy as np
 
 Trial = Mapping[str, typing.Any]
 
-SIGNS = {"max": -1.0, "min": 1.0}  # what turns an objective into one to be minimised
+SIGNS = {"max": -1.0, "min": 1.0}  # factor that turns an objective into one to minimise
 ROUNDING = 1e-9  # of a difference of accuracies: 0.71 - 0.70 is a little more than 0.01
 
 
 def front(trials: Iterable[Trial], objectives: Mapping[str, str]) -> list[Trial]:
-    """The trials that no other one beats: none is at least as good in every objective and better in one.
+    """The trials that no other trial dominates, that is, beats in one objective and equals or beats in all others.
 
     Args:
         trials: The trials.
@@ -30,7 +30,7 @@ def front(trials: Iterable[Trial], objectives: Mapping[str, str]) -> list[Trial]
         ValueError: For no objective, or a direction that is neither "max" nor "min".
     """
     if not objectives:
-        raise ValueError("objectives: received none; needed: metrics with their directions, such as {'val_accuracy': 'max'}")
+        raise ValueError("objectives: received none; allowed: metrics with their directions, such as {'val_accuracy': 'max'}")
     known = [trial for trial in trials if all(metric(trial, name) is not None for name in objectives)]
     if not known:
         return []
@@ -54,19 +54,19 @@ def non_dominated(costs: np.ndarray) -> np.ndarray:
     costs = np.asarray(costs, float)
     kept = np.ones(len(costs), bool)
     for index, point in enumerate(costs):
-        if kept[index]:  # what a dominated point dominates, its better dominates too
+        if kept[index]:  # whatever a dominated point dominates, its dominator dominates too
             kept &= ~((costs >= point).all(axis=1) & (costs > point).any(axis=1))
     return kept
 
 
 def hypervolume(points: np.ndarray, reference: Sequence[float], directions: Sequence[str]) -> float:
-    """The volume that points dominate, up to a reference point: larger is the better front.
+    """The volume that points dominate, up to a reference point; a better front has a larger volume.
 
     It is exact, and polynomial in N: about N^(M-1) log N.
 
     Args:
         points: (N, M); N may be 0. A point that is not better than the reference in every objective adds nothing.
-        reference: (M,), a point that is worse than what counts.
+        reference: (M,), a point that is worse than all points that count.
         directions: M times "max" or "min".
 
     Raises:
@@ -80,11 +80,11 @@ def hypervolume(points: np.ndarray, reference: Sequence[float], directions: Sequ
     if points.size == 0:
         points = points.reshape(0, len(sign))
     if not len(sign):
-        raise ValueError("directions: received none; needed: 'max' or 'min' for each objective")
+        raise ValueError("directions: received none; allowed: 'max' or 'min' for each objective")
     if reference.shape != sign.shape:
-        raise ValueError(f"reference: received shape {reference.shape}; needed: ({len(sign)},), a number a direction")
+        raise ValueError(f"reference: received shape {reference.shape}; allowed: ({len(sign)},), a number a direction")
     if points.ndim != 2 or points.shape[1] != len(sign):
-        raise ValueError(f"points: received shape {points.shape}; needed: (N, {len(sign)}), a column a direction")
+        raise ValueError(f"points: received shape {points.shape}; allowed: (N, {len(sign)}), a column a direction")
     for name, value in (("points", points), ("reference", reference)):
         if not np.isfinite(value).all():
             raise ValueError(f"{name}: received a number that is not finite")
@@ -113,12 +113,12 @@ def smallest_within(
 
     Args:
         trials: The trials.
-        points: How many percentage points of accuracy may be lost against the best trial; the bound itself counts.
+        points: Largest loss of accuracy against the best trial, in percentage points, inclusive.
         size: The metric to be small: "params", "flops", "latency_ms"...
         accuracy: The metric to be large, a fraction of 1.
 
     Returns:
-        The trial; of several of that size the most accurate, then the first. None if no trial has both metrics and is near.
+        The trial; among equally small ones the most accurate, then the first. None if no trial near the best has both metrics.
 
     Raises:
         ValueError: For negative or non-finite `points`.
@@ -134,14 +134,14 @@ def smallest_within(
 
 
 def metric(trial: Trial, name: str) -> float | None:
-    """A metric of a finished trial, or None where it has none that is a finite number."""
+    """A metric of a finished trial; None if it is missing or not a finite number."""
     if trial["status"] != "COMPLETED":
         return None
     return number((trial.get("metrics") or {}).get(name))
 
 
 def number(value: typing.Any) -> float | None:
-    """A value as a float, or None if it is no finite number."""
+    """A value as a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
         return None
     return float(value)

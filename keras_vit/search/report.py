@@ -1,7 +1,7 @@
 """One HTML page for a search: its trials, their results and their cost.
 
-The page is one file that opens without a network: plotly.js lies in it, and its content security policy, which names the
-page's two scripts by their hashes, lets it load nothing and run nothing else. Jinja2 escapes all texts of the search.
+The page is one file that opens without a network and includes plotly.js. Its content security policy names the page's two scripts
+by their hashes; it lets the page load nothing and run nothing else. Jinja2 escapes all texts of the search.
 """
 
 import base64
@@ -139,7 +139,7 @@ def leaderboard(axes, trials, objectives):
 
 
 def importances(axes, done, goal):
-    """A picture, or in words why there is none."""
+    """A picture, or a text that says why there is none."""
     result = importance(done, axes, goal)
     if result is None:
         needed = f"{FEWEST_TRIALS} of different configurations and results are needed"

@@ -44,7 +44,7 @@ def retrain(tuner, config, console) -> list[dict]:
 
 
 def best_recipes(oracle, count):
-    """{trial: recipe} of the best finished trials; of trials with the same recipe, as of Hyperband, the best one."""
+    """{trial: recipe} of the best finished trials; of trials with one recipe, which Hyperband has, only the best."""
     best = {}
     done = [(metrics["val_accuracy"], trial) for trial, metrics in oracle.results() if not metrics.get(FAILED)]
     for _, trial in sorted(done, key=lambda row: -row[0]):

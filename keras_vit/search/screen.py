@@ -1,4 +1,4 @@
-"""Shows a running search: a line for each trial, a bar, and a report that is renewed all the time."""
+"""Shows a running search: a line for each trial, a bar, and a report that is renewed regularly."""
 
 import datetime
 import threading
@@ -41,7 +41,7 @@ class Lines:
             self.console.print(f"trial {trial.trial_id}  {result}  {seconds:4.0f} s  {shape}", markup=True)
 
     def tick(self):
-        """Nothing: there is no bar."""
+        """Does nothing: there is no bar."""
 
     def trial_lost(self, trial, why):
         """`why`: a reason, or the name of the worker that did not finish it."""

@@ -1,9 +1,8 @@
-"""A search from its settings to its report, in a folder in which the same search goes on after a stop."""
+"""Runs a search from its settings to its report; the same search goes on in its folder after a stop."""
 
 import dataclasses
 import json
 import os
-import re
 import tempfile
 import time
 import typing
@@ -12,6 +11,7 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
+from keras_vit.data.dataset import short_name
 from keras_vit.files import write_text
 from keras_vit.processes import end_process, start_process
 from keras_vit.recipes.parse import load_recipe
@@ -32,7 +32,7 @@ from keras_vit.training.speed import with_precision
 
 
 def load_facts(recipe: Recipe) -> dict[str, typing.Any]:
-    """The facts of the data and the machine (`facts` of trial.py), from a process of its own: this one holds no GPU, no images.
+    """The facts of the data and the machine (`facts` of trial.py). A process of its own finds them and holds GPU and images.
 
     Raises:
         ValueError: If the data cannot be loaded.
@@ -79,7 +79,7 @@ def search(
         console: Shows the search.
         out: The search folder; None = searches/DATA-BACKEND-METHOD.
         overwrite: Whether the search in that folder is deleted first.
-        chief: (host, port) to hand the trials out at; None = this process runs them.
+        chief: (host, port) at which to hand out the trials; None = this process runs them.
         command: The command line, for the report.
         started: `time.monotonic()` from which the search's time counts; None = now.
 
@@ -95,8 +95,7 @@ def search(
         raise ValueError(f"validation: received 0 images of {facts['data']}; allowed: at least 1, on which the search chooses")
     # Parameters and FLOPs include the head.
     recipe = dataclasses.replace(recipe, data=facts["data"], model=dataclasses.replace(recipe.model, num_classes=facts["classes"]))
-    stem = re.sub(r"[^\w.-]+", "-", facts["data"])
-    folder = Path(out or f"searches/{stem}-{facts['backend']}-{config.method}").absolute()
+    folder = Path(out or f"searches/{short_name(facts['data'])}-{facts['backend']}-{config.method}").absolute()
     recipe = with_found_precision(recipe, facts, None if overwrite else folder, console)
     images = facts["train"] + facts["validation"]
     process = 0.0 if facts["accelerators"] else process_memory(facts["backend"], images, recipe)
@@ -132,7 +131,7 @@ def search(
 
 
 def with_found_precision(recipe, facts, folder, console):
-    """The recipe with the precision for `auto`: that of the search in a folder, which goes on, or else the measured one."""
+    """The recipe with a precision in place of `auto`: of the search that goes on in a folder, else the measured one."""
     if recipe.train.precision != "auto":
         return recipe
     if folder and (folder / "recipe.yaml").is_file():

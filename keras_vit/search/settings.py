@@ -16,9 +16,9 @@ OBJECTIVES = {
     "flops": ("flops", "min"),
 }
 UNITS, DAY = {"s": 1, "m": 60, "h": 3600}, 86400
-TRIALS_IN_TIME = 15  # that the default budget of a trial leaves time for
-START_SECONDS = 20  # a trial's seconds beyond its training, about: start, compilation, validation
-HYPERBAND_EPOCHS = 3  # the least that it can halve
+TRIALS_IN_TIME = 15  # trials that fit max_time with the default budget
+START_SECONDS = 20  # approximate overhead of a trial: start, compilation, validation
+HYPERBAND_EPOCHS = 3  # the shortest training that Hyperband can halve
 
 Budget = dict[str, typing.Any]  # {"kind": "epochs", "seconds" or "flops", "amount": number}
 
@@ -32,14 +32,14 @@ class SearchConfig:
         objective: One or more of accuracy, latency, batch_latency (of 64 images), params and flops; accuracy comes first.
         budget: Length of one trial's training: `9epochs`, `90s`, `2m` or `1e15flops`. Seconds and FLOPs give every patch size
             the same compute. Null = about 15 trials fit max_time.
-        trials: Most trials; null = as many as max_time allows.
-        max_time: Time of the search, such as `15m` or `2h`, its earlier parts included; null = no end.
+        trials: Largest number of trials; null = as many as max_time allows.
+        max_time: Time of the search, such as `15m` or `2h`, its earlier parts included; null = no limit.
         workers: Trials at a time: one on each GPU, or with a share of the cores each.
         time_limit: Seconds after which a trial is ended as failed; null = ten times its budget in seconds, or a day.
         stall_limit: Seconds without a step after which a trial counts as hung.
         retrain: Number of best trials to train again on train and validation images and to test on the test images.
-        seeds: Number of seeds that each of them is trained with.
-        retrain_budget: Length of that training, as in `budget`; null = a trial's.
+        seeds: Number of seeds for each trial of `retrain`.
+        retrain_budget: Length of the training in `retrain`, as in `budget`; null = a trial's.
     """
 
     method: typing.Literal[METHODS] = "bayesian"
@@ -84,7 +84,7 @@ class SearchConfig:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of the search; None = no end."""
+        """Seconds of the search; None = no limit."""
         return None if self.max_time is None else read_seconds("max_time", self.max_time)
 
     @property

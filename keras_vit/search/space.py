@@ -13,7 +13,7 @@ from keras_vit.recipes.schema import Recipe
 from keras_vit.search.axes import NAMES, SpaceConfig, add_axis, is_countable, rounded, smallest_value, value_at, values_of
 from keras_vit.search.memory import training_memory
 
-# The axes that decide the architecture: these are counted, and limits cut them.
+# The axes that decide the architecture. Their combinations are counted; limits exclude some.
 SHAPE = ("patch_size", "depth", "num_heads", "head_dim", "mlp_ratio", "stem", "pool")
 RANDAUGMENT_MAGNITUDE = 9.0  # at augmentation strength 1, as CCT has it (arXiv 2104.05704)
 SAMPLES = 20_000  # shapes drawn to estimate how much of a large space a limit leaves
@@ -154,7 +154,7 @@ class Space:
             yield {**rest, **{axis.name: value_at(axis, rng.random()) for axis in shape}}
 
     def count(self):
-        """The number of shapes, of those that can be built, and of those within the limits; at most `SAMPLES` are counted."""
+        """Numbers of shapes: all, those that can be built, and those within the limits too; at most `SAMPLES` are counted."""
         total = legal = within = 0
         for values in self.shapes():
             total += 1
@@ -224,7 +224,7 @@ class Space:
         raise ValueError(f"space: no legal configuration among {tries:,} random ones; {self.describe()}")
 
     def neighbour(self, values: dict[str, typing.Any], rng: np.random.Generator, spread: float = 0.15) -> dict[str, typing.Any]:
-        """Values with at least one of them moved a little; not necessarily legal."""
+        """The values, at least one of them moved a little; not necessarily legal."""
         axes = self.axes
         moved = rng.random(len(axes)) < max(1 / len(axes), 0.3)
         moved[rng.integers(len(axes))] = True
@@ -245,7 +245,7 @@ class Space:
         return result
 
     def vector(self, values: dict[str, typing.Any]) -> np.ndarray:
-        """A configuration as a point of the unit cube: one coordinate an axis, or one a choice where choices have no order."""
+        """A configuration as a point of the unit cube: a coordinate for each axis, or for each choice without an order."""
         point = []
         for axis in self.axes:
             value = values[axis.name]
@@ -259,7 +259,7 @@ class Space:
         return np.array(point)
 
     def restore(self, values: dict[str, typing.Any]) -> dict[str, typing.Any]:
-        """The values of a configuration that came from another machine, which changes their order and their last digits."""
+        """The values of a configuration from another machine; the transfer changes their order and last digits."""
         restored = {}
         for axis in self.hyperparameters.space:
             value = values.get(axis.name)
@@ -270,6 +270,6 @@ class Space:
         return {**restored, **{name: value for name, value in values.items() if name not in restored}}
 
     def to_dict(self) -> dict:
-        """Everything that decides the configurations, as plain values: two searches with equal ones propose from the same space."""
+        """Everything that decides the configurations, as plain values: searches with equal values share one space."""
         base = {name: value for name, value in self.base.to_dict().items() if name != "data_dir"}
         return {"space": dataclasses.asdict(self.config), "limits": dataclasses.asdict(self.limits), "base": base}

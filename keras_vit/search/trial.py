@@ -35,8 +35,8 @@ LATENCY_BATCH, LATENCY_SECONDS = 64, 1.0
 def scheduled(recipe, budget):
     """The recipe with the length of a budget, {"kind": "epochs", "seconds" or "flops", "amount": ...}.
 
-    A budget in seconds or FLOPs is cut into `STAGES` equal parts, so that it may be less than one pass over the data. `train`
-    measures the seconds.
+    A budget in seconds or FLOPs is cut into `STAGES` equal parts: it may be less than one pass over the data. `train` measures
+    the seconds.
     """
     train = recipe.train
     epochs = max(1, round(budget["amount"])) if budget["kind"] == "epochs" else STAGES
@@ -117,7 +117,9 @@ def facts(recipe):
     """Everything that a search needs to know about its data and its machine; `precision` is resolved once for all trials."""
     tune()
     data = recipe.load_data()
-    resolved = resolve_precision(recipe.for_data(data), data)
+    recipe = recipe.for_data(data)
+    batch_size = min(recipe.train.batch_size, len(data.train))  # trials have batch sizes of their own
+    resolved = resolve_precision(dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch_size=batch_size)), data)
     where = machine()
     return {
         "data": data.name,
@@ -163,7 +165,7 @@ def main():
     recipe = load_recipe(run_folder / "recipe.yaml" if resume else job["recipe"])
     data = load_once(recipe, Path(job["data"])) if job["data"] else recipe.load_data()
     if os.environ["KERAS_BACKEND"] != "tensorflow":
-        # Else Keras imports TensorFlow, where it is installed, only to seed it: seconds lost.
+        # Otherwise Keras imports TensorFlow, if installed, only to seed it, which takes seconds.
         sys.modules.setdefault("tensorflow", None)
     if not resume:
         model = dataclasses.replace(recipe.model, num_classes=len(data.class_names))
@@ -200,7 +202,7 @@ def main():
         model = run.model()
         outcome["latency_ms"] = latency(model, 1)
         outcome["batch_latency_ms"] = latency(model, LATENCY_BATCH)
-    # A trial's cost beyond its training: start of the process, imports, build, measurements, files.
+    # A trial's overhead: start of the process, imports, build, measurements, files.
     outcome["process_seconds"] = time.time() - psutil.Process().create_time()
     outcome["overhead_seconds"] = outcome["process_seconds"] - rows[-1]["seconds"] + (earlier[0]["seconds"] if earlier else 0.0)
     write_text(result, json.dumps(outcome) + "\n")

@@ -26,9 +26,9 @@ from keras_vit.search.oracle import FAILED, WORST, previous
 from keras_vit.search.trial import CORES
 
 TRIAL = [sys.executable, "-m", "keras_vit.search.trial"]  # the command that runs a job
-LIMITS = ("took more than", "made no step in")  # begin the reasons of trials that a limit ended
+LIMITS = ("took more than", "made no step in")  # first words of the reasons of trials that a limit ended
 MORE_TRIES = 2  # for a killed process that got no further than the one before
-POLL_SECONDS, ASK_SECONDS = 0.05, 1.0  # between two looks at a process, and two questions to a chief
+POLL_SECONDS, ASK_SECONDS = 0.05, 1.0  # between two checks of a process, and between two requests to a chief
 OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "RESOURCE_EXHAUSTED", "ResourceExhausted", "MemoryError")
 
 
@@ -71,7 +71,7 @@ class TrialTuner(TunerHooks):
         events: An object with `trial_began(trial)`, `trial_ended(trial, metrics, reason)`, `trial_lost(trial, why)` and
             `tick()`, which is called several times a second; None = silence.
         command: The command that runs a job; None = `TRIAL`.
-        connect: Gives the `ChiefClient` of a worker's name, where the oracle is in another process; None = `oracle` is asked.
+        connect: Makes a `ChiefClient` from a worker's name, if the oracle is in another process; None = `oracle` itself is used.
     """
 
     def __init__(self, oracle, settings, folder, events=None, command=None, connect=None):
@@ -150,7 +150,7 @@ class TrialTuner(TunerHooks):
                 raise error
 
     def pre_create_trial(self):
-        """Waits a moment; KerasTuner, which calls this, would ask an idle oracle again at once."""
+        """Waits a moment, as KerasTuner would ask an idle oracle again at once."""
         if self.stop.wait(ASK_SECONDS if self.connect else POLL_SECONDS):
             raise Stopped
 
@@ -165,7 +165,7 @@ class TrialTuner(TunerHooks):
             self.events.trial_ended(trial, metrics, trial.message)
 
     def on_trial_end(self, trial):
-        """Nothing: `try_trial` has told the oracle."""
+        """Does nothing: `try_trial` has told the oracle."""
 
     def run_trial(self, trial):
         """Trains a configuration; returns its metrics."""

@@ -9,7 +9,7 @@ import time
 
 import keras
 
-WARM_STEPS = 3  # steps before a measurement: compilation, and memory that is taken for the first time
+WARM_STEPS = 3  # steps before a measurement, for compilation and the first allocations
 
 
 class Diverged(ValueError):
@@ -17,7 +17,7 @@ class Diverged(ValueError):
 
 
 class Watcher(keras.callbacks.Callback):
-    """Looks at the loss now and then, off the main thread where Keras allows it, so that no step waits for its predecessor."""
+    """Checks the loss now and then, off the main thread where Keras allows it: no step waits for the previous one."""
 
     async_safe = True
 
@@ -27,7 +27,7 @@ class Watcher(keras.callbacks.Callback):
 
 
 class Clock(Watcher):
-    """Times the steps after the first few for `seconds`, and then ends `fit`.
+    """Skips the first few steps, times the next ones for `seconds`, then ends `fit`.
 
     Attributes:
         steps: Timed steps.
@@ -56,9 +56,9 @@ class Clock(Watcher):
 class Interrupts(keras.callbacks.Callback):
     """Makes an interruption (Ctrl-C) end the training, whenever it comes.
 
-    An exception can get lost: Keras swallows it while it traces a model (PyTorch), or raises a TypeError while it cleans up the
-    first step (JAX), and Python only prints it during garbage collection. This callback remembers the interruption, and raises
-    it again at the next step or the end.
+    A KeyboardInterrupt can get lost. Keras swallows it while tracing a model (PyTorch), and raises a TypeError instead while
+    cleaning up the first step (JAX). During garbage collection Python only prints it. This callback remembers the interruption
+    and raises it again at the next step or at the end.
     """
 
     def __init__(self):

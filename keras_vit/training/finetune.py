@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
 
 HEADS = ("head", "head_dist")  # names of the layers that give logits; a model with distillation has both
 
-# Default peak learning rates: the more is trained, the smaller.
+# Default peak learning rates; the more weights are trained, the smaller the rate.
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "probe": 3e-3}
 
 # Fields of a ViTConfig that the recipe decides, not the checkpoint: they change no weight, or only the head.
@@ -53,7 +53,7 @@ def checkpoint_settings(checkpoint: "Checkpoint") -> dict:
 
 
 def check_architecture(config: ViTConfig, checkpoint: ViTConfig) -> None:
-    """Raises a ValueError that names the first field in which a model differs from its checkpoint and must not."""
+    """Raises a ValueError that names the first field that must equal the checkpoint's and does not."""
     free = (*OWN_FIELDS, *(RESIZED_FIELDS if checkpoint.stem == "patch" else RESIZED_FIELDS[:1]))
     for field in dataclasses.fields(ViTConfig):
         ours, theirs = getattr(config, field.name), getattr(checkpoint, field.name)
@@ -108,9 +108,9 @@ def head_variables(model):
 
 
 def select_weights(model: "ViT", config: FinetuneConfig) -> None:
-    """Freezes what a `FinetuneConfig` does not train, and adds LoRA's adapters, which do not change the outputs yet.
+    """Freezes what a `FinetuneConfig` does not train, and adds LoRA's adapters, which leave the outputs unchanged at first.
 
-    Call it before the model is compiled. Keras computes no gradient of a frozen variable, and keeps no optimizer state of it.
+    Call it before the model is compiled. Keras computes no gradient and keeps no optimizer state for a frozen variable.
     """
     trained = HEADS
     if config.method == "full":
@@ -131,7 +131,7 @@ def learning_rate_factors(model: "ViT", layer_decay: float) -> dict[str, float]:
     the embedding: stem, projection, prefix tokens and positions. This is BEiT's rule (arXiv 2106.08254); in timm the last norm
     has the last block's factor.
     """
-    depth, layers = model.config.depth, model.layers  # in the order in which an image passes them
+    depth, layers = model.config.depth, model.layers  # in forward order
     first = [layer.name for layer in layers].index("block_0")
     return {
         weight.path: layer_decay ** min(max(first + depth - index, 0), depth + 1)
@@ -160,7 +160,7 @@ def describe_trained(model: "ViT") -> str:
 
 
 def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "finetune", **overrides) -> Recipe:
-    """A `Recipe` that fine-tunes a checkpoint; `train` does it.
+    """A `Recipe` that fine-tunes a checkpoint, to be run by `train`.
 
     Architecture, image and patch size, mean and std are the checkpoint's by default. The architecture cannot be overridden. The
     default peak learning rate depends on the method: `keras_vit.training.finetune.LEARNING_RATES`.
@@ -180,18 +180,16 @@ def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "fi
     return recipe
 
 
-def parse_finetune(
-    name: str | os.PathLike, arguments: list[str], parser: jsonargparse.ArgumentParser | None = None
-) -> tuple[Recipe, jsonargparse.Namespace]:
+def parse_finetune(name: str | os.PathLike, arguments: list[str]) -> tuple[Recipe, jsonargparse.Namespace]:
     """As `parse_recipe`; settings that neither file nor command line states come from `finetune.checkpoint`."""
     completion = Completion()
-    recipe, namespace = parse_recipe(name, arguments, parser, complete=completion)
+    recipe, namespace = parse_recipe(name, arguments, complete=completion)
     completion.check(recipe)
     return recipe, namespace
 
 
 class Completion:
-    """The settings that the checkpoint of a `FinetuneConfig` decides, for `parse_settings`; and its check of the outcome."""
+    """Gives `parse_settings` the settings that a checkpoint decides, and checks the parsed recipe against the checkpoint."""
 
     def __call__(self, finetune: FinetuneConfig) -> dict:
         self.checkpoint = open_finetune(finetune)

@@ -1,6 +1,6 @@
-"""Adam and Muon as Keras has them, in fewer and larger operations: the same numbers but for rounding.
+"""Keras's Adam and Muon in fewer, larger operations; the numbers are equal up to rounding.
 
-Keras updates one weight after the other. `tests/private/test_private_keras.py` holds these to Keras's own.
+Keras updates one weight at a time. `tests/private/test_private_keras.py` compares these optimizers with Keras's own.
 """
 
 import functools
@@ -13,15 +13,15 @@ from keras_vit.private.keras import OptimizerHooks, available
 
 
 def backend_class(kind: type) -> type:
-    """The class of the objects that a Keras optimizer's class makes: under PyTorch another one."""
+    """The class of a Keras optimizer's instances; under PyTorch it is another class than `kind`."""
     return type(kind())
 
 
 @functools.cache
 def fused_adam() -> type:
-    """Keras's Adam in one pass over each weight where Keras makes ten; its decay is decoupled, as AdamW's.
+    """Keras's Adam in one pass over each weight instead of ten; its decay is decoupled, as in AdamW.
 
-    Under TensorFlow the backend's own operation, under PyTorch on a CPU its fused Adam. XLA fuses by itself.
+    TensorFlow: the backend's own operation. PyTorch on a CPU: its fused Adam. JAX: Keras's own, which XLA fuses by itself.
     """
     backend = keras.backend.backend()
     if backend == "jax" or not available("optimizer"):
@@ -32,9 +32,9 @@ def fused_adam() -> type:
 
 @functools.cache
 def fused_muon() -> type:
-    """Keras's Muon, which updates all matrices of one shape at once and computes its learning rate once a step.
+    """Keras's Muon, but it updates all matrices of one shape at once and computes its learning rate once a step.
 
-    Keras takes one matrix after the other: a model has dozens, and each is five steps of three small products.
+    Keras updates one matrix at a time; a model has dozens, and each takes five iterations of three small matmuls.
     """
     if not available("optimizer"):
         return keras.optimizers.Muon
@@ -43,7 +43,7 @@ def fused_muon() -> type:
 
 
 class SharedDecay(OptimizerHooks):
-    """Mixin: decay and schedule are computed once a step, and not for each weight."""
+    """Mixin: the decay evaluates the schedule once a step, not once for each weight."""
 
     def decay(self, variables):
         rate = self.rate()
@@ -70,7 +70,7 @@ def tensorflow_adam(kind):
         def update(self, gradients, variables, learning_rate):
             if is_distributed():
                 return super().update(gradients, variables, learning_rate)
-            # Once, and not for each weight: tracing all of it took longer than tracing a model.
+            # Once, not for each weight: tracing all of it took longer than tracing a model.
             step, rate = ops.cast(self.iterations + 1, "float32"), ops.cast(learning_rate, "float32")
             powers = {"beta1_power": self.beta_1**step, "beta2_power": self.beta_2**step}
             settings = {"lr": rate, "beta1": self.beta_1, "beta2": self.beta_2, "epsilon": self.epsilon}
@@ -85,7 +85,7 @@ def tensorflow_adam(kind):
 def muon(kind):
     class FusedMuon(SharedDecay, kind):
         def is_matrix(self, variable):
-            """Whether Muon updates a variable, and not AdamW."""
+            """Whether Muon, not AdamW, updates a variable."""
             return self.adam_velocities[self.place(variable)] is None
 
         def decay_of(self, variable):
@@ -111,7 +111,7 @@ def muon(kind):
             self.update_rest(rest, learning_rate)
 
         def directions(self, gradients, momentums):
-            """Updates the momentums of matrices; returns what is then made orthogonal."""
+            """Updates the momentums of matrices; returns the updates before they are orthogonalised."""
             for gradient, momentum in zip(gradients, momentums, strict=True):
                 self.assign(momentum, self.momentum * momentum + gradient)
             momentums = [momentum.value for momentum in momentums]
@@ -120,7 +120,7 @@ def muon(kind):
             return [gradient + self.momentum * momentum for gradient, momentum in zip(gradients, momentums, strict=True)]
 
         def zeropower(self, x):
-            """About the polar factor of each matrix (n, R, C), R <= C, by Newton-Schulz iterations, as Keras's."""
+            """Approximate polar factor of each matrix (n, R, C), R <= C, by Keras's Newton-Schulz iterations."""
             x = x / (ops.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
             for _ in range(self.ns_steps):
                 gram = ops.matmul(x, ops.transpose(x, (0, 2, 1)))  # (n, R, R)
@@ -132,7 +132,7 @@ def muon(kind):
                 self.assign_sub(variable, update)
 
         def update_rest(self, rest, learning_rate):
-            """Updates by AdamW what is no matrix."""
+            """Updates all other variables by AdamW."""
             for gradient, variable in rest:
                 self.update_step(gradient, variable, learning_rate)
 
@@ -162,7 +162,7 @@ def torch_muon(kind):
     from keras_vit.private import torch as private
 
     class FusedMuon(torch_clipping(), muon(kind)):
-        """In few calls, each for all matrices of a shape."""
+        """`FusedMuon` in few calls, each for many matrices."""
 
         @torch.no_grad()
         def decay(self, variables):
@@ -195,7 +195,7 @@ def torch_muon(kind):
             private.subtract([variable.value for variable in variables], updates)
 
         def update_rest(self, rest, learning_rate):
-            # On an accelerator reading step and rate would wait for it.
+            # On an accelerator, reading step and rate would wait for the device.
             if not rest or rest[0][0].device.type != "cpu" or not private.available("adam"):
                 return super().update_rest(rest, learning_rate)
             gradients, variables = zip(*rest, strict=True)
@@ -208,7 +208,7 @@ def torch_muon(kind):
 
 @functools.cache
 def torch_clipping() -> type:
-    """Mixin under PyTorch: the gradients are clipped in a few calls, and not in five for each."""
+    """Mixin under PyTorch: clips all gradients in a few calls instead of five calls for each."""
     import torch
 
     from keras_vit.private import torch as private

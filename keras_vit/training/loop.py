@@ -1,5 +1,6 @@
 """A recipe goes in, a run folder comes out: the only place that calls `fit`."""
 
+import dataclasses
 import os
 import sys
 import warnings
@@ -18,7 +19,7 @@ from keras_vit.runs.folder import RunFolder
 from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
 from keras_vit.training.finetune import describe_trained
 from keras_vit.training.models import compiled_model
-from keras_vit.training.optimizer import set_length
+from keras_vit.training.optimizer import average_decay, set_length
 from keras_vit.training.session import Session
 from keras_vit.training.speed import resolve_precision, stream_settings, with_length, with_precision
 
@@ -38,17 +39,17 @@ def train(
 ) -> RunFolder:
     """Trains the model of a recipe and leaves a run folder; goes on with an interrupted run.
 
-    With `train.precision: auto` some steps are measured first, and the run folder's recipe says which precision was the faster.
+    With `train.precision: auto` some steps are timed first, and the run folder's recipe states the faster precision.
 
     Args:
-        recipe: The `Recipe`. To resume, the one that the run was started with.
+        recipe: The `Recipe`; to resume a run, the recipe that it was started with.
         run_dir: The run folder: new or empty, unless `resume` or `overwrite`.
         data: The recipe's `DataSet` if it has been loaded already.
         resume: Goes on after the last finished epoch of the run in `run_dir`, to the same final numbers as if it had
             never stopped (same backend and machine).
         overwrite: Deletes the run in `run_dir` first.
-        until: Stops after this epoch, in the middle of the recipe's schedule, for `resume` to go on; no test images are
-            read then. None = to the end.
+        until: Stops after this epoch, in the middle of the recipe's schedule; `resume` can go on later. Reads no test images.
+            None = to the end.
         seconds: About how long to train on this machine, without compilation and validation: some steps are measured first,
             and the recipe's epochs get as many steps as fit (`steps_per_epoch` in the run folder's recipe). Ignored by a run
             that is resumed.
@@ -74,15 +75,18 @@ def train(
     if verbose == "auto":
         verbose = 1 if sys.stdout.isatty() else 2
     with Interrupts() as interrupts:
-        # Settings or checkpoint may not fit: everything is tried before there is a folder.
+        # Settings or checkpoint may not fit: everything is tried before the folder is made.
         if resume:
-            recipe, prepared = resumed(recipe, run_dir), None
+            recipe, prepared = resumed(recipe, run_dir, seconds), None
         else:
+            RunFolder.check_free(run_dir, overwrite)
             recipe, prepared = prepare(recipe, data, run_dir, seconds, verbose)
         steps_per_epoch = recipe.train.steps_per_epoch or images // size
         total_steps = steps_per_epoch * recipe.train.epochs
         if recipe.train.accumulate > total_steps:
             raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 to {total_steps}, the steps in all")
+        if verbose and (said := average_note(recipe.train, total_steps)):
+            print(said, flush=True)
         first_batches = [first_batch(data, stage, first * steps_per_epoch, total_steps) for first, _, stage in recipe.stages()]
         run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
         if run.is_finished:
@@ -96,7 +100,7 @@ def train(
         first_epoch = session.restore(state) if resume else 0
         if recipe.finetune.checkpoint:
             if not first_epoch:
-                session.write_state(0)  # from here on the run needs the checkpoint no more
+                session.write_state(0)  # from here on the run does not need the checkpoint
             if verbose:
                 print(*session.notes, describe_trained(model), sep="\n", flush=True)
         if pictures and not first_epoch:
@@ -120,7 +124,7 @@ def load(recipe):
 
 
 def prepare(recipe, data, run_dir, seconds, verbose):
-    """The recipe with the precision and length that suit this machine, and the first stage's model where it was needed for that."""
+    """The recipe with the precision and length for this machine, and the first stage's model if it has been built for that."""
     if seconds is not None:
         check_number("seconds", seconds, above=0)
     if recipe.finetune.checkpoint:
@@ -134,14 +138,26 @@ def prepare(recipe, data, run_dir, seconds, verbose):
     return with_length(recipe, data, seconds, prepared) if seconds is not None else (recipe, prepared)
 
 
-def resumed(recipe, run_dir):
-    """The recipe with the precision of the run that goes on, which must be the recipe's run."""
+def resumed(recipe, run_dir, seconds):
+    """The recipe with what was measured for the run that goes on, which must be the recipe's run."""
     run = RunFolder(run_dir)
+    if seconds is not None and recipe.train.steps_per_epoch is None:
+        steps = run.recipe.train.steps_per_epoch
+        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
     if recipe.train.precision == "auto":
         recipe = with_precision(recipe, run.recipe.train.precision)
     check_same_recipe(run, recipe)
     run.remove_partial_files()
     return recipe
+
+
+def average_note(config, total_steps):
+    """A line for the user where the training is too short for the decay of the averaged weights; empty where it is not."""
+    updates = total_steps // config.accumulate
+    reached = average_decay(updates)
+    if reached >= config.ema:
+        return ""
+    return f"ema: received {config.ema:g}, too long for {updates:,} updates: the decay grows from 0.1 to {reached:.4f} only"
 
 
 def first_batch(data, stage, step, total_steps):
@@ -152,7 +168,7 @@ def first_batch(data, stage, step, total_steps):
 
 
 def model_of(state, recipe, data, total_steps):
-    """The model of the stage to which the last trained epoch of a state belongs; of the first stage without a state."""
+    """The model of the stage that trained a state's last epoch; without a state, of the first stage."""
     epoch = max(state[1]["epoch"] - 1, 0) if state else 0
     stage = next(stage for first, last, stage in recipe.stages() if first <= epoch < last)
     return compiled_model(stage, total_steps, None if state else data.class_names)
@@ -182,7 +198,7 @@ def fit_stages(session, first_epoch, callbacks, verbose):
                 shuffle=False,
                 verbose=0,
             )
-            if session.training_model.stop_training:  # a callback's wish
+            if session.training_model.stop_training:  # a callback asked for it
                 break
     finally:
         session.close()

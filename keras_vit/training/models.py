@@ -1,4 +1,4 @@
-"""Models ready for `fit`, and what one hands on to the next."""
+"""Models ready for `fit`, and the transfer of training state from one stage to the next."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def compiled_model(recipe: Recipe, total_steps: int, class_names: list[str] | No
     Args:
         recipe: The `Recipe`, with a precision other than `auto`.
         total_steps: Steps of the whole training.
-        class_names: The data's classes: a recipe with a checkpoint then takes its weights. None = the seed's weights.
+        class_names: The data's classes, needed to load the recipe's checkpoint, if any. None = initial weights from the seed.
     """
     keras.utils.set_random_seed(recipe.seed)
     model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
@@ -42,7 +42,7 @@ def compiled_model(recipe: Recipe, total_steps: int, class_names: list[str] | No
 
 @contextlib.contextmanager
 def averaged(model: ViT) -> Iterator[None]:
-    """Puts the averaged weights, if there are any, in the place of the trained ones, which come back afterwards."""
+    """Swaps in the averaged weights, if there are any; the trained weights come back afterwards."""
     if not own_optimizer(model.optimizer).use_ema:
         yield
         return
@@ -57,7 +57,7 @@ def averaged(model: ViT) -> Iterator[None]:
 
 
 def carry_over(old: ViT, new: ViT) -> None:
-    """Gives a compiled model the weights and the optimizer's state of another stage's.
+    """Gives a compiled model the weights and the optimizer state of another stage's model.
 
     Weights and their averages are resampled. Resized weights get their old moments' mean.
     """
@@ -66,7 +66,7 @@ def carry_over(old: ViT, new: ViT) -> None:
     if optimizer.use_ema:
         averages = [variable for variable in optimizer.variables if variable.path.endswith("_average")]
         paths |= {id(average): variable.path for average, variable in zip(averages, new.trainable_variables, strict=True)}
-    # Layer by layer: one of the models may have patch dropout, and with it one more variable, the state of its random numbers.
+    # Layer by layer: only one of the models may have patch dropout, whose random state is one more variable.
     theirs, ours = ({layer.name: layer.variables for layer in model.layers} for model in (old, new))
     pairs = [*zip(old.optimizer.variables, new.optimizer.variables, strict=True)]
     for name in theirs.keys() & ours.keys():
@@ -87,4 +87,4 @@ def compile_model(model: keras.Model, optimizer: keras.optimizers.Optimizer | st
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
     model.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=jit)
-    model.optimizer.build(model.trainable_variables)  # in the first step TensorFlow would trace that step twice
+    model.optimizer.build(model.trainable_variables)  # otherwise TensorFlow traces the first step twice

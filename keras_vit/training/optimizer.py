@@ -12,21 +12,21 @@ from keras_vit.private.keras import OptimizerHooks, available
 from keras_vit.recipes.schema import TrainConfig
 from keras_vit.training.fused import backend_class, fused_adam, fused_muon
 
-# Names that Keras must find in a variable's: that is "encoder/position:0" under TensorFlow where it is "position" elsewhere.
+# Pattern of the names of variables without decay: "encoder/position:0" under TensorFlow is "position" elsewhere.
 NOT_DECAYED = rf"(^|/)({'|'.join(NO_DECAY)})(:\d+)?$"
 
 
 def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, float] | None = None) -> keras.optimizers.Optimizer:
     """The Keras optimizer of a `TrainConfig`.
 
-    Weight decay spares the variables of `keras_vit.layers.NO_DECAY`. The averaged weights are Keras's own EMA. Where
-    gradients are accumulated, Keras moves schedule and EMA at every step, not at every update: the schedule is therefore
-    counted in steps, and the EMA's decay is spread over the steps of an update.
+    The variables of `keras_vit.model.layers.NO_DECAY` have no weight decay. The averaged weights are Keras's own EMA, whose decay
+    grows with the updates (`GrowingAverage`). Where gradients are accumulated, Keras moves schedule and EMA at every step, not at
+    every update: the schedule is therefore counted in steps, and the EMA's decay is spread over the steps of an update.
 
     Args:
         config: The `TrainConfig`.
         total_steps: Steps of the whole training, before accumulation.
-        factors: What the learning rate of each variable is multiplied by, {path: factor}; None = 1 for all. Decay is scaled too.
+        factors: Factor on the learning rate of each variable, and so on its decay, {path: factor}; None = 1 for all.
     """
     schedule = WarmupSchedule(config.learning_rate, *lengths(config, total_steps), config.schedule == "cosine")
     settings = {
@@ -51,6 +51,8 @@ def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, flo
     else:
         kind = fused_adam()
         settings |= betas
+    if config.ema:
+        kind = with_growing_average(kind)
     if factors is None:
         optimizer = kind(**settings)
     else:
@@ -74,15 +76,43 @@ def own_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Opt
 
 
 def set_length(optimizer: keras.optimizers.Optimizer, config: TrainConfig, total_steps: int) -> None:
-    """Gives an optimizer of `make_optimizer` another length; what has been compiled of it stays as it is."""
+    """Gives an optimizer of `make_optimizer` another length, without recompilation."""
     own_optimizer(optimizer).schedule.lengths.assign(lengths(config, total_steps))
+
+
+class GrowingAverage:
+    """Mixin before a Keras optimizer with `use_ema`: the average's decay grows with the updates, up to `ema_momentum`.
+
+    After u updates it is at most (1 + u) / (10 + u), as in TensorFlow's `ExponentialMovingAverage` with `num_updates`. A constant
+    decay remembers the initial weights for 1 / (1 - decay) updates: in a shorter run they would be most of the average.
+    """
+
+    def apply(self, grads, trainable_variables=None):
+        longest, every = self.ema_momentum, self.gradient_accumulation_steps or 1
+        updates = ops.cast(self.iterations, "float32")
+        self.ema_momentum = ops.minimum(longest, average_decay(updates) ** (1 / every))
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self.ema_momentum = longest
+
+
+def average_decay(updates):
+    """The largest decay of averaged weights after a number of updates."""
+    return (1 + updates) / (10 + updates)
+
+
+@functools.cache
+def with_growing_average(kind: type) -> type:
+    """The class of a Keras optimizer, with a `GrowingAverage`."""
+    return type(f"{kind.__name__}WithGrowingAverage", (GrowingAverage, backend_class(kind)), {})
 
 
 class Factors(OptimizerHooks):
     """Mixin before a Keras optimizer: each variable is updated and decayed at its own share of the learning rate.
 
-    Keras's own update runs once for each group of variables of one factor, so that clipping, accumulation, averaging and
-    loss scaling, which surround it, stay as they are.
+    Keras's own update runs once for each group of variables with one factor. Clipping, accumulation, averaging and loss scaling
+    surround the update and stay unchanged.
 
     Attributes:
         factor_of: The factor of a variable.
@@ -156,7 +186,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup = warmup
         self.total = total
         self.cosine = cosine
-        self.lengths = (warmup, total)  # or a variable of the optimizer: then they can change without another compilation
+        self.lengths = (warmup, total)  # or a variable of the optimizer, which can change without recompilation
 
     def __call__(self, step):
         step, (warmup, total) = ops.cast(step, "float32"), (ops.cast(self.lengths[index], "float32") for index in range(2))

@@ -29,8 +29,8 @@ from keras_vit.training.optimizer import own_optimizer
 class Session(keras.callbacks.Callback):
     """After each epoch: averages the weights, validates, and writes metrics, best model and training state.
 
-    A second, float32 model is validated and saved; it has the averaged weights. It is not compiled, so that the saved file
-    says nothing of this backend; `scorer` is the same model, compiled.
+    A second, float32 model with the averaged weights is validated and saved. It is not compiled: the saved file does not depend
+    on the backend. `scorer` is the same model, compiled.
 
     Args:
         run: The `RunFolder`.
@@ -57,7 +57,6 @@ class Session(keras.callbacks.Callback):
         self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
         self.latest = None  # training state after the last epoch, where it is needed again
         self.rows = []
-        self.best = -math.inf
         self.earlier_seconds = 0.0
         self.earlier_process_seconds = 0.0
         self.writer = None
@@ -73,7 +72,7 @@ class Session(keras.callbacks.Callback):
 
     @property
     def process_seconds(self):
-        """Seconds since the start of this process, with those of earlier processes of a resumed run."""
+        """Seconds of this process so far, plus those of the earlier processes of a resumed run."""
         return self.earlier_process_seconds + time.time() - psutil.Process().create_time()
 
     def arrays(self):
@@ -113,7 +112,6 @@ class Session(keras.callbacks.Callback):
         if len(self.rows) != values["epoch"]:
             raise ValueError(f"{where} has {len(self.rows)} of {values['epoch']} epochs in metrics.csv; start with --overwrite")
         self.run.write_metrics(self.rows)
-        self.best = values["best"]
         self.earlier_seconds = values["seconds"]
         self.earlier_process_seconds = values["process_seconds"]
         self.notes = values.get("notes", [])
@@ -133,7 +131,7 @@ class Session(keras.callbacks.Callback):
         self.started = time.perf_counter()
 
     def go_on_with(self, stage):
-        """Goes over to the model of a stage's recipe, which gets weights and optimizer state of the last one."""
+        """Switches to the model of a stage's recipe, which inherits the previous model's weights and optimizer state."""
         if self.latest:  # `fit` ends with the averaged weights in the place of the trained ones
             for name, variable in self.arrays().items():
                 variable.assign(self.latest[name])
@@ -149,8 +147,8 @@ class Session(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if keras.backend.backend() == "torch":
-            # There Keras's dropout draws from PyTorch's global generator, which is not saved with the model and which data
-            # loaders use too. Seeded here, dropout is a function of seed and step, as the batches are.
+            # Keras's dropout draws from PyTorch's global generator, which is not saved with the model and which data loaders
+            # share. Seeded here, dropout depends on seed and step alone, as the batches do.
             import torch
 
             torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, self.epoch, batch)).generate_state(1)[0]))
@@ -160,7 +158,7 @@ class Session(keras.callbacks.Callback):
         arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
         keep = self.optimizer.use_ema and config.stages
         self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
-        # The loss is older than the last update: only the weights show what that did.
+        # The loss precedes the last update: only the weights show its effect.
         if math.isnan(logs["loss"]) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise Diverged(
                 f"loss: {logs['loss']} in epoch {epoch + 1}, weights no longer finite; {str(self.run.path)!r} keeps what "
@@ -182,10 +180,7 @@ class Session(keras.callbacks.Callback):
         }
         row = {name: row[name] for name in METRICS if name in row}
         self.rows.append(row)
-        # Without validation images nothing can be chosen by: the last epoch counts as the best one.
-        score = row.get("val_accuracy", -math.inf) if self.validation is not None else epoch
-        if score > self.best:
-            self.best = score
+        if best_row(self.rows) is row:
             self.run.write_model(self.evaluated)
         self.run.write_metrics(self.rows)
         # The state goes last: after a kill before this line the epoch is repeated, and all above is written again.
@@ -196,7 +191,6 @@ class Session(keras.callbacks.Callback):
         """Writes the training state after an epoch; `arrays` are the values of `self.arrays()` if they have been read already."""
         values = {
             "epoch": epoch,
-            "best": self.best,
             "seconds": self.rows[-1]["seconds"] if self.rows else 0.0,
             "process_seconds": self.process_seconds,
             "fingerprint": self.data.fingerprint,
@@ -234,7 +228,7 @@ class Session(keras.callbacks.Callback):
         recipe, data, rows = self.recipe, self.data, self.rows
         self.evaluated.load_weights(self.run.model_path)
         test = loss_and_accuracy(self.scorer, batches_of(data.test, recipe)) if data.test is not None else {}
-        best = max((row for row in rows if "val_accuracy" in row), key=lambda row: row["val_accuracy"], default=rows[-1])
+        best = best_row(rows)
         origin = {"checkpoint": recipe.finetune.checkpoint, "checkpoint_notes": self.notes} if recipe.finetune.checkpoint else {}
         self.run.write_summary(
             {
@@ -280,8 +274,14 @@ def loss_and_accuracy(model, batches):
 
 
 def even_batch_size(count, largest):
-    """A batch size of at most `largest` that divides `count`, if one above a fifth of `largest` does.
+    """The largest batch size up to `largest` that divides `count` and exceeds a fifth of `largest`; else the smaller of both.
 
-    A smaller last batch would be compiled again.
+    A smaller last batch would need another compilation.
     """
     return next((size for size in range(largest, largest // 5, -1) if count % size == 0), min(largest, count))
+
+
+def best_row(rows: list[dict]) -> dict:
+    """The epoch with the highest validation accuracy; of equal ones the lowest loss; the last epoch if none was validated."""
+    validated = [row for row in rows if "val_accuracy" in row]
+    return max(validated, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=rows[-1])

@@ -1,4 +1,4 @@
-"""How fast a recipe trains on this machine, measured before the run: its precision and its length follow from it."""
+"""Measures how fast a recipe trains on this machine, before the run; the result decides its precision and length."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from keras_vit.training.callbacks import Clock
 from keras_vit.training.models import Prepared, compiled_model
 
 CANDIDATES = ("float32", "bfloat16")  # of `train.precision: auto`
-MARGIN = 1.02  # float32 where bfloat16 is faster by less: its numbers are better
-CLEAR = 1.25  # no further turns where one is faster by more
+MARGIN = 1.02  # bfloat16 must be faster by this factor: float32 has the better numbers
+CLEAR = 1.25  # no further turns once one is faster by this factor
 TURNS, TURN_SECONDS = 3, 0.4
 TIMED_SECONDS = 1.5  # of a measurement of one model
 WHY = {"bfloat16": "computes in it", "float32": "has no bfloat16"}
@@ -74,8 +74,8 @@ def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepare
     Args:
         recipe: A `Recipe` with a precision.
         data: Its `DataSet`.
-        seconds: Compilation and validation not included.
-        prepared: The model of the first stage if it is there already.
+        seconds: Training time, without compilation and validation.
+        prepared: The model of the first stage if it exists already.
     """
     needed = 0.0  # seconds for an image, on the average over the epochs
     for first, last, stage in recipe.stages():
@@ -89,15 +89,15 @@ def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepare
 def training_rates(
     models: Sequence[keras.Model], data: DataSet, recipe: Recipe, turns: int = 1, seconds: float = TIMED_SECONDS
 ) -> list[float]:
-    """Images a second that each of some compiled models trains with, its best turn; leaves them as they were, compiled for `fit`.
+    """Training rate of each compiled model in images/s, its best turn. Leaves the models as they were, compiled for `fit`.
 
     Args:
         models: Models of one image size.
         data: What they train on.
         recipe: Batch size and augmentation.
-        turns: Turns of each model, alternating, so that a passing load on the machine slows all of them; fewer if one is clearly
-            faster or steps are slow.
-        seconds: A turn's length, beyond its first steps.
+        turns: Turns of each model. The models alternate: passing load on the machine slows all of them. There are fewer turns if
+            one model is clearly faster or steps are slow.
+        seconds: Length of a turn after its first steps.
     """
     variables = [variable for model in models for variable in (*model.variables, *model.optimizer.variables)]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
@@ -110,7 +110,8 @@ def training_rates(
             model.fit(batches, steps_per_epoch=10**6, shuffle=False, verbose=0, callbacks=[clock])
             best[index] = max(best[index], clock.steps * recipe.train.batch_size / clock.seconds)
             spent += clock.seconds
-            # After each turn: averaged weights share their buffers with the weights then, which JAX refuses to donate twice.
+            # After each turn, because averaged weights then share buffers with the weights, and JAX refuses to donate a buffer
+            # twice.
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
     return best

@@ -11,7 +11,7 @@ from keras_vit.model.config import ViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint with a known configuration and complete tensors; each weight is read when it is asked for.
+    """A checkpoint with a known configuration and complete tensors; weights are read on demand.
 
     Attributes:
         source: `keras`, `timm`, `huggingface` or `jax`.

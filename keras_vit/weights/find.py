@@ -34,7 +34,7 @@ def find(path: str | os.PathLike) -> Path:
         raise ValueError(f"{absent}; a download from the Hugging Face hub needs: pip install huggingface_hub") from None
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
-    except Exception as error:  # of any of the packages that it is built on
+    except Exception as error:  # from any package that huggingface_hub uses
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{absent} and cannot be downloaded from the Hugging Face hub ({reason})") from None
 

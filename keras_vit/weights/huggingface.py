@@ -1,6 +1,6 @@
 """Folders of transformers: ViT, DeiT, DINOv2 and DINOv2 with registers; config.json and safetensors, in one file or sharded.
 
-Tensors have their names in files, which are the same in transformers 4 and 5.
+Tensor names are those in the files, which are the same in transformers 4 and 5.
 """
 
 import re

@@ -194,7 +194,7 @@ def npz_shapes(path):
 def save_jax(config: ViTConfig, weights: dict, path: Path, mean: list, std: list, class_names: list | None) -> None:
     """Writes an .npz file, with the names of vision_transformer if the class token has a position, else of big_vision.
 
-    The archive's comment holds the image size, which arrays of a non-square image do not tell, mean, std and class names.
+    The archive's comment holds mean, std, class names and the image size, which arrays for non-square images do not reveal.
     """
     target = "vision_transformer and big_vision"
     plain = {"stem": "patch", "registers": 0, "mlp": "gelu_tanh", "layer_scale": 0.0, "qk_norm": False, "norm_epsilon": 1e-6}

@@ -33,10 +33,10 @@ def open_checkpoint(path: str | os.PathLike | Checkpoint, source: str = "auto", 
             `.npz` file of vision_transformer or big_vision. A name without a local file is a repository of the Hugging Face hub
             ("org/name"), which is downloaded. An open checkpoint is returned as it is.
         source: `keras`, `timm`, `huggingface`, `jax`, or `auto`: the files tell.
-        architecture: Name of timm's architecture, such as `vit_base_patch16_224`, for a file without it.
+        architecture: Name of timm's architecture, such as `vit_base_patch16_224`, for a file that does not state it.
 
     Raises:
-        ValueError: If there is no checkpoint, or it is damaged, a pickle, of another architecture or at odds with itself.
+        ValueError: If there is no checkpoint, or it is damaged, a pickle, inconsistent or of another architecture.
     """
     check_choice("source", source, SOURCES)
     if isinstance(path, Checkpoint):
@@ -64,7 +64,7 @@ def load_model(
 ) -> ViT:
     """A model with the configuration and the weights of a checkpoint.
 
-    Everything done beyond copying is logged as a warning of the logger "keras_vit".
+    The logger "keras_vit" warns of everything that goes beyond copying the weights.
 
     Args:
         path: See `open_checkpoint`.
@@ -73,8 +73,8 @@ def load_model(
         dtype: Keras dtype policy; None = the global one.
         name: Name of the model.
         **overrides: Fields of `ViTConfig`. `image_size` and `patch_size` resample positions and projection. Another `num_classes`
-            makes a new head, at zero; 0 makes none. `dropout`, `attention_dropout`, `drop_path`, `patch_dropout`, `merge_tokens`,
-            `data_format` and `norm_epsilon` are free. All other fields must equal the checkpoint's.
+            makes a new head, which starts at zero; 0 makes none. `dropout`, `attention_dropout`, `drop_path`, `patch_dropout`,
+            `merge_tokens`, `data_format` and `norm_epsilon` may differ. All other fields must equal the checkpoint's.
 
     Returns:
         A `ViT`.
@@ -116,7 +116,7 @@ def load_weights(
         resize: Whether image and patch size may differ; positions and the projection of patches are then resampled.
 
     Returns:
-        What was done beyond copying, as lines for the user.
+        Lines for the user about everything that goes beyond copying the weights.
 
     Raises:
         ValueError: See `open_checkpoint`; and for another architecture, with the weights that the checkpoint lacks (-), has in
@@ -126,7 +126,7 @@ def load_weights(
 
 
 def transfer(model: ViT, checkpoint: Checkpoint, new_head: bool, resize: bool) -> list[str]:
-    """What `load_weights` does, with a checkpoint that is open."""
+    """`load_weights` for an open checkpoint."""
     ours, theirs = model.config, checkpoint.config
     notes, arrays = list(checkpoint.notes), {}
     adapted = replace(theirs, **{name: getattr(ours, name) for name in FREE})
@@ -155,7 +155,7 @@ def transfer(model: ViT, checkpoint: Checkpoint, new_head: bool, resize: bool) -
 
 
 def check_same(checkpoint, theirs, ours):
-    """Raises a ValueError unless two configurations are the same model: first for other weights, then for other arithmetic."""
+    """Raises a ValueError unless two configurations describe one model; compares weights first, then arithmetic."""
     where = f"checkpoint: received {str(checkpoint.path)!r}"
     wanted, held = ours.weight_shapes, theirs.weight_shapes
     listed = [f"- {path}" for path in wanted if path not in held]

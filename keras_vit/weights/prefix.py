@@ -1,4 +1,4 @@
-"""Positions of prefix tokens (class token, registers): moved, so that a format can hold them, without a change of any number."""
+"""Moves the positions of prefix tokens (class token, registers) to where a format can hold them; no result changes."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from keras_vit.model.config import ViTConfig
 def place_prefix(config: ViTConfig, weights: dict, wanted: str) -> tuple[ViTConfig, dict]:
     """The same model with positions for other prefix tokens.
 
-    A token that loses its position absorbs it, which gives the same sum; a token that gains one gets zeros. Fixed positions become
-    a table.
+    A token that loses its position absorbs it: the sum stays the same. A token that gains a position gets zeros. Fixed positions
+    become a table.
 
     Args:
         config: The `ViTConfig`.

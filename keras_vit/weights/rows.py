@@ -25,7 +25,7 @@ class Row:
         shape: Its shape.
         names: Names of the tensors, one for each part.
         part: Shape of each tensor.
-        axes: Order of a tensor's axes in which it reshapes to its part of the weight.
+        axes: Order of axes that a tensor is transposed to before it is reshaped to its part of the weight.
     """
 
     path: str
@@ -59,7 +59,7 @@ def torch_row(config: ViTConfig, path: str, shape: tuple, names: str | tuple[str
 
 
 def check_tensors(where: str, rows: list[Row], shapes: Mapping[str, tuple], unused: str = "$^") -> None:
-    """Raises a ValueError that lists missing (-) and extra (+) tensors of a checkpoint, and those of another shape (!).
+    """Raises a ValueError that lists the missing (-), extra (+) and wrongly shaped (!) tensors of a checkpoint.
 
     Args:
         where: The checkpoint's name.

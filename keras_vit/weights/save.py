@@ -25,7 +25,7 @@ def save_weights(
     std: float | Sequence[float] = 0.5,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Writes the weights of a model in another library's format; its own strict loader then gives the same numbers.
+    """Writes the weights of a model in another library's format; that library's strict loader then gives the same numbers.
 
     Args:
         model: A `ViT`; LoRA adapters are merged.

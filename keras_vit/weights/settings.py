@@ -23,13 +23,13 @@ def read_moments(mean, std, channels: int) -> tuple[list[float], list[float]] | 
 
 
 def check_found(name: str, given, found) -> None:
-    """Raises a ValueError unless a setting of a config.json is what the tensors show."""
+    """Raises a ValueError unless a setting of config.json agrees with the tensors."""
     if given != found:
         raise ValueError(f"config.json: {name}: received {given}; allowed: {found}, as the tensors have")
 
 
 def check_rank(shapes: dict, name: str, rank: int, kind: str) -> None:
-    """Raises a ValueError unless a tensor is there and has as many axes as in a kind of model."""
+    """Raises a ValueError unless a tensor exists and has as many axes as this kind of model needs."""
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
         received = "no tensor" if shape is None else f"shape {tuple(shape)}"

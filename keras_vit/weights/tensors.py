@@ -67,7 +67,7 @@ def safetensors_files(folder: Path) -> dict[Path, list[str] | None]:
         raise wrong(index, "an index with a weight_map of names and files")
     files = {}
     for name, place in places.items():
-        if not re.fullmatch(r"[\w][\w.-]*\.safetensors", place):  # no folder, so that no path leads out of this one
+        if not re.fullmatch(r"[\w][\w.-]*\.safetensors", place):  # no path leads out of the folder
             raise wrong(index, f"names of .safetensors files in its folder, which {place!r} is not")
         files.setdefault(folder / place, []).append(name)
     return files

@@ -34,14 +34,15 @@ HEADS |= {"so150m": 14, "so150m2": 13, "large": 16, "so400m": 16, "huge": 16, "g
 # The exceptions, by a pattern of size and rest of the name.
 OTHER_HEADS = ((r"giant_patch14_(reg\d_)?(dinov2|tipsv2)", 24), (r"base_patch\d+_plus_.*", 14), (r"base_patch16_gap_224", 16))
 
-# Parts of a name that change nothing, or only what tensors show. All others are refused: `rope`, for one, changes the numbers and
-# has no tensors.
+# Parts of a name that change nothing, or only what the tensors show. All others are refused: `rope`, for example, changes the
+# numbers but has no tensors.
 PARTS = r"distilled|patch\d+|plus|clip|quickgelu|siglip|gap|map|reg\d+|dinov2|tipsv2|miil|36x1|\d+"
 TANH = r"(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*|large_patch16_siglip_(gap_)?512"  # SigLIP 2
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "gelu_quick"}
 POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 
-# Arguments that tensors show, and arguments that change no number at inference or that tensors show by their presence.
+# SHOWN: arguments that the tensors show. HARMLESS: arguments that change no number at inference, or whose tensors show them by
+# being there.
 SHOWN = ("embed_dim", "depth", "patch_size", "in_chans", "reg_tokens")
 HARMLESS = ("num_classes", "class_token", "mlp_ratio", "qkv_bias", "qk_norm", "pre_norm", "fc_norm", "pos_embed", "weight_init")
 HARMLESS += ("dynamic_img_size", "strict_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")

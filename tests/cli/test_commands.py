@@ -115,6 +115,12 @@ def test_auto_falls_back_with_a_notice_that_names_the_data(monkeypatch, capsys, 
         (["--recipe", "digits", "--epochs", "few"], "train.epochs: received 'few'; allowed: an integer"),
         (["--recipe", "digits", "--validation", "few"], "validation: received 'few'; allowed: an integer or a number or null"),
         (["--recipe", "digits", "--epochs"], "--epochs: received none; allowed: one argument"),
+        (["--epochs", "3", "--train.epochs=4"], "--epochs: received 3 and --train.epochs too; allowed: one of the two"),
+        (["--num_classes", "3"], "option: received --num-classes; allowed: those of --help and --help-all"),
+        (["--model"], "--model: received none; allowed: one argument"),
+        (["--train", "3"], "train: received '3'; allowed: settings, each as --train.NAME=VALUE"),
+        (['--model={"foo":4}'], "option: received --model.foo; allowed: those of --help-all"),
+        (["--train.batch_size="], "train.batch_size: received ''; allowed: an integer"),
         (["digits"], "option: received digits; allowed: those of --help-all"),
         (["--resume", "/no/such/run"], "/no/such/run"),
         (["--resume", "/no/such/run", "--overwrite"], "--overwrite: received true; allowed with --resume: none"),
@@ -127,7 +133,7 @@ def test_mistakes_are_one_line(capsys, tmp_path, options, message):
 
 
 def test_existing_run_is_refused(capsys, tmp_path):
-    options = ["--recipe", "digits", *FAST, "--epochs", "1", "--out", tmp_path / "run"]
+    options = ["--recipe", "digits", *FAST, "--train.epochs", "1", "--out", tmp_path / "run"]
     run(*options)
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
     assert "exists; go on with --resume" in fails(capsys, *options)

@@ -13,7 +13,7 @@ import pytest
 from helpers import wait_for
 from PIL import Image
 
-from keras_vit.data import arrays, decode, network, store, tfds
+from keras_vit.data import arrays, dataset, decode, network, store, tfds
 from keras_vit.data import folder as class_folders
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.batches import evaluation_batches, training_batch, training_batches
@@ -242,6 +242,22 @@ def test_arrays(tmp_path):
     assert images.std() > 20
 
 
+def test_numbers_with_gaps_are_the_names_of_their_classes(tmp_path):
+    x, y = np.random.default_rng(0).integers(0, 256, (40, 6, 7), dtype=np.uint8), np.arange(40) % 2 * 255
+    data = load_data(save(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x[1:8], y_test=y[1:8]), image_size=(6, 7), channels=1)
+    assert data.class_names == ["0", "255"]
+    assert data.test.labels.tolist() == [1, 0, 1, 0, 1, 0, 1]
+
+
+def test_images_of_train_among_the_others_are_counted(tmp_path):
+    x, y = np.random.default_rng(0).integers(0, 256, (40, 6, 7), dtype=np.uint8), np.arange(40) % 2
+    new = 255 - x[:9]
+    parts = {"x_test": np.concatenate([new, x[5:8], x[5:6]]), "y_test": np.arange(13) % 2, "x_val": new, "y_val": y[:9]}
+    data = load_data(save(tmp_path / "a.npz", x_train=x, y_train=y, **parts), image_size=(6, 7), channels=1)
+    said = [note for note in data.notes if "among the training images" in note]
+    assert said == ["test: 4 of 13 images are also among the training images, pixel by pixel"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -260,7 +276,7 @@ def test_arrays(tmp_path):
         ({"y_train": np.zeros(40, int)}, "^data: received 'arrays:.*' with class '0' alone; allowed: two classes or more"),
         (
             {"x_test": np.zeros((2, 6, 7), np.uint8), "y_test": np.array([1, 9])},
-            "^data: received label 9 in test of .*; allowed: 0 to 3",
+            "^y_test: received label 9; allowed, as in y_train: 0, 1, 2, 3$",
         ),
     ],
 )
@@ -288,6 +304,18 @@ def test_arrays_that_are_none(tmp_path, monkeypatch):
 def test_wrong_load_arguments(wrong):
     with pytest.raises(ValueError, match=r"^(image_size|channels|seed): received .*; allowed: "):
         load_data("digits", **wrong)
+
+
+def test_short_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["folder:/a b/my photos", "arrays:d/a.npz", "folder:.", "cifar10", "cifar10_corrupted/blur:1.0"]
+    assert [dataset.short_name(name) for name in names] == [
+        "my-photos",
+        "a",
+        tmp_path.name,
+        "cifar10",
+        "cifar10_corrupted-blur-1.0",
+    ]
 
 
 # Folders

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import psutil
 import pytest
-from helpers import LIGHT, ROOT, TINY, children, dead_process, make_model, numpy, random_pixels, wait_for
+from helpers import LIGHT, ROOT, TINY, children, dead_process, make_model, numpy, random_pixels, start, wait_for
 from PIL import Image
 from reference import Reference, weights_of
 from sklearn.datasets import load_sample_images
@@ -609,18 +609,12 @@ def test_the_table_shows_what_was_measured(tmp_path, faked):
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_an_interrupt_leaves_nothing(tmp_path, stop, code):
     make_model().save(tmp_path / "model.keras")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "experiments" / "export.py"), str(tmp_path / "model.keras"), "--format", "keras"],
-        env={**os.environ, "KERAS_BACKEND": LIGHT},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = tmp_path.with_suffix(".log")
+    process = start("experiments/export.py", tmp_path / "model.keras", "--format", "keras", log=log, backend=LIGHT)
     writers = wait_for(lambda: children("import write", process), process)
     process.send_signal(stop)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == code
-    assert "Traceback" not in error
+    assert process.wait(60) == code
+    assert "Traceback" not in log.read_text()
     _, alive = psutil.wait_procs(writers, timeout=10)
     assert not alive
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]

@@ -107,7 +107,7 @@ def test_a_whole_search(command, capsys):
         "smallest within 1 point of the best: trial",
         "best: trial",
         "front: trial",
-        "a trial took 7.5 s beyond its training",
+        "overhead of a trial: 7.5 s (median)",
         "report: ",
         f"retrain {best}-seed-1: test",
         f"keras-vit train --recipe {folder / 'best.yaml'}",

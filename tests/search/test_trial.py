@@ -13,6 +13,7 @@ from keras_vit.runs.folder import RunFolder
 from keras_vit.search import trial as trials
 from keras_vit.search.trial import STAGES
 from keras_vit.search.tuner import TRIAL
+from keras_vit.training.speed import Resolved, with_precision
 
 TINY = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}
 TRAIN = {"epochs": 3, "batch_size": 64, "precision": "float32"}
@@ -76,6 +77,14 @@ def test_a_rung_of_hyperband_goes_on_to_the_numbers_of_a_whole_trial(trial):
     rungs, last = trial("rungs", {"kind": "epochs", "amount": 3}, until=3, process=True)
     assert [row["val_loss"] for row in rungs.metrics] == [row["val_loss"] for row in whole.metrics]
     assert last["val_accuracy"] == result["val_accuracy"]
+
+
+def test_facts_of_fewer_images_than_a_batch(monkeypatch):
+    monkeypatch.setattr(
+        trials, "resolve_precision", lambda recipe, data: Resolved(with_precision(recipe, "float32"), str(recipe.train.batch_size))
+    )
+    recipe = load_recipe("digits", data="digits", train={"batch_size": 2000, "precision": "auto"})
+    assert trials.facts(recipe)["precision_reason"] == "1294"
 
 
 def test_a_final_training_reads_the_test_images(trial):

@@ -22,7 +22,7 @@ from keras_vit.training import loop
 from keras_vit.training.callbacks import Clock, Diverged
 from keras_vit.training.loop import train
 from keras_vit.training.models import carry_over, compiled_model
-from keras_vit.training.session import even_batch_size
+from keras_vit.training.session import best_row, even_batch_size
 
 backend = pytest.mark.backend
 
@@ -344,6 +344,22 @@ def test_batch_larger_than_the_data_is_refused_before_a_folder_is_made(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+def test_a_decay_too_long_for_the_run_is_said():
+    said = "ema: received 0.9995, too long for 75 updates: the decay grows from 0.1 to 0.8941 only"
+    assert loop.average_note(TrainConfig(ema=0.9995, accumulate=2), 150) == said
+    assert loop.average_note(TrainConfig(ema=0.9), 150) == loop.average_note(TrainConfig(), 1) == ""
+
+
+def test_the_best_epoch_of_equal_accuracies_has_the_lowest_loss():
+    rows = [
+        {"epoch": epoch, "val_accuracy": accuracy, "val_loss": loss}
+        for epoch, (accuracy, loss) in enumerate([(0.5, 0.1), (1.0, 0.87), (1.0, 0.04), (1.0, 0.05)], 1)
+    ]
+    assert best_row(rows)["epoch"] == 3
+    assert best_row([*rows, {"epoch": 5}])["epoch"] == 3  # not validated
+    assert best_row([{"epoch": 1}, {"epoch": 2}])["epoch"] == 2
+
+
 def test_even_batch_size():
     assert [even_batch_size(count, 500) for count in (10_000, 5_000, 144, 7, 1009)] == [500, 500, 144, 7, 500]
     assert [even_batch_size(count, 64) for count in (10_000, 144, 1009)] == [50, 48, 64]
@@ -380,3 +396,7 @@ def test_a_length_in_seconds_becomes_steps_and_changes_nothing_else(tmp_path):
     assert (tmp_path / "again" / "plots" / "curves.png").exists()
     with pytest.raises(ValueError, match="seconds: received 0"):
         train(recipe, tmp_path / "none", seconds=0)
+    half = train(recipe, tmp_path / "half", seconds=0.3, until=1, verbose=0, pictures=False)
+    resumed = train(recipe, half.path, seconds=0.3, resume=True, verbose=0, pictures=False)
+    assert resumed.recipe.train.steps_per_epoch == half.recipe.train.steps_per_epoch
+    assert len(resumed.metrics) == 2

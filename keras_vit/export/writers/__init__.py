@@ -1,4 +1,4 @@
-"""What writes artifacts, a file a format; each is imported only in the process that writes, which has its packages.
+"""The writers of artifacts, one file for each format; only the writing process, which has its packages, imports it.
 
 Every writer is a function `write(model, folder, report, calibration)`:
 

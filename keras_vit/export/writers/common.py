@@ -8,7 +8,7 @@ from keras_vit.images import scale_and_shift
 
 
 def serving_model(model, report: dict) -> keras.Model:
-    """The model as artifacts hold it: with normalisation inside if its images are uint8."""
+    """The model as artifacts hold it, with normalisation inside if its images are uint8."""
     if report["input"] == "float32":
         return model
     scale, shift = scale_and_shift(report["mean"], report["std"])
