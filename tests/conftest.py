@@ -7,7 +7,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would wait fo
 import keras
 import pytest
 
+from keras_vit.data import photos
+
 
 @pytest.fixture(autouse=True)
 def seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """What is known of checked files is not kept in the user's home."""
+    monkeypatch.setattr(photos, "CHECKED", tmp_path_factory.getbasetemp() / "checked")

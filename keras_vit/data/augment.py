@@ -23,6 +23,9 @@ class AugmentConfig:
     Args:
         flip: Mirror each image left to right with probability 0.5 (default on; switch off for digits and letters).
         crop: Pixels of reflected border added on each side before a random crop back to the size; 0 = off (default 4).
+        resized_crop: Take a random part of the picture and resize it (RandomResizedCrop, arXiv 1409.4842). This is the smallest
+            share of its area that the part covers, 0 to 1; 0.08 is usual for photos. It replaces `crop`; 0 = off (default 0).
+        crop_ratio: Width of that part divided by its height, and the reverse, at most; 1 or more (default 1.33).
         randaugment_layers: RandAugment operations applied to each image, one after the other; 0 = off (default 0).
         randaugment_magnitude: Strength of RandAugment's operations, 0 (none) to 10 (strongest); default 9.
         three_augment: DeiT III's 3-Augment: each image is made grey, solarized or blurred (default off).
@@ -42,6 +45,8 @@ class AugmentConfig:
 
     flip: bool = True
     crop: int = 4
+    resized_crop: float = 0.0
+    crop_ratio: float = 1.33
     randaugment_layers: int = 0
     randaugment_magnitude: float = 9.0
     three_augment: bool = False
@@ -58,8 +63,9 @@ class AugmentConfig:
             check_choice(name, getattr(self, name), (False, True))
         for name in ("crop", "randaugment_layers"):
             check_int(name, getattr(self, name), at_least=0)
-        for name in ("color_jitter", "erasing", "mix_probability", "mix_until"):
+        for name in ("resized_crop", "color_jitter", "erasing", "mix_probability", "mix_until"):
             check_number(name, getattr(self, name), at_least=0, at_most=1)
+        check_number("crop_ratio", self.crop_ratio, at_least=1)
         for name in ("mixup", "cutmix"):
             check_number(name, getattr(self, name), at_least=0)
         check_number("randaugment_magnitude", self.randaugment_magnitude, at_least=0, at_most=10)
@@ -77,7 +83,8 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augments one training batch.
 
-    Order: flip and crop, RandAugment, 3-Augment, color jitter, random erasing, label smoothing, MixUp or CutMix.
+    If `resized_crop` is on, the images are the parts that `random_boxes` has chosen. Order: flip and crop, RandAugment, 3-Augment,
+    color jitter, random erasing, label smoothing, MixUp or CutMix.
 
     Args:
         images: uint8 (B, H, W, C), C 1 or 3. Not modified.
@@ -95,7 +102,7 @@ def augment(
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 (B, H, W, 1 or 3)")
-    images = flip_and_crop(images, config.flip, config.crop, rng)
+    images = flip_and_crop(images, config.flip, 0 if config.resized_crop else config.crop, rng)
     for _ in range(config.randaugment_layers):
         operation = rng.integers(len(RANDAUGMENT), size=len(images))
         level = rng.choice([-0.1, 0.1], size=len(images)) * config.randaugment_magnitude
@@ -111,6 +118,33 @@ def augment(
     if (config.mixup or config.cutmix) and progress < config.mix_until:
         images, targets = mix(images, targets, rng, mixup=config.mixup, cutmix=config.cutmix, probability=config.mix_probability)
     return images, targets
+
+
+def random_boxes(sizes: np.ndarray, smallest: float, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """The parts that RandomResizedCrop takes (arXiv 1409.4842): area and aspect ratio are random, the place too.
+
+    A part that does not fit into its picture is drawn again, ten times in all; then the largest part of an allowed ratio is taken
+    from the middle.
+
+    Args:
+        sizes: Height and width of each picture (B, 2).
+        smallest: Smallest share of the area; the largest is 1.
+        ratio: The aspect ratio is at most this and at least 1 / this, uniform in its logarithm.
+        rng: Draws all of it.
+
+    Returns:
+        Top, left, height and width of each part (B, 4), as shares of its picture.
+    """
+    (heights, widths), count = np.asarray(sizes, np.float64).T, len(sizes)
+    area = rng.uniform(smallest, 1, size=(10, count))
+    aspect = np.exp(rng.uniform(-math.log(ratio), math.log(ratio), size=(10, count))) * heights / widths
+    rows, columns, place = np.sqrt(area / aspect), np.sqrt(area * aspect), rng.random((2, count))
+    fits = (rows <= 1) & (columns <= 1)  # (10, B)
+    found, first = fits.any(axis=0), (fits.argmax(axis=0), np.arange(count))
+    rows = np.where(found, rows[first], np.minimum(1, ratio * widths / heights))
+    columns = np.where(found, columns[first], np.minimum(1, ratio * heights / widths))
+    place = np.where(found, place, 0.5)
+    return np.stack([place[0] * (1 - rows), place[1] * (1 - columns), rows, columns], axis=1)
 
 
 def flip_and_crop(images: np.ndarray, flip: bool, crop: int, rng: np.random.Generator) -> np.ndarray:

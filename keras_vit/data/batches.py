@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from keras_vit.checks import as_moments, check_int, check_seed
-from keras_vit.data.augment import AugmentConfig
+from keras_vit.data.augment import AugmentConfig, random_boxes
 from keras_vit.data.augment import augment as augment_batch
 from keras_vit.data.dataset import Split
 from keras_vit.data.seeds import BATCH, ORDER, generator
@@ -22,7 +22,15 @@ from keras_vit.images import normalize, resize
 
 
 def training_batch(
-    split: Split, augment: AugmentConfig, step: int, *, num_classes: int, batch_size: int, seed: int, total_steps: int
+    split: Split,
+    augment: AugmentConfig,
+    step: int,
+    *,
+    num_classes: int,
+    batch_size: int,
+    seed: int,
+    total_steps: int,
+    image_size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The augmented batch of one training step: a pure function of its arguments.
 
@@ -37,20 +45,21 @@ def training_batch(
         batch_size: B.
         seed: Integer from 0 to 2^32 - 1.
         total_steps: Steps of the whole training, for `augment.mix_until`.
+        image_size: Height and width of what `augment.resized_crop` takes; None = as the split's images.
 
     Returns:
         uint8 images (B, H, W, C) and float32 targets (B, K).
     """
     epoch, position = divmod(int(step), len(split) // batch_size)
     indices = order(len(split), seed, epoch)[position * batch_size : (position + 1) * batch_size]
-    return augment_batch(
-        split.images(indices),
-        split.labels[indices],
-        augment,
-        num_classes=num_classes,
-        rng=generator(BATCH, seed, int(step)),
-        progress=step / total_steps,
-    )
+    rng = generator(BATCH, seed, int(step))
+    if augment.resized_crop:
+        boxes = random_boxes(split.sizes(indices), augment.resized_crop, augment.crop_ratio, rng)
+        images = split.crops(indices, boxes, image_size or split.shape[:2])
+    else:
+        images = split.images(indices)
+    settings = {"num_classes": num_classes, "rng": rng, "progress": step / total_steps}
+    return augment_batch(images, split.labels[indices], augment, **settings)
 
 
 @functools.lru_cache(maxsize=4)  # drawn once an epoch, not once a batch; two epochs overlap where batches are made ahead
@@ -84,7 +93,8 @@ def training_batches(
         mean: Mean of pixels scaled to 0..1, one number or one for each channel.
         std: Their standard deviation, likewise.
         start_step: Step of the first batch: the number of steps already trained.
-        image_size: Height and width that images are resized to after the augmentation; None = as they are.
+        image_size: Height and width that images are resized to after the augmentation, or by `augment.resized_crop` before it;
+            None = as they are.
         pipeline: See `stream`.
 
     Returns:
@@ -101,9 +111,8 @@ def training_batches(
     size = split.shape[:2] if image_size is None else tuple(image_size)
 
     def batch(step):
-        images, targets = training_batch(
-            split, augment, step, num_classes=num_classes, batch_size=batch_size, seed=seed, total_steps=total_steps
-        )
+        settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "total_steps": total_steps}
+        images, targets = training_batch(split, augment, step, image_size=size, **settings)
         return resize(normalize(images, mean, std), size), targets
 
     return stream(batch, start_step, None, (batch_size, *size, split.shape[-1]), (batch_size, num_classes), pipeline)

@@ -12,8 +12,10 @@ import numpy as np
 
 from keras_vit.checks import as_pair, check_choice, check_seed
 from keras_vit.data.arrays import read_arrays
+from keras_vit.data.decode import crop, picture
 from keras_vit.data.digits import read_digits
 from keras_vit.data.folder import read_folder
+from keras_vit.data.photos import Photos
 from keras_vit.data.seeds import SPLIT, generator
 from keras_vit.data.tfds import Unavailable, read_tfds
 
@@ -26,7 +28,7 @@ class Split:
     """Labelled images in a fixed order, with random access.
 
     Args:
-        images: uint8 (M, H, W, C), an array or a memory map.
+        images: uint8 (M, H, W, C), an array, a memory map or `Photos`.
         labels: integers (M,).
         rows: integers (N,), which of the M belong to this split, in order; None = all whose label is not negative.
 
@@ -35,7 +37,7 @@ class Split:
         shape: (H, W, C).
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None):
+    def __init__(self, images: np.ndarray | Photos, labels: np.ndarray, rows: np.ndarray | None = None):
         self._images, self._labels = images, labels
         self._rows = np.flatnonzero(labels >= 0) if rows is None else rows
         self.labels = labels[self._rows].astype(np.int64)
@@ -47,6 +49,26 @@ class Split:
     def images(self, indices: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, C): a copy of the images at `indices` (B,)."""
         return np.asarray(self._images[self._rows[indices]])
+
+    def sizes(self, indices: np.ndarray) -> np.ndarray:
+        """Height and width (B, 2) of the pictures at `indices` (B,), before they were resized if their files are at hand."""
+        if isinstance(self._images, Photos):
+            return self._images.sizes[self._rows[indices]]
+        return np.broadcast_to(self.shape[:2], (len(indices), 2))
+
+    def crops(self, indices: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """uint8 (B, *size, C): a part of each picture, resized; of the file if it is at hand. `boxes` (B, 4) as of `read_crop`."""
+        if isinstance(self._images, Photos):
+            return self._images.crops(self._rows[indices], boxes, size)
+        shape = (*size, self.shape[-1])
+        pairs = zip(self.images(indices), boxes, strict=True)
+        return np.stack([crop(picture(image), shape, box) for image, box in pairs])
+
+    def digests(self, indices: np.ndarray) -> list[bytes]:
+        """A hash of each image at `indices` (B,): of its file if it is at hand, else of its pixels."""
+        if isinstance(self._images, Photos):
+            return [digest.tobytes() for digest in self._images.digests[self._rows[indices]]]
+        return [hashlib.blake2b(image, digest_size=16).digest() for image in self.images(indices)]
 
     def take(self, indices: np.ndarray) -> "Split":
         """The split of the examples at `indices`, in that order; the pixels are shared."""
@@ -64,7 +86,7 @@ class DataSet:
         test: Read once, at the end.
         class_names: K names, in the order of the labels.
         fingerprint: SHA-256 (hex) of names, labels and up to 1,000 evenly spaced images of each part, before validation is carved
-            out of train. It depends on the image size and the JPEG decoder, but not on the seed.
+            out of train. It depends on the image size, or for a folder on the files' bytes, but not on the seed.
         notes: Lines for the user: where images are kept, what was skipped, how the parts were made.
         fallback: Why `auto` did not get CIFAR-10; empty when the data set is the one asked for.
     """
@@ -137,7 +159,7 @@ def load_data(
             parts["train"], parts["validation"] = carve(parts["train"], count, "validation", seed)
     for part in ("validation", "test"):
         if part in parts and (count := repeated(parts["train"], parts[part])):
-            notes.append(f"{part}: {count:,} of {len(parts[part]):,} images are also among the training images, pixel by pixel")
+            notes.append(f"{part}: {count:,} of {len(parts[part]):,} images are also among the training images")
     sizes = ", ".join(f"{len(parts[part]):,} {part}" for part in ("train", "validation", "test") if part in parts)
     notes.insert(0, f"{name}: {sizes}; {len(class_names)} classes; {height}x{width}x{channels}")
     return DataSet(name, parts["train"], parts.get("validation"), parts.get("test"), class_names, fingerprint, notes, fallback)
@@ -199,16 +221,14 @@ def validation_count(value, total: int) -> int:
 
 
 def repeated(train: Split, other: Split) -> int:
-    """Images of one split whose pixels are those of a training image."""
+    """Images of one split that are, pixel by pixel or file by file, those of another."""
     known = set(digests(train))
     return sum(digest in known for digest in digests(other))
 
 
 def digests(split):
-    """A hash of the pixels of each image."""
     for start in range(0, len(split), FINGERPRINTED):
-        for image in split.images(np.arange(start, min(start + FINGERPRINTED, len(split)))):
-            yield hashlib.blake2b(image, digest_size=16).digest()
+        yield from split.digests(np.arange(start, min(start + FINGERPRINTED, len(split))))
 
 
 def fingerprint_of(name: str, parts: dict[str, Split], class_names: list[str]) -> str:
@@ -217,7 +237,9 @@ def fingerprint_of(name: str, parts: dict[str, Split], class_names: list[str]) -
         split = parts[part]
         digest.update(f"{part} {len(split)} {split.shape}".encode())
         digest.update(split.labels.astype("<i8").tobytes())
-        digest.update(split.images(np.linspace(0, len(split) - 1, min(len(split), FINGERPRINTED)).astype(int)).tobytes())
+        evenly = np.linspace(0, len(split) - 1, min(len(split), FINGERPRINTED)).astype(int)
+        for each in split.digests(evenly):
+            digest.update(each)
     return digest.hexdigest()
 
 

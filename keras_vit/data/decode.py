@@ -4,46 +4,126 @@ Shapes: `shape` = (H, W, C) height, width and channels wanted; h, w, c of a pict
 """
 
 import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import math
 import os
+import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
 
 # Larger images are not decoded: from 89 million pixels on Pillow suspects a decompression bomb (256 MB as RGB).
 MAX_PIXELS = 89_478_485
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "HEIF")
+ORIENTATION = 0x0112  # of EXIF
+
+
+@functools.cache
+def formats() -> dict[str, str]:
+    """The picture formats that are read, by file suffix: those of `FORMATS` that this Pillow has, with its plugins."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return {suffix: name for suffix, name in Image.registered_extensions().items() if name in FORMATS and name in Image.OPEN}
+
+
+def open_image(file: str | os.PathLike | typing.BinaryIO) -> Image.Image:
+    """A picture that is not decoded yet. Nothing but `FORMATS` is tried: for PostScript Pillow would start another program.
+
+    Raises:
+        ValueError: For more than `MAX_PIXELS`. Pillow has errors of its own for a file that is no image.
+    """
+    image = Image.open(file, formats=tuple(set(formats().values())))
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(f"image: received {image.width}x{image.height} pixels; allowed: {MAX_PIXELS:,}")
+    return image
+
+
+def inspect_image(file: str | os.PathLike) -> tuple[tuple[int, int], bytes]:
+    """Height and width of a picture once it is upright, and a hash of the file (16 bytes); reads it to its end.
+
+    Raises:
+        ValueError: As `open_image`. Pillow has errors of its own for a file that is cut off.
+    """
+    with open(file, "rb") as opened:
+        digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
+        opened.seek(0)
+        with open_image(opened) as image:
+            size = image.size if is_turned(image) else image.size[::-1]
+            image.draft(None, (1, 1))  # a JPEG at an eighth of its size: a fault shows there too
+            image.load()
+            return size, digest
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation swaps height and width."""
+    return image.getexif().get(ORIENTATION, 1) >= 5
 
 
 def read_image(file: str | os.PathLike, shape: tuple[int, int, int]) -> np.ndarray:
     """One image file as uint8 (H, W, C) = `shape`.
 
-    The image is turned upright by its EXIF orientation, laid on white where it is transparent, resized to cover H x W (bicubic,
-    antialiased) and cropped at its centre. 16-bit grey is scaled to 8 bits. An animation gives its first frame.
+    The image is turned upright by its EXIF orientation, laid on white where it is transparent, scaled from 16-bit grey to 8 bits,
+    resized to cover H x W (bicubic, antialiased) and cut to its middle. An animation gives its first frame.
 
     Raises:
-        ValueError: For more than `MAX_PIXELS`. Pillow raises its own errors for a file that is not an image, or is cut off.
+        ValueError: As `open_image`. Pillow has errors of its own for a file that is no image, or is cut off.
     """
-    with Image.open(file) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"image: received {image.width}x{image.height} pixels; allowed: {MAX_PIXELS:,}")
+    with open_image(file) as image:
         # Decodes a JPEG at 1/2, 1/4 or 1/8 where that is at least twice the wanted size: no visible loss, at far less cost.
         image.draft(None, 2 * (2 * max(shape[:2]),))
         return fit(ImageOps.exif_transpose(image), shape)
 
 
+def read_crop(file: str | os.PathLike, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
+    """A part of one image file as uint8 (H, W, C) = `shape`, otherwise as `read_image`. A JPEG is decoded no larger than needed.
+
+    Args:
+        file: The image file.
+        shape: (H, W, C).
+        box: Top, left, height and width of the part, as shares of the upright picture.
+    """
+    _, _, rows, columns = box
+    with open_image(file) as image:
+        width, height = image.size[::-1] if is_turned(image) else image.size
+        shrink = max(1.0, min(rows * height / shape[0], columns * width / shape[1]))
+        image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+        return crop(ImageOps.exif_transpose(image), shape, box)
+
+
+def crop(image: Image.Image, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
+    """A part of an upright picture as uint8 (H, W, C) = `shape`, bicubic and antialiased; `box` as of `read_crop`."""
+    height, width, channels = shape
+    image, (top, left, rows, columns) = flatten(image, channels), box
+    corners = left * image.width, top * image.height, (left + columns) * image.width, (top + rows) * image.height
+    corners = tuple(min(corner, side) for corner, side in zip(corners, 2 * image.size, strict=True))  # rounded beyond the edge
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, corners)).reshape(shape)
+
+
 def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     """An upright picture as uint8 (H, W, C) = `shape`: on white, resized to cover, cut to its middle."""
     height, width, channels = shape
+    image = flatten(image, channels)
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(shape)
+
+
+def flatten(image: Image.Image, channels: int) -> Image.Image:
+    """A picture in 8 bits, grey or RGB, on white."""
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = Image.fromarray((np.asarray(image, np.float32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(shape)
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def picture(image: np.ndarray) -> Image.Image:

@@ -1,6 +1,6 @@
 """A data set from one folder of images for each class, or from train/, test/ and validation/ with such folders."""
 
-import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.data.decode import one_line, parallel, read_image, stack
-from keras_vit.data.store import keep
+from keras_vit.data.decode import formats, inspect_image, one_line, parallel
+from keras_vit.data.photos import Photos
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-CHUNK = 256  # files decoded at a time
+# Of pictures too: read where Pillow or its plugins can, else named.
+OTHER_SUFFIXES = {".avif", ".cr2", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".pcx", ".psd", ".raw", ".svg"}
 SHOWN = 3  # files named in a note
 
 # Names of the folders of a data set that is already split.
@@ -34,16 +34,20 @@ def read_folder(path: str, shape: tuple[int, int, int], notes: list[str]) -> tup
         raise ValueError(f"{received}: there is no such folder; allowed: folder:PATH")
     below = find_parts(root, received)
     candidates = folders(below.get("train", root))
-    class_names = [folder.name for folder in candidates if any(image_files(folder))]
-    ignored = [folder.name for folder in candidates if folder.name not in class_names]
+    class_names = [printable(folder.name) for folder in candidates if any(image_files(folder))]
+    ignored = [name for folder in candidates if (name := printable(folder.name)) not in class_names]
     if below:
-        ignored += [folder.name for folder in folders(root) if folder not in below.values()]
+        ignored += [printable(folder.name) for folder in folders(root) if folder not in below.values()]
+    if unread := unread_images(root):
+        named = ", ".join(printable(file.relative_to(root)) for file in unread[:SHOWN])
+        notes.append(f"{len(unread):,} files look like images and are not read here: {named}{', ...' * (len(unread) > SHOWN)}")
+        warnings.warn(notes[-1], stacklevel=4)
     if ignored:
         notes.append(f"ignored folders without images: {', '.join(ignored[:5])}{', ...' * (len(ignored) > 5)}")
     if len(class_names) < 2:
         found = f"images in {class_names[0]!r} alone" if class_names else "no images"
         raise ValueError(
-            f"{received} with {found}; allowed: two or more folders, one a class, of {', '.join(IMAGE_SUFFIXES)} files"
+            f"{received} with {found}; allowed: two or more folders, one a class, of images (.jpg, .png, .webp, .tif and others)"
         )
     parts = {}
     for part, folder in below.items() or [("train", root)]:
@@ -80,27 +84,30 @@ def labelled_files(folder, class_names):
         found = list(image_files(child))
         if not found:
             continue
-        if child.name not in class_names:
+        name = printable(child.name)
+        if name not in class_names:
             raise ValueError(f"data: received the class folder {str(child)!r}; allowed, as in train: {', '.join(class_names)}")
         files += found
-        labels += len(found) * [class_names.index(child.name)]
+        labels += len(found) * [class_names.index(name)]
     return files, labels
 
 
 def read_part(root, part, files, labels, shape, notes):
-    """The decoded images and labels of a part; files that cannot be read have label -1 and are noted."""
-    state = "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    cache = (root, f"{part}-{hashlib.sha256(state.encode()).hexdigest()[:16]}")
-    images, labels = keep(decode_files(files, labels, shape), len(files), shape, cache, part, notes)
+    """The `Photos` and labels of a part; files that cannot be read have label -1 and are noted."""
+    photos, labels = Photos(files, shape), np.array(labels, np.int64)
+    labels[(photos.sizes == 0).all(axis=1)] = -1
+    size = f"{math.prod(photos.shape) / 1e6:,.0f} MB"
+    where = f"kept in memory ({size})" if photos.in_memory else f"decoded as they are needed (all of them would take {size})"
+    notes.append(f"{part}: {len(files):,} images, {where}")
     skipped = [files[i] for i in np.flatnonzero(labels < 0)]
     if skipped:
         first = skipped[:SHOWN]
-        reasons = parallel(lambda file: problem(file, shape), first)
-        named = "; ".join(f"{file.relative_to(root)}: {reason}" for file, reason in zip(first, reasons, strict=True))
+        reasons = parallel(problem, first)
+        named = "; ".join(f"{printable(file.relative_to(root))}: {reason}" for file, reason in zip(first, reasons, strict=True))
         more = "; ..." * (len(skipped) > SHOWN)
         notes.append(f"{part}: skipped {len(skipped)} of {len(files)} images ({named}{more})")
         warnings.warn(notes[-1], stacklevel=5)
-    return images, labels
+    return photos, labels
 
 
 def folders(root: Path) -> list[Path]:
@@ -108,30 +115,31 @@ def folders(root: Path) -> list[Path]:
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    for parent, children, files in os.walk(folder):  # does not follow links to folders: they can be circular
+    """The pictures below a folder, in order. Links to folders are not followed: they can be circular."""
+    return (file for file in files_below(folder) if file.suffix.lower() in formats())
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    for parent, children, files in os.walk(folder):
         children.sort()
         for file in sorted(files):
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+            if not file.startswith("."):
                 yield Path(parent, file)
 
 
-def decode_files(files, labels, shape):
-    """Chunks of images and labels; -1 is the label of a file that cannot be read."""
-
-    def decode(file, label):
-        try:
-            return read_image(file, shape), label
-        except Exception:  # Pillow's parsers raise many kinds of errors for broken files
-            return np.zeros(shape, np.uint8), -1
-
-    for start in range(0, len(files), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        yield stack(parallel(decode, files[chunk], labels[chunk]))
+def unread_images(folder: Path) -> list[Path]:
+    """Files that are images by their names, of formats that are not read here."""
+    return [file for file in files_below(folder) if file.suffix.lower() in OTHER_SUFFIXES and file.suffix.lower() not in formats()]
 
 
-def problem(file, shape):
+def printable(path) -> str:
+    """A path as text that can be written anywhere; bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def problem(file):
     try:
-        read_image(file, shape)
+        inspect_image(file)
     except Exception as error:
-        return one_line(error).replace(str(file), file.name).removeprefix("image: ")
+        return one_line(error).replace(str(file), printable(file.name)).removeprefix("image: ")
     return "could not be read before"

@@ -83,11 +83,14 @@ def heartbeat(path):
 def load_once(recipe, folder):
     """The train and validation images of a recipe: the first trial decodes them into `folder`, the others map them into memory.
 
-    Test images are left out: a search chooses on validation images and must not see them.
+    If the recipe takes random parts of the pictures, each trial reads their files. Test images are left out: a search chooses on
+    validation images and must not see them.
     """
     described = folder / "data.json"
     if not described.is_file():
         data = recipe.load_data()
+        if any(stage.augment.resized_crop for _, _, stage in recipe.stages()):
+            return dataclasses.replace(data, test=None)
         parts = {"train": data.train, "validation": data.validation}
         known = {"parts": [name for name in parts if parts[name] is not None]}
         known |= {"name": data.name, "class_names": data.class_names, "fingerprint": data.fingerprint, "notes": data.notes}

@@ -11,14 +11,11 @@ import keras
 import numpy as np
 import pytest
 from helpers import wait_for
-from PIL import Image
 
-from keras_vit.data import arrays, dataset, decode, network, store, tfds
-from keras_vit.data import folder as class_folders
+from keras_vit.data import arrays, dataset, network, store, tfds
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.batches import evaluation_batches, training_batch, training_batches
 from keras_vit.data.dataset import Split, load_data
-from keras_vit.data.decode import read_image
 from keras_vit.files import partial_prefix
 from keras_vit.images import normalize
 
@@ -255,7 +252,7 @@ def test_images_of_train_among_the_others_are_counted(tmp_path):
     parts = {"x_test": np.concatenate([new, x[5:8], x[5:6]]), "y_test": np.arange(13) % 2, "x_val": new, "y_val": y[:9]}
     data = load_data(save(tmp_path / "a.npz", x_train=x, y_train=y, **parts), image_size=(6, 7), channels=1)
     said = [note for note in data.notes if "among the training images" in note]
-    assert said == ["test: 4 of 13 images are also among the training images, pixel by pixel"]
+    assert said == ["test: 4 of 13 images are also among the training images"]
 
 
 @pytest.mark.parametrize(
@@ -318,217 +315,46 @@ def test_short_names(tmp_path, monkeypatch):
     ]
 
 
-# Folders
-
-
-def picture(height=24, width=17, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two classes of ten pictures, with a space and letters beyond ASCII in the names."""
-    for number, name in enumerate(("café noir", "東京 タワー")):
-        (tmp_path / "my data" / name).mkdir(parents=True)
-        for i in range(10):
-            picture(seed=10 * number + i).save(tmp_path / "my data" / name / f"Bild {i} ü.png")
-    return tmp_path / "my data"
-
-
-def test_folder(folder):
-    (folder / "café noir" / "notes.txt").write_text("ignored")
-    (folder / "café noir" / ".hidden.png").write_text("ignored")
-    data = load_data(f"folder:{folder}", image_size=(24, 17), validation=4)
-    assert data.class_names == ["café noir", "東京 タワー"]
-    for part, count in ((data.train, 12), (data.validation, 4), (data.test, 4)):
-        assert np.bincount(part.labels).tolist() == [count // 2, count // 2]
-    seen = rows(data.train) | rows(data.validation) | rows(data.test)
-    assert seen == {np.asarray(picture(seed=i)).tobytes() for i in range(20)}
-    assert load_data(f"folder:{folder}", image_size=(24, 17), seed=9).fingerprint == data.fingerprint
-
-
-def test_folder_with_its_own_parts(folder, tmp_path):
-    root = tmp_path / "parts"
-    root.mkdir()
-    (folder).rename(root / "train")
-    for part, count in (("val", 3), ("test", 2)):
-        (root / part / "café noir").mkdir(parents=True)
-        for i in range(count):
-            picture(seed=100 + i).save(root / part / "café noir" / f"{i}.webp", lossless=True)
-    data = load_data(f"folder:{root}", image_size=16)
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [20, 3, 2]
-    carved = load_data(f"folder:{root}", image_size=16, validation=0.2)
-    assert [len(part) for part in (carved.train, carved.validation, carved.test)] == [16, 4, 2]
-    (root / "test").rename(tmp_path / "away")
-    data = load_data(f"folder:{root}", image_size=16)
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 2, 3]
-    assert any("validation images are used as test images" in note for note in data.notes)
-    (root / "val" / "café noir").rename(root / "val" / "chat")
-    with pytest.raises(ValueError, match=r"received the class folder '.*chat'; allowed, as in train: café noir, "):
-        load_data(f"folder:{root}", image_size=16)
-
-
-def test_folders_of_parts_are_told_from_classes(folder, tmp_path):
-    (folder / "nothing").mkdir()
-    (folder / "Train").mkdir()  # a class of its own: pictures and no folders of pictures
-    picture(seed=77).save(folder / "Train" / "0.png")
-    picture(seed=78).save(folder / "Train" / "1.png")
-    data = load_data(f"folder:{folder}", image_size=16)
-    assert data.class_names == ["Train", "café noir", "東京 タワー"]
-    assert "ignored folders without images: nothing" in data.notes
-    root = tmp_path / "parts"
-    root.mkdir()
-    folder.rename(root / "Testing")
-    with pytest.raises(ValueError, match="with class folders in Testing; allowed: a folder 'train'"):
-        load_data(f"folder:{root}", image_size=16)
-    (root / "Testing").rename(root / "TRAINING")
-    (root / "TRAINING" / "nothing").rename(root / "docs")
-    data = load_data(f"folder:{root}", image_size=16)
-    assert data.class_names == ["Train", "café noir", "東京 タワー"]
-    assert "ignored folders without images: docs" in data.notes
-
-
-def test_broken_images_are_skipped_counted_and_named(folder):
-    whole = (folder / "café noir" / "whole.jpg", folder / "café noir" / "cut.jpg")
-    picture(200, 300).save(whole[0], quality=95)
-    content = whole[0].read_bytes()
-    whole[1].write_bytes(content[: len(content) // 2])
-    (folder / "東京 タワー" / "text.jpg").write_text("I am a text file")
-    Image.new("1", (20_000, 20_000)).save(folder / "東京 タワー" / "huge.png")
-    with pytest.warns(UserWarning, match="skipped 3 of 24 images") as caught:
-        data = load_data(f"folder:{folder}", image_size=16, validation=0)
-    message = str(caught[0].message)
-    assert "cut.jpg: " in message
-    assert "text.jpg: cannot identify" in message
-    assert "huge.png: Image size (400000000 pixels)" in message
-    assert len(data.train) + len(data.test) == 21
-    assert any("skipped 3" in note for note in data.notes)
-    with pytest.warns(UserWarning, match="skipped"):
-        assert load_data(f"folder:{folder}", image_size=16).fingerprint == data.fingerprint
-
-
-def test_images_between_pillows_limits_are_skipped_too(folder, monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", 24 * 17)
-    picture(25, 17).save(folder / "café noir" / "large.png")
-    with pytest.warns(UserWarning, match=r"skipped 1 of 21 images .café noir/large.png: received 17x25 pixels; allowed: 408"):
-        load_data(f"folder:{folder}", image_size=16)
-
-
-def test_folders_that_cannot_be_used(tmp_path, folder):
-    for path in (tmp_path / "none", ""):
-        with pytest.raises(ValueError, match=r"^data: received 'folder:.*': there is no such folder; allowed: folder:PATH"):
-            load_data(f"folder:{path}", image_size=8)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        ValueError, match=r"^data: received 'folder:.*' with no images; allowed: two or more folders, one a class, of .jpg"
-    ):
-        load_data(f"folder:{tmp_path / 'empty'}", image_size=8)
-    with pytest.raises(ValueError, match=r"with images in 'my data' alone; allowed: two or more folders"):
-        load_data(f"folder:{tmp_path}", image_size=8)
-    for file in (folder / "café noir").iterdir():
-        file.write_text("broken")
-    with (
-        pytest.warns(UserWarning, match="skipped 10 of 20"),
-        pytest.raises(ValueError, match=r"^data: received .* with no readable image of class 'café noir'"),
-    ):
-        load_data(f"folder:{folder}", image_size=8)
-
-
-def test_image_modes(tmp_path):
-    """What each mode becomes, against values computed by hand."""
-    rng = np.random.default_rng(0)
-    shape = (10, 7, 3)
-    read = lambda name: read_image(tmp_path / name, shape)  # noqa: E731
-    deep = rng.integers(0, 2**16, (10, 7), dtype=np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert np.abs(read("deep.png").astype(float) - deep[..., None] / 257).max() <= 0.51
-    colors, alpha = rng.integers(0, 256, (10, 7, 3), dtype=np.uint8), rng.integers(0, 256, (10, 7, 1), dtype=np.uint8)
-    Image.fromarray(np.concatenate([colors, alpha], axis=-1)).save(tmp_path / "alpha.png")
-    on_white = colors * (alpha / 255) + 255 * (1 - alpha / 255)
-    assert np.abs(read("alpha.png") - on_white).max() <= 1
-    Image.fromarray(colors[..., 0]).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read("grey.png"), np.repeat(colors[..., :1], 3, axis=-1))
-    luma = colors @ [0.299, 0.587, 0.114]
-    Image.fromarray(colors).save(tmp_path / "rgb.png")
-    assert np.abs(read_image(tmp_path / "rgb.png", (10, 7, 1))[..., 0] - luma).max() <= 1
-    frames = [Image.new("P", (7, 10), color) for color in (1, 2)]
-    for frame in frames:
-        frame.putpalette([0, 0, 0, 10, 20, 30, 200, 100, 50])
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert (read("moving.gif") == [10, 20, 30]).all()
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
-    Image.fromarray(colors).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "turned.png", (7, 10, 3)), np.rot90(colors, -1))
-    Image.new("CMYK", (7, 10), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
-    red = read("cmyk.jpg").mean(axis=(0, 1))
-    assert red[0] > 200
-    assert red[1:].max() < 60
-
-
-def test_other_sizes_are_covered_and_the_middle_is_kept(tmp_path):
-    ramp = np.tile(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], (100, 1, 3))
-    for name in ("wide.png", "wide.jpg"):
-        Image.fromarray(ramp).save(tmp_path / name)
-        image = read_image(tmp_path / name, (20, 20, 3))[..., 0].astype(float)
-        expected = ramp[0, 150:250, 0].reshape(20, 5).mean(axis=1)
-        assert np.abs(image[5:15, 2:-2] - expected[2:-2]).max() <= 2
-
-
 # What does not fit in memory
 
 
-def test_large_parts_are_kept_on_disk_and_found_again(folder, monkeypatch):
-    in_memory = load_data(f"folder:{folder}", image_size=16)
-    monkeypatch.setattr(store, "memory_limit", lambda: 100)
-    (folder / "café noir" / "text.jpg").write_text("broken")
-    with pytest.warns(UserWarning, match="skipped 1 of 21"):
-        on_disk = load_data(f"folder:{folder}", image_size=16)
-    files = sorted((folder / ".keras_vit").iterdir())
-    assert len(files) == 2
-    assert any(str(files[1]) in note or str(files[0]) in note for note in on_disk.notes)
-    assert on_disk.fingerprint == in_memory.fingerprint
-    np.testing.assert_array_equal(on_disk.train.images([3, 0]), in_memory.train.images([3, 0]))
-    monkeypatch.setattr(class_folders, "decode_files", lambda *args: iter(()))  # nothing is decoded again
-    with pytest.warns(UserWarning, match="skipped 1 of 21"):
-        assert load_data(f"folder:{folder}", image_size=16).fingerprint == in_memory.fingerprint
+def chunks(count, value, error=None):
+    yield np.full((count, 2, 2, 1), value, np.uint8), np.arange(count)
+    if error:
+        raise error
 
 
-def test_kept_files_are_told_apart_and_old_ones_go(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "memory_limit", lambda: 100)
-    load_data(f"folder:{folder}", image_size=16)
-    kept = folder / ".keras_vit"
-    before = {file.name for file in kept.iterdir()}
+def test_large_parts_are_kept_on_disk_and_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "memory_limit", lambda: 5)
+    notes, home = [], (tmp_path, "train")
+    images, labels = store.keep(chunks(3, 7), 3, (2, 2, 1), home, "train", notes)
+    assert (images == 7).all()
+    assert labels.tolist() == [0, 1, 2]
+    assert "on disk" in notes[0]
+    kept = tmp_path / ".keras_vit"
+    again, _ = store.keep(iter(()), 3, (2, 2, 1), home, "train", notes)  # nothing is decoded again
+    np.testing.assert_array_equal(again, images)
     (kept / f"{partial_prefix(99999999)}x.npy").write_bytes(b"killed")
-    picture(seed=99).save(folder / "café noir" / "new.png")
-    load_data(f"folder:{folder}", image_size=16)
-    assert len(list(kept.iterdir())) == 2
-    assert not before & {file.name for file in kept.iterdir()}
+    store.keep(chunks(5, 3), 5, (2, 2, 1), (tmp_path, "train-new"), "train", notes)
+    assert sorted(file.name for file in kept.iterdir()) == ["train-new-2x2x1.labels.npy", "train-new-2x2x1.npy"]
 
     # Where the folder cannot be written to, data sets of the same version number lie apart.
     monkeypatch.setattr(store.os, "access", lambda *args: False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    notes = []
     for name, value in (("food", 1), ("flowers", 2)):
         (tmp_path / name / "2.0.0").mkdir(parents=True)
-        chunks = iter([(np.full((3, 2, 2, 1), value, np.uint8), np.arange(3))])
-        images, _ = store.keep(chunks, 3, (2, 2, 1), (tmp_path / name / "2.0.0", "train"), "train", notes)
+        images, _ = store.keep(chunks(3, value), 3, (2, 2, 1), (tmp_path / name / "2.0.0", "train"), "train", notes)
         assert (images == value).all()
-    chunks = iter([(np.full((5, 2, 2, 1), 3, np.uint8), np.arange(5))])  # another number of images is another data set
-    images, _ = store.keep(chunks, 5, (2, 2, 1), (tmp_path / "food" / "2.0.0", "train"), "train", notes)
-    assert images.shape == (5, 2, 2, 1)
+    images, _ = store.keep(chunks(5, 3), 5, (2, 2, 1), (tmp_path / "food" / "2.0.0", "train"), "train", notes)
+    assert images.shape == (5, 2, 2, 1)  # another number of images is another data set
 
 
-def test_a_full_disk_is_one_error_and_leaves_nothing(folder, monkeypatch):
-    def full(*args):
-        yield np.zeros((3, 16, 16, 3), np.uint8), np.zeros(3, np.int64)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(store, "memory_limit", lambda: 100)
-    monkeypatch.setattr(class_folders, "decode_files", full)
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "memory_limit", lambda: 5)
+    full = chunks(3, 0, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(ValueError, match=r"20 images need 0 MB in .*No space left on device"):
-        load_data(f"folder:{folder}", image_size=16)
-    assert list((folder / ".keras_vit").iterdir()) == []
+        store.keep(full, 20, (2, 2, 1), (tmp_path, "train"), "train", [])
+    assert list((tmp_path / ".keras_vit").iterdir()) == []
 
 
 # TensorFlow data sets

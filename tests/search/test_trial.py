@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
+from PIL import Image
 
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
@@ -77,6 +79,20 @@ def test_a_rung_of_hyperband_goes_on_to_the_numbers_of_a_whole_trial(trial):
     rungs, last = trial("rungs", {"kind": "epochs", "amount": 3}, until=3, process=True)
     assert [row["val_loss"] for row in rungs.metrics] == [row["val_loss"] for row in whole.metrics]
     assert last["val_accuracy"] == result["val_accuracy"]
+
+
+def test_trials_that_crop_pictures_read_their_files(tmp_path):
+    """Crops of the decoded images would have other numbers than those of the pictures, which are larger."""
+    for index in range(12):
+        (tmp_path / f"class {index % 2}").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"class {index % 2}" / f"{index}.png")
+    recipe = load_recipe("digits", data=f"folder:{tmp_path}", model={"channels": 3}, augment={"resized_crop": 0.5})
+    for _ in range(2):
+        data = trials.load_once(recipe, tmp_path / "kept")
+        assert data.train.sizes(np.arange(3)).tolist() == [[40, 30]] * 3
+        assert data.test is None
+    assert not (tmp_path / "kept").exists()
 
 
 def test_facts_of_fewer_images_than_a_batch(monkeypatch):
