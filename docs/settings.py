@@ -38,6 +38,7 @@ WORDS = {
     "list[number]": "list of numbers",
     "list[Stage]": "list of stages",
     "dict[text, Any]": "section",
+    "dict[text, number]": "{name: number}",
     "ViTConfig": "section",
     "AugmentConfig": "section",
     "TrainConfig": "section",
@@ -80,9 +81,10 @@ def table(package, title, prefix, path):
 def type_of(kind, field):
     """The annotation in words; of a `typing.Literal[NAMES]` the values."""
     text = str(field.annotation).replace("typing.", "")
-    if text.startswith("Literal["):
-        names = text.removeprefix("Literal[").removesuffix("]")
-        return " or ".join(f"`{value}`" for value in ast.literal_eval(str(kind.module[names].value)))
+    literal = re.match(r"Literal\[(\w+)\]", text)
+    if literal:
+        values = " or ".join(f"`{value}`" for value in ast.literal_eval(str(kind.module[literal[1]].value)))
+        text = values + text[literal.end() :]
     for name, word in WORDS.items():
         text = re.sub(rf"\b{re.escape(name)}(?!\w)", word, text)
     return text.replace(" | ", " or ")

@@ -31,6 +31,7 @@ def training_batch(
     seed: int,
     total_steps: int,
     image_size: tuple[int, int] | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The augmented batch of one training step: a pure function of its arguments.
 
@@ -46,6 +47,7 @@ def training_batch(
         seed: Integer from 0 to 2^32 - 1.
         total_steps: Steps of the whole training, for `augment.mix_until`.
         image_size: Height and width of what `augment.resized_crop` takes; None = as the split's images.
+        class_weights: Factors (K,) on the columns of the targets, and so on each class's part of the cross-entropy; None = 1.
 
     Returns:
         uint8 images (B, H, W, C) and float32 targets (B, K).
@@ -59,7 +61,8 @@ def training_batch(
     else:
         images = split.images(indices)
     settings = {"num_classes": num_classes, "rng": rng, "progress": step / total_steps}
-    return augment_batch(images, split.labels[indices], augment, **settings)
+    images, targets = augment_batch(images, split.labels[indices], augment, **settings)
+    return images, targets if class_weights is None else (targets * class_weights).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)  # drawn once an epoch, not once a batch; two epochs overlap where batches are made ahead
@@ -79,6 +82,7 @@ def training_batches(
     start_step: int = 0,
     total_steps: int,
     image_size: tuple[int, int] | None = None,
+    class_weights: np.ndarray | None = None,
     pipeline: str | None = None,
 ) -> Iterable:
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
@@ -95,6 +99,7 @@ def training_batches(
         start_step: Step of the first batch: the number of steps already trained.
         image_size: Height and width that images are resized to after the augmentation, or by `augment.resized_crop` before it;
             None = as they are.
+        class_weights: As in `training_batch`.
         pipeline: See `stream`.
 
     Returns:
@@ -112,7 +117,7 @@ def training_batches(
 
     def batch(step):
         settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "total_steps": total_steps}
-        images, targets = training_batch(split, augment, step, image_size=size, **settings)
+        images, targets = training_batch(split, augment, step, image_size=size, class_weights=class_weights, **settings)
         return resize(normalize(images, mean, std), size), targets
 
     return stream(batch, start_step, None, (batch_size, *size, split.shape[-1]), (batch_size, num_classes), pipeline)

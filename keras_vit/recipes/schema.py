@@ -15,6 +15,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 JITS = ("auto", "on", "off")
+CLASS_WEIGHTS = ("none", "balanced")
 METHODS = ("full", "probe", "lora")
 SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
 
@@ -72,6 +73,10 @@ class TrainConfig:
             1604.06174): same numbers, less memory, more time. Needs `dropout` and `attention_dropout` of 0.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
+        patience: Epochs without a better one after which the training ends; 0 = after all epochs. Better is a higher validation
+            accuracy, or the same with a lower loss.
+        class_weights: Weights of the classes in the loss: `none`, `balanced` (each class counts as much as any other, however few
+            its images) or {name: weight}, 1 for a class without one.
         stages: Cheaper early parts of the training, in order: smaller images and less augmentation (arXiv 2104.00298), larger or
             fewer patches (arXiv 2208.07220). The remaining epochs train as the recipe says. Positions and patch projection are
             resampled between stages. The model is always validated and saved in its own size.
@@ -95,6 +100,8 @@ class TrainConfig:
     remat: bool = False
     jit: typing.Literal[JITS] = "auto"
     validate_every: int = 1
+    patience: int = 0
+    class_weights: typing.Literal[CLASS_WEIGHTS] | dict[str, float] = "none"
     stages: list[Stage] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
@@ -102,6 +109,12 @@ class TrainConfig:
             check_int(name, getattr(self, name), at_least=1)
         if self.steps_per_epoch is not None:
             check_int("steps_per_epoch", self.steps_per_epoch, at_least=1)
+        check_int("patience", self.patience, at_least=0)
+        if isinstance(self.class_weights, dict):
+            for name, weight in self.class_weights.items():
+                check_number(f"class_weights: {name}", weight, at_least=0)
+        else:
+            check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
         check_number("learning_rate", self.learning_rate, above=0)
         check_number("warmup_epochs", self.warmup_epochs, at_least=0)
         check_number("weight_decay", self.weight_decay, at_least=0)

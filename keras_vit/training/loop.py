@@ -87,6 +87,8 @@ def train(
             raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 to {total_steps}, the steps in all")
         if verbose and (said := average_note(recipe.train, total_steps)):
             print(said, flush=True)
+        if recipe.train.patience and data.validation is None:
+            raise ValueError(f"patience: received {recipe.train.patience}; allowed: 0 without validation images")
         first_batches = [first_batch(data, stage, first * steps_per_epoch, total_steps) for first, _, stage in recipe.stages()]
         run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
         if run.is_finished:
@@ -106,9 +108,13 @@ def train(
         if pictures and not first_epoch:
             batch_picture(*first_batches[0], data.class_names, run.plots / "batch.png")
 
-        if first_epoch < last_epoch:
+        if first_epoch < last_epoch and not session.out_of_patience:
             fit_stages(session, first_epoch, [interrupts, *callbacks], verbose)
-        if last_epoch == recipe.train.epochs:
+        if session.out_of_patience and verbose:
+            print(
+                f"patience: no better epoch for {recipe.train.patience}, training ends after epoch {len(session.rows)}", flush=True
+            )
+        if last_epoch == recipe.train.epochs or session.out_of_patience:
             session.finish()
             if pictures:
                 curves({run.path.resolve().name: run.metrics}, run.plots / "curves.png")
@@ -162,8 +168,8 @@ def average_note(config, total_steps):
 
 def first_batch(data, stage, step, total_steps):
     """The images and targets of a stage's first step, not normalised."""
-    settings = stream_settings(stage, total_steps)
-    del settings["mean"], settings["std"]
+    settings = stream_settings(stage, data, total_steps)
+    del settings["mean"], settings["std"], settings["class_weights"]
     return training_batch(data.train, stage.augment, step, **settings)
 
 
@@ -185,7 +191,7 @@ def fit_stages(session, first_epoch, callbacks, verbose):
             if first >= last:
                 continue
             session.go_on_with(stage)
-            settings = stream_settings(stage, session.total_steps)
+            settings = stream_settings(stage, data, session.total_steps)
             batches = training_batches(
                 data.train, stage.augment, start_step=first * steps, image_size=stage.model.image_size, **settings
             )

@@ -67,6 +67,12 @@ class Session(keras.callbacks.Callback):
         return self.steps_per_epoch * self.recipe.train.epochs
 
     @property
+    def out_of_patience(self):
+        """Whether the training ends because no epoch has been better for as long as the recipe waits."""
+        patience = self.recipe.train.patience
+        return bool(patience and self.rows) and self.rows[-1]["epoch"] - best_row(self.rows)["epoch"] >= patience
+
+    @property
     def optimizer(self):
         return own_optimizer(self.training_model.optimizer)
 
@@ -186,6 +192,8 @@ class Session(keras.callbacks.Callback):
         # The state goes last: after a kill before this line the epoch is repeated, and all above is written again.
         self.write_state(epoch + 1, arrays)
         self.write_events(row)
+        if self.out_of_patience:
+            self.training_model.stop_training = True
 
     def write_state(self, epoch, arrays=None):
         """Writes the training state after an epoch; `arrays` are the values of `self.arrays()` if they have been read already."""

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vit.checks import unknown
 from keras_vit.data.batches import training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.machine import accelerator, has_bfloat16
@@ -101,7 +102,7 @@ def training_rates(
     """
     variables = [variable for model in models for variable in (*model.variables, *model.optimizer.variables)]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
-    settings = stream_settings(recipe, total_steps=10**6)
+    settings = stream_settings(recipe, data, total_steps=10**6)
     batches = training_batches(data.train, recipe.augment, image_size=models[0].config.image_size, **settings)
     best, spent = [0.0] * len(models), 0.0
     while spent < turns * seconds * len(models) and max(best) <= CLEAR * min(best):
@@ -117,7 +118,7 @@ def training_rates(
     return best
 
 
-def stream_settings(recipe: Recipe, total_steps: int) -> dict:
+def stream_settings(recipe: Recipe, data: DataSet, total_steps: int) -> dict:
     """What the training batches of a recipe depend on, besides its data and augmentation."""
     return {
         "num_classes": recipe.model.num_classes,
@@ -126,4 +127,26 @@ def stream_settings(recipe: Recipe, total_steps: int) -> dict:
         "mean": recipe.mean,
         "std": recipe.std,
         "total_steps": total_steps,
+        "class_weights": class_weights(recipe.train.class_weights, data),
     }
+
+
+def class_weights(config: str | dict[str, float], data: DataSet) -> np.ndarray | None:
+    """The weight of each class (K,) in the loss; None if all weigh the same.
+
+    Args:
+        config: `TrainConfig.class_weights`. Balanced weights are N / (K * images of the class), as scikit-learn's.
+        data: The `DataSet`.
+
+    Raises:
+        ValueError: For a name that is no class.
+    """
+    if config == "none":
+        return None
+    if config == "balanced":
+        counts = np.bincount(data.train.labels, minlength=len(data.class_names))
+        return len(data.train) / (len(counts) * np.maximum(counts, 1))
+    for name in config:
+        if name not in data.class_names:
+            raise ValueError(unknown("class_weights", name, data.class_names))
+    return np.array([config.get(name, 1.0) for name in data.class_names])
