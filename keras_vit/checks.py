@@ -6,6 +6,8 @@ import math
 import numbers
 from collections.abc import Iterable
 
+import numpy as np
+
 
 def unknown(where: str, name: str, known: Iterable[str], further: str = "") -> str:
     """The message for an unknown name: what was received, the nearest known name if one is near, and all that are allowed."""
@@ -32,13 +34,24 @@ def check_fields(cls, settings: dict, where: str = "") -> None:
 def as_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """A positive int or a pair of them, as a pair (height, width)."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in pair):
+    if len(pair) != 2 or not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) and v >= 1 for v in pair):
         raise ValueError(f"{name}: received {value!r}; allowed: an integer of at least 1, or a pair (height, width)")
-    return pair
+    return tuple(map(int, pair))
+
+
+def plain(value):
+    """A number of NumPy as Python's, which JSON and YAML can hold; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def make_plain(config) -> None:
+    """Replaces NumPy's numbers in the fields of a frozen data class by Python's."""
+    for field in dataclasses.fields(config):
+        object.__setattr__(config, field.name, plain(getattr(config, field.name)))
 
 
 def check_int(name, value, at_least):
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{name}: received {value!r}; allowed: an integer of at least {at_least}")
 
 
@@ -50,7 +63,7 @@ def check_seed(seed) -> None:
 
 def check_number(name, value, *, at_least=-math.inf, above=-math.inf, at_most=math.inf, below=math.inf):
     """Raises a ValueError unless `value` is a finite number within the bounds."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not (number and at_least <= value <= at_most and above < value < below):
         bounds = {"of at least": at_least, "above": above, "of at most": at_most, "below": below}
         allowed = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from keras_vit.checks import check_choice, check_int, check_number
+from keras_vit.checks import check_choice, check_int, check_number, make_plain
 from keras_vit.data.mixing import mix
 from keras_vit.data.pixels import blur, gather, look_up, reflect, saturate
 from keras_vit.data.randaugment import RANDAUGMENT, apply_operations, brightness, contrast
@@ -59,6 +59,7 @@ class AugmentConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        make_plain(self)
         for name in ("flip", "three_augment"):
             check_choice(name, getattr(self, name), (False, True))
         for name in ("crop", "randaugment_layers"):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import typing
 
-from keras_vit.checks import as_pair, check_choice, check_fields, check_int, check_number
+from keras_vit.checks import as_pair, check_choice, check_fields, check_int, check_number, make_plain
 from keras_vit.model import counts
 
 POOLS = ("cls", "gap", "cls_gap", "map")
@@ -120,6 +120,7 @@ class ViTConfig:
     data_format: typing.Literal[DATA_FORMATS] = "channels_last"
 
     def __post_init__(self):
+        make_plain(self)
         for name in ("image_size", "patch_size"):
             object.__setattr__(self, name, as_pair(name, getattr(self, name)))
         for name in ("channels", "width", "depth", "num_heads", "mlp_dim"):

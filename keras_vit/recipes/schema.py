@@ -6,7 +6,7 @@ import typing
 
 import yaml
 
-from keras_vit.checks import as_moments, check_choice, check_fields, check_int, check_number, check_seed
+from keras_vit.checks import as_moments, check_choice, check_fields, check_int, check_number, check_seed, make_plain
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.dataset import DataSet, load_data
 from keras_vit.model.config import ViTConfig
@@ -39,6 +39,7 @@ class Stage:
     augment: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        make_plain(self)
         check_number("until", self.until, above=0, below=1)
         check_number("image_scale", self.image_scale, above=0, at_most=1)
         check_number("patch_scale", self.patch_scale, at_least=1)
@@ -105,6 +106,7 @@ class TrainConfig:
     stages: list[Stage] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
+        make_plain(self)
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             check_int(name, getattr(self, name), at_least=1)
         if self.steps_per_epoch is not None:
@@ -165,6 +167,7 @@ class FinetuneConfig:
     lora_alpha: float = 16.0
 
     def __post_init__(self):
+        make_plain(self)
         for name in ("checkpoint", "architecture"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: received {getattr(self, name)!r}; allowed: a string")
@@ -237,6 +240,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
+        make_plain(self)
         check_seed(self.seed)
         if not isinstance(self.data, str) or not self.data:
             raise ValueError(f"data: received {self.data!r}; allowed: auto, digits, folder:PATH, arrays:FILE.npz or a TFDS name")

@@ -5,7 +5,7 @@ import math
 import re
 import typing
 
-from keras_vit.checks import check_int, check_number
+from keras_vit.checks import check_int, check_number, make_plain
 
 METHODS = ("bayesian", "random", "grid", "hyperband")
 OBJECTIVES = {
@@ -55,6 +55,7 @@ class SearchConfig:
     retrain_budget: str | None = None
 
     def __post_init__(self):
+        make_plain(self)
         names = self.objective.split(",")
         if names[0] != "accuracy" or len(set(names)) != len(names) or not set(names) <= set(OBJECTIVES):
             allowed = f"accuracy alone, or accuracy and after it any of {', '.join(list(OBJECTIVES)[1:])}"

@@ -8,7 +8,7 @@ import typing
 import numpy as np
 from keras_tuner import HyperParameters
 
-from keras_vit.checks import check_number
+from keras_vit.checks import check_number, make_plain
 from keras_vit.recipes.schema import Recipe
 from keras_vit.search.axes import NAMES, SpaceConfig, add_axis, is_countable, rounded, smallest_value, value_at, values_of
 from keras_vit.search.memory import training_memory
@@ -34,6 +34,7 @@ class Limits:
     max_memory: float | None = None
 
     def __post_init__(self):
+        make_plain(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None:

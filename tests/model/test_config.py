@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from keras_vit import VARIANTS, ViTConfig, build_vit
+from keras_vit.recipes.schema import Recipe, TrainConfig
 
 TINY = {"image_size": (16, 24), "patch_size": (4, 4), "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
 MACS_TOLERANCE = 0.002  # published numbers of multiply-adds leave out, or count in, a bias or a norm
@@ -48,6 +50,19 @@ DERIVED = (
 )
 # Billions of multiply-adds of torchvision 0.20's vit_*_16/14/32 (`_ops` of its weights).
 PUBLISHED_MACS = (("B/16", 17.564), ("B/32", 4.409), ("L/16", 61.555), ("L/32", 15.378), ("H/14", 167.295))
+
+
+def test_numbers_of_numpy_are_numbers():
+    """They become Python's own: JSON and YAML have no others."""
+    settings = {"image_size": 8, "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24, "num_classes": 3}
+    given = {name: np.int64(value) for name, value in settings.items()} | {"dropout": np.float32(0.25)}
+    config = ViTConfig(**given)
+    assert config == ViTConfig(**settings, dropout=0.25)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["width"] == 16
+    recipe = Recipe(train=TrainConfig(epochs=np.int64(3), learning_rate=np.float64(0.5)), seed=np.uint32(7))
+    assert "epochs: 3\n" in recipe.to_yaml()
+    with pytest.raises(ValueError, match=r"^width: received 16\.0; allowed: an integer"):
+        ViTConfig(**{**given, "width": np.float64(16)})
 
 
 @pytest.mark.parametrize(("variant", "overrides", "count"), PUBLISHED)
