@@ -159,24 +159,3 @@ def convolution(layer, x, training=False):
     kernel = ops.convert_to_tensor(layer.kernel)
     y = linear(rows, kernel.reshape(-1, kernel.shape[-1]), layer.bias, training)
     return y.reshape(batch, height // 2, width // 2, -1)
-
-
-def branch_off(x, training=False):
-    """Pays in training on a processor: 3.9 to 7.5 images/s at 224 px. Test: test_a_step_grows_by_the_same_operations.
-
-    XLA repeats cheap operations to save a pass over memory. It would recompute the gradient of x, a sum over all later branches,
-    for every matmul that takes it transposed.
-    """
-    return computed_once(x) if training and on_processor() else None
-
-
-@jax.custom_vjp
-def computed_once(x):
-    return x
-
-
-def computed_once_backward(_, dy):
-    return (dy / (1 + 0 * dy),)  # no-op: XLA does not duplicate divisions, but removes `/ 1`
-
-
-computed_once.defvjp(lambda x: (x, None), computed_once_backward)

@@ -30,7 +30,6 @@ __all__ = [
     "activate",
     "attend",
     "attention_weights",
-    "branch_off",
     "convolution",
     "join_heads",
     "layer_norm",
@@ -141,9 +140,3 @@ def join_heads(x):
 def convolution(layer, x, training=False):
     """A built Keras layer, 3x3 with stride 2 and padding `same`: (B, H, W, C) -> (B, H/2, W/2, D), H and W even."""
     return layer(x)
-
-
-@faster
-def branch_off(x, training=False):
-    """x, where a residual branch leaves the stream of tokens."""
-    return x

@@ -5,7 +5,6 @@ Shapes: B batch, N tokens, D width.
 
 import keras
 
-from keras_vit.kernels.ops import branch_off
 from keras_vit.model.attention import Attention
 from keras_vit.model.layers import Layer, LayerScale, register
 from keras_vit.model.mlp import MLP
@@ -87,7 +86,6 @@ class TransformerBlock(Layer):
         """function(norm(x)). If the block is `direct`, `function` also adds x, in its last matmul."""
 
         def compute(x):
-            x = branch_off(x, training)
             y = self.inner(norm, x, training=training)
             return function(y, training=training, residual=x if self.direct(training) else None, **arguments)
 

@@ -155,7 +155,7 @@ def test_linear(sizes, onednn, monkeypatch):
     np.testing.assert_array_equal(numpy(given), residual)  # is not written to
 
 
-FUNCTIONS = ("linear", "activate", "layer_norm", "self_attention", "attend", "convolution", "branch_off", "reshape", "shape")
+FUNCTIONS = ("linear", "activate", "layer_norm", "self_attention", "attend", "convolution", "reshape", "shape")
 
 
 def test_a_backends_functions_have_the_signature_of_the_plain_ones():
@@ -352,7 +352,7 @@ def test_throughput_measures_beside_timm(tmp_path):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="XLA's")
 def test_a_step_grows_by_the_same_operations_with_every_block():
-    """XLA repeated the gradient of the residual stream, a sum over all later blocks, in each block."""
+    """XLA once repeated the gradient of the residual stream, a sum over all later blocks, in each block."""
     import jax
 
     def operations(depth):
