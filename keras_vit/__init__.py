@@ -23,6 +23,7 @@ if not PROBLEM:
     from keras_vit.recipes.parse import load_recipe
     from keras_vit.recipes.schema import Recipe
     from keras_vit.runs.folder import RunFolder
+    from keras_vit.runs.prediction import Prediction, predict
     from keras_vit.training.loop import train
     from keras_vit.weights.checkpoint import Checkpoint
     from keras_vit.weights.load import load_model, load_weights, open_checkpoint
@@ -39,6 +40,7 @@ __all__ = [
     "PatchEncoder",
     "Patches",
     "Pooling",
+    "Prediction",
     "Recipe",
     "RunFolder",
     "TransformerBlock",
@@ -51,6 +53,7 @@ __all__ = [
     "load_recipe",
     "load_weights",
     "open_checkpoint",
+    "predict",
     "save_weights",
     "train",
 ]

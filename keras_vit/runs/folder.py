@@ -15,6 +15,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -26,6 +27,7 @@ from keras_vit.files import PARTIAL, atomic_path, remove, write_json, write_text
 from keras_vit.model.vit import ViT
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.recipes.schema import Recipe
+from keras_vit.runs.prediction import Prediction, predict
 
 # Columns of metrics.csv, in order. `seconds` is training time since the first epoch, also of a run that was resumed.
 METRICS = (
@@ -169,6 +171,27 @@ class RunFolder:
         if not self.model_path.is_file():
             raise ValueError(f"run: received {str(self.path)!r}, which has no best.keras; allowed: a run with a validated epoch")
         return keras.models.load_model(self.model_path, compile=False)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes in the order of the logits; None if the run has not ended."""
+        return self.summary.get("class_names") if self.is_finished else None
+
+    def predict(self, paths: str | os.PathLike | Sequence[str | os.PathLike], *, top: int = 1) -> list[Prediction]:
+        """The likeliest classes of pictures, by the best model.
+
+        Args:
+            paths: Picture files, folders with pictures and patterns.
+            top: Number of classes for each picture, the likeliest first.
+
+        Returns:
+            A `Prediction` for each picture; those that cannot be read are left out, with a warning.
+
+        Raises:
+            ValueError: As `model`; for paths without pictures.
+        """
+        recipe = self.recipe
+        return predict(self.model(), paths, mean=recipe.mean, std=recipe.std, class_names=self.class_names, top=top)
 
     def write_model(self, model: keras.Model) -> None:
         with atomic_path(self.model_path) as temporary:

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-NEEDED = ("keras_tuner", "six", "sklearn", "grpc", "google.protobuf", "filelock", "plotly", "jinja2")
+NEEDED = ("keras_tuner", "six", "sklearn", "grpc", "google.protobuf", "filelock", "plotly")
 
 
 def is_installed(name):

@@ -1,0 +1,247 @@
+"""What a model sees on pictures: files or arrays in, classes and probabilities out.
+
+Shapes: N images, B of a batch, H height, W width, C channels, K classes.
+"""
+
+import base64
+import dataclasses
+import glob
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_vit.checks import as_moments, check_int
+from keras_vit.data.decode import one_line, parallel, picture, read_image
+from keras_vit.data.folder import image_files, printable
+from keras_vit.images import normalize
+from keras_vit.model.vit import ViT
+
+BATCH_SIZE = 64
+SHOWN = 3  # files named in a note
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image.
+
+    Attributes:
+        image: Path of the file, or the index of the image in an array.
+        classes: Names of the likeliest classes, the likeliest first.
+        probabilities: Their softmax probabilities, each from 0 to 1.
+        thumbnail: A small JPEG of what the model saw; empty if it was not asked for.
+    """
+
+    image: str | int
+    classes: list[str]
+    probabilities: list[float]
+    thumbnail: bytes = b""
+
+    def to_dict(self) -> dict:
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        return {"image": self.image, "classes": [{"name": name, "probability": value} for name, value in pairs]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A model, or an artifact made of one, as pictures need it.
+
+    Attributes:
+        shape: (H, W, C) of its images.
+        class_names: K names.
+        logits: uint8 images (B, H, W, C) -> logits (B, K).
+    """
+
+    shape: tuple[int, int, int]
+    class_names: list[str]
+    logits: Callable[[np.ndarray], np.ndarray]
+
+
+def classifier(model: ViT, mean=0.5, std=0.5, class_names: Sequence[str] | None = None) -> Classifier:
+    """A `ViT` as a `Classifier`; arguments as of `predict`."""
+    config = model.config
+    if not config.num_classes:
+        raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
+    mean, std = as_moments(mean, std, config.channels)
+    names = [str(name) for name in (range(config.num_classes) if class_names is None else class_names)]
+    if len(names) != config.num_classes:
+        raise ValueError(f"class_names: received {len(names)}; allowed: {config.num_classes}, the classes of the model")
+    if keras.backend.backend() == "tensorflow":
+        model.jit_compile = False  # XLA takes seconds, for what is called a few times
+
+    def logits(images):
+        images = normalize(images, mean, std)
+        if config.data_format == "channels_first":
+            images = images.transpose(0, 3, 1, 2)
+        return np.asarray(model.predict_on_batch(images))
+
+    return Classifier((*config.image_size, config.channels), names, logits)
+
+
+def predict(
+    model: ViT,
+    images: np.ndarray | Sequence[str | os.PathLike],
+    *,
+    mean: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.5,
+    class_names: Sequence[str] | None = None,
+    top: int = 1,
+    batch_size: int = BATCH_SIZE,
+) -> list[Prediction]:
+    """The likeliest classes of images.
+
+    Pictures are read as in training and evaluation: turned upright, resized to cover H x W, cut to their middle, normalised.
+
+    Args:
+        model: A `ViT` with a head.
+        images: uint8 (N, H, W, C) of the model's size, or paths: files, folders (all pictures below them) and patterns.
+        mean: Of pixels scaled to 0..1, as in training: one number or one a channel.
+        std: Their standard deviation, likewise.
+        class_names: K names; None = the numbers of the classes.
+        top: Number of classes for each image, the likeliest first.
+        batch_size: Images at a time.
+
+    Returns:
+        A `Prediction` for each image, in order; files that cannot be read are left out, with a warning.
+
+    Raises:
+        ValueError: For paths without pictures, arrays of another shape or type, and settings that do not fit the model.
+    """
+    chosen = classifier(model, mean, std, class_names)
+    if isinstance(images, np.ndarray) and images.dtype != object and images.dtype.kind != "U":
+        return [*predict_arrays(chosen, images, top, batch_size)]
+    notes = []
+    found = [*predict_files(chosen, find_images(images), top=top, batch_size=batch_size, notes=notes)]
+    warn(notes)
+    return found
+
+
+def warn(notes):
+    import warnings
+
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+
+
+def predict_arrays(classifier: Classifier, images: np.ndarray, top: int, batch_size: int) -> Iterator[Prediction]:
+    if images.dtype != np.uint8 or images.shape[1:] != classifier.shape:
+        raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 (N, {classifier.shape})")
+    check_numbers(classifier, top, batch_size)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        yield from ranked(classifier, range(start, start + len(batch)), batch, top, len(images) > batch_size and batch_size)
+
+
+def predict_files(
+    classifier: Classifier,
+    files: Sequence[Path],
+    *,
+    top: int = 1,
+    batch_size: int = BATCH_SIZE,
+    thumbnails: bool = False,
+    notes: list[str],
+) -> Iterator[Prediction]:
+    """A `Prediction` for each picture file that can be read, one batch after the other.
+
+    Args:
+        classifier: The `Classifier`.
+        files: Paths, as of `find_images`.
+        top: As of `predict`.
+        batch_size: As of `predict`.
+        thumbnails: Whether predictions get one.
+        notes: Gets a line on the files that cannot be read.
+
+    Raises:
+        ValueError: If no file can be read.
+    """
+    check_numbers(classifier, top, batch_size)
+    broken = []
+    for start in range(0, len(files), batch_size):
+        some = files[start : start + batch_size]
+        images = parallel(lambda file: read(file, classifier.shape), some)
+        broken += [(file, image) for file, image in zip(some, images, strict=True) if isinstance(image, str)]
+        good = [(printable(file), image) for file, image in zip(some, images, strict=True) if not isinstance(image, str)]
+        if good:
+            names, images = zip(*good, strict=True)
+            yield from ranked(
+                classifier, names, np.stack(images), top, len(files) > batch_size and batch_size, thumbnails=thumbnails
+            )
+    if broken:
+        named = "; ".join(f"{printable(file)}: {reason}" for file, reason in broken[:SHOWN])
+        note = f"{len(broken):,} of {len(files):,} files could not be read ({named}{'; ...' * (len(broken) > SHOWN)})"
+        if len(broken) == len(files):
+            raise ValueError(f"path: {note}; allowed: pictures")
+        notes.append(note)
+
+
+def check_numbers(classifier, top, batch_size):
+    check_int("batch_size", batch_size, at_least=1)
+    check_int("top", top, at_least=1)
+    if top > len(classifier.class_names):
+        raise ValueError(f"top: received {top}; allowed: 1 to {len(classifier.class_names)}, the classes of the model")
+
+
+def read(file, shape):
+    """The picture, or in words why there is none."""
+    try:
+        return read_image(file, shape)
+    except Exception as error:  # Pillow's parsers raise whatever a broken file leads them to
+        return one_line(error).removeprefix("image: ")
+
+
+def ranked(classifier, names, images, top, size=0, thumbnails=False):
+    """Predictions of a batch, which is filled up to `size`: another number of images would be compiled again."""
+    filled = np.concatenate([images, images[:1].repeat(max(0, size - len(images)), axis=0)])
+    logits = classifier.logits(filled)[: len(images)].astype(np.float64)  # (B, K)
+    values = np.exp(logits - logits.max(axis=1, keepdims=True))
+    values /= values.sum(axis=1, keepdims=True)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :top]
+    for name, image, row, best in zip(names, images, values, order, strict=True):
+        classes = [classifier.class_names[label] for label in best]
+        yield Prediction(name, classes, row[best].tolist(), thumbnail(image) if thumbnails else b"")
+
+
+def thumbnail(image, side=96):
+    small, out = picture(image), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+def find_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
+    """Picture files, each once: a file is itself, a folder all pictures below it, a pattern (`*`, `?`, `[...]`, `**`) what it fits.
+
+    Raises:
+        ValueError: For a path that leads to no picture.
+    """
+    found = {}
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+        given = os.fspath(path)
+        matches = [given] if os.path.lexists(given) else sorted(glob.glob(given, recursive=True))
+        files = [file for match in map(Path, matches) for file in (image_files(match) if match.is_dir() else [match])]
+        if not files:
+            raise ValueError(f"path: received {printable(given)!r}; allowed: a picture, a folder with pictures or a pattern")
+        found |= dict.fromkeys(files)
+    if not found:
+        raise ValueError("path: received none; allowed: pictures, folders with pictures or patterns")
+    return [*found]
+
+
+def page(predictions: Sequence[Prediction], title: str) -> str:
+    """An HTML page of predictions with their thumbnails; it needs no other file."""
+    import jinja2
+
+    loader = jinja2.PackageLoader("keras_vit.runs")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    rows = [
+        {
+            "image": each.image,
+            "source": f"data:image/jpeg;base64,{base64.b64encode(each.thumbnail).decode()}",
+            "classes": [*zip(each.classes, each.probabilities, strict=True)],
+        }
+        for each in predictions
+    ]
+    return environment.get_template("predictions.html").render(title=title, rows=rows)

@@ -1,0 +1,169 @@
+"""Predictions: the numbers of the model on the images of training, from files, arrays, runs, .keras files and exports."""
+
+import base64
+import csv
+import dataclasses
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from helpers import error_line, logits
+from PIL import Image
+
+import keras_vit
+from keras_vit.cli.predict import main
+from keras_vit.data.dataset import load_data
+from keras_vit.images import normalize
+from keras_vit.parity import randomise
+from keras_vit.recipes.parse import load_recipe
+from keras_vit.runs.folder import RunFolder
+from keras_vit.runs.prediction import find_images
+
+CLOSE = 1e-5
+NAMES = ["<b>bold", "cat", "dog"]
+SHAPE = {"image_size": 12, "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16, "channels": 3}
+
+
+@pytest.fixture
+def run(tmp_path):
+    recipe = load_recipe("digits", model=SHAPE, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
+    run = RunFolder.create(tmp_path / "run", recipe)
+    run.write_model(randomise(keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=3))))
+    run.write_summary({"class_names": NAMES})
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of pictures of several sizes; one is no picture."""
+    folder = tmp_path / "photos"
+    for index in range(7):
+        target = folder / f"class {index % 2}" / f"{index} [x].png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (20 + index, 15, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(target)
+    return folder
+
+
+def expected(run, folder):
+    """Probabilities (N, K) by the images that training reads, in the order of the folder."""
+    images = load_data(f"folder:{folder}", image_size=12, validation=0, channels=3)
+    files = [str(file) for file in images.train._images.files]
+    values = logits(run.model(), normalize(images.train._images[np.arange(len(files))], run.recipe.mean, run.recipe.std))
+    values = np.exp(values.astype(np.float64))
+    return dict(zip(files, values / values.sum(1, keepdims=True), strict=True))
+
+
+def check(predictions, wanted, top):
+    assert [each.image for each in predictions] == list(wanted)
+    for each, row in zip(predictions, wanted.values(), strict=True):
+        order = np.argsort(-row)[:top]
+        assert each.classes == [NAMES[label] for label in order]
+        np.testing.assert_allclose(each.probabilities, row[order], atol=CLOSE)
+
+
+@pytest.mark.backend
+def test_predictions_are_those_of_the_training_images(run, photos):
+    wanted = expected(run, photos)
+    check(run.predict(photos, top=2), wanted, 2)
+    settings = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": NAMES, "top": 3}
+    check(keras_vit.predict(run.model(), [photos], batch_size=3, **settings), wanted, 3)
+    images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
+    found = keras_vit.predict(run.model(), images, batch_size=2, **settings)
+    rows = logits(run.model(), normalize(images, run.recipe.mean, run.recipe.std)).astype(np.float64)
+    rows = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+    check(found, dict(enumerate(rows)), 3)
+    assert [each.image for each in found] == [0, 1, 2, 3, 4]
+
+
+def test_command(run, photos, tmp_path, capsys):
+    wanted = expected(run, photos)
+    out = {name: tmp_path / f"out.{name}" for name in ("csv", "json", "html")}
+    files = [f"--{name}={path}" for name, path in out.items()]
+    main([str(run.path), str(photos), str(photos / "class 0"), "--top", "2", *files])
+    assert "<b>bold" in capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(out["csv"].read_text())))
+    assert [row["image"] for row in rows] == list(wanted)  # each once
+    for row, values in zip(rows, wanted.values(), strict=True):
+        first, second, _ = np.argsort(-values)
+        assert (row["class"], row["class_2"]) == (NAMES[first], NAMES[second])
+        assert float(row["probability_2"]) == pytest.approx(values[second], abs=CLOSE)
+    content = json.loads(out["json"].read_text())
+    assert [each["image"] for each in content] == list(wanted)
+    assert content[0]["classes"][1]["name"] == rows[0]["class_2"]
+    page = out["html"].read_text()
+    assert "<b>bold" not in page
+    assert "&lt;b&gt;bold" in page
+    thumbnails = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", page)]
+    assert [image.size for image in thumbnails] == [(12, 12)] * 7
+    assert re.findall(r"(?:src|href)=\"(?!data:)", page) == []  # it needs no other file
+
+
+def test_other_models(run, photos, tmp_path):
+    """A .keras file beside no recipe, one in a run folder, and an export."""
+    wanted, out = expected(run, photos), tmp_path / "out.json"
+
+    def read():
+        return [
+            (each["image"], each["classes"][0]["name"], each["classes"][0]["probability"]) for each in json.loads(out.read_text())
+        ]
+
+    main([str(run.model_path), str(photos), f"--json={out}"])
+    first = read()
+    assert [name for _, name, _ in first] == [NAMES[row.argmax()] for row in wanted.values()]
+    alone = tmp_path / "alone.keras"
+    alone.write_bytes(run.model_path.read_bytes())
+    numbers = [str(value) for value in (*run.recipe.mean, *run.recipe.std)]
+    main([str(alone), str(photos), f"--json={out}", "--mean", *numbers[:3], "--std", *numbers[3:], "--class-names", *NAMES])
+    assert read() == first
+    keras_vit.export_model(run, tmp_path / "export", "keras")
+    main([str(tmp_path / "export"), str(photos), f"--json={out}", "--batch-size", "4"])
+    for ours, theirs in zip(read(), first, strict=True):
+        assert ours[:2] == theirs[:2]
+        assert ours[2] == pytest.approx(theirs[2], abs=CLOSE)
+
+
+def test_files_that_cannot_be_read_are_named(run, photos, capsys):
+    for index in range(5):
+        (photos / "class 0" / f"text {index}.png").write_text("no picture")
+    with pytest.warns(
+        UserWarning, match=r"^5 of 12 files could not be read \(.*text 0.png: cannot identify image file .*; \.\.\.\)$"
+    ):
+        assert len(run.predict(photos)) == 7
+    main([str(run.path), str(photos)])
+    assert "5 of 12 files could not be read" in capsys.readouterr().out
+    assert "path: 1 of 1 files could not be read" in error_line(
+        capsys, main, [str(run.path), str(photos / "class 0" / "text 1.png")]
+    )
+
+
+def test_paths(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [file.name for file in find_images(["photos/class 1", "photos/*/0*.png", "photos/class 1/1 [[]x].png"])]
+    assert names == ["1 [x].png", "3 [x].png", "5 [x].png", "0 [x].png"]
+    assert [file.name for file in find_images("photos/class 1/1 [x].png")] == [
+        "1 [x].png"
+    ]  # a name, though it looks like a pattern
+    assert len(find_images(["photos/**/*.png"])) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["RUN", "none.png"], "path: received 'none.png'; allowed: a picture, a folder with pictures or a pattern"),
+        (["RUN", "."], "path: received '.'; allowed: a picture"),
+        (["RUN", "PHOTOS", "--top", "4"], "top: received 4; allowed: 1 to 3, the classes of the model"),
+        (["RUN", "PHOTOS", "--top", "0"], "top: received 0; allowed: an integer of at least 1"),
+        (["RUN", "PHOTOS", "--batch-size", "0"], "batch_size: received 0"),
+        (["RUN", "PHOTOS", "--class-names", "a", "b"], "class_names: received 2; allowed: 3, the classes of the model"),
+        (["none", "PHOTOS"], "run: received 'none'"),
+        (["RUN"], "PATH: received none; allowed: a value"),
+    ],
+)
+def test_mistakes_are_one_line(run, photos, tmp_path, monkeypatch, capsys, options, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    given = {"RUN": str(run.path), "PHOTOS": str(photos)}
+    assert message in error_line(capsys, main, [given.get(option, option) for option in options])
