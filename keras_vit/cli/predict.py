@@ -9,26 +9,36 @@
 The pictures need no labels. They are read as in training.
 """
 
+import collections
 import contextlib
 import csv
 import io
 import json
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from keras_vit.cli.command import Parser
+from keras_vit.checks import as_moments
+from keras_vit.cli.command import Parser, check_unused, refuse
+from keras_vit.data.folder import printable
 from keras_vit.export.images import to_model
-from keras_vit.export.runtimes import Runtime
-from keras_vit.files import read_json, write_text
+from keras_vit.export.report import names_of_classes, read_report
+from keras_vit.export.runtimes import FILES, Runtime
+from keras_vit.files import write_text
+from keras_vit.machine import tune
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.prediction import BATCH_SIZE, Classifier, classifier, find_images, page, predict_files
-from keras_vit.weights.load import load_model
+from keras_vit.runs.prediction import BATCH_SIZE, Classifier, classifier, find_images, page, predict_files, visible
+from keras_vit.weights.keras import load
 
 MOST = 50  # rows on the screen if all of them are in a file
+SHOWN = 10  # classes counted in the last line
+WIDE = 10_000  # columns of an output that is no terminal: paths stay whole
+SUFFIXES = {"csv": (".csv",), "json": (".json",), "html": (".html", ".htm")}
 
 
 def parse_options(arguments):
@@ -43,38 +53,66 @@ def parse_options(arguments):
     parser.add_argument("--mean", metavar="X", type=float, nargs="+", help="Mean of pixels scaled to 0..1. Default: the model's.")
     parser.add_argument("--std", metavar="X", type=float, nargs="+", help="Deviation of such pixels. Default: the model's.")
     parser.add_argument("--class-names", metavar="NAME", nargs="+", help="The classes by index. Default: the model's.")
-    return parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    for each in rest:
+        if each.startswith("-"):
+            refuse(each, vars(options), "--help")
+    options.paths += rest  # paths behind an option
+    for name, suffixes in SUFFIXES.items():
+        path = getattr(options, name)
+        # `--csv photos/*.png` would replace the first picture.
+        if path and (path.suffix.lower() not in suffixes or path.is_dir()):
+            raise ValueError(f"--{name}: received {str(path)!r}; allowed: a file whose name ends in {' or '.join(suffixes)}")
+    if options.class_names:
+        options.class_names = [printable(name) for name in options.class_names]
+    return options
 
 
 def main(arguments):
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up as after Ctrl-C
     options = parse_options(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    with contextlib.suppress(AttributeError):  # a stream of another kind, as in tests
+        sys.stdout.reconfigure(errors="backslashreplace")
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDE
     files, notes = find_images(options.paths), []
-    with open_classifier(options) as chosen:
+    with open_classifier(options, notes) as chosen:
         settings = {"top": options.top, "batch_size": options.batch_size, "thumbnails": bool(options.html)}
         predictions = [*predict_files(chosen, files, notes=notes, **settings)]
-    written = write(predictions, options)
+    written = write(predictions, options, notes)
     console.print(table(predictions[: MOST if written else None]))
     if written and len(predictions) > MOST:
         console.print(f"the first {MOST} of {len(predictions):,}")
     for note in notes:
-        console.print(escape(note))
+        console.print(note, soft_wrap=True)
+    console.print(visible(f"{len(predictions):,} pictures: {counts(predictions)}"), soft_wrap=True)
     for path in written:
-        console.print(f"written: {path}", markup=False)
+        console.print(f"written: {path}", soft_wrap=True)
+
+
+def counts(predictions):
+    """Pictures of each class, the commonest first."""
+    found = collections.Counter(each.classes[0] for each in predictions).most_common()
+    return ", ".join(f"{count:,} {name}" for name, count in found[:SHOWN]) + ", ..." * (len(found) > SHOWN)
 
 
 @contextlib.contextmanager
-def open_classifier(options):
-    """The `Classifier` of a run, an export or a .keras file, with the options' settings on top."""
-    path = Path(options.model)
-    stated = {"mean": options.mean, "std": options.std, "class_names": options.class_names}
+def open_classifier(options, notes):
+    """The `Classifier` of a run, an export or a .keras file, with the options' settings on top; it may add to the notes."""
+    path = Path(options.model).expanduser()
+    if path.name in FILES.values() and (path.parent / "export.json").is_file():
+        path = path.parent
     if (path / "export.json").is_file():
-        report = read_json(path / "export.json", "export.json") | {k: v for k, v in stated.items() if v is not None}
+        report = settings_of_export(read_report(path, "MODEL"), options)
         with Runtime(report["format"], path) as runtime, tempfile.TemporaryDirectory() as folder:
             yield of_export(report, runtime, folder)
         return
-    run = run_of(path)
-    model = run.model() if run else load_model(path, "keras")
+    tune()  # keeps what JAX compiles to load a model: seconds, each time
+    run, stated = run_of(path), {"mean": options.mean, "std": options.std, "class_names": options.class_names}
+    model = run.model() if run else load(path)
+    if not run and not (options.mean and options.std):
+        notes.append("mean and std: not in a .keras file; taken where not given: 0.5, 0.5")
     known = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": run.class_names} if run else {}
     yield classifier(model, **known | {name: value for name, value in stated.items() if value is not None})
 
@@ -86,21 +124,37 @@ def run_of(path):
     return RunFolder(path.parent) if path.name == "best.keras" and (path.parent / "recipe.yaml").is_file() else None
 
 
+def settings_of_export(report, options):
+    """The report with the options' settings on top; a ValueError for those that do not fit the export."""
+    count = len(report["class_names"])
+    if not count:
+        raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
+    names = names_of_classes(options.class_names or report["class_names"], count)
+    if report["input"] == "uint8":
+        check_unused(options, ("mean", "std"), "with an export that normalises its images itself")
+        return report | {"class_names": names}
+    mean, std = options.mean or report["mean"], options.std or report["std"]
+    for name, value in (("mean", mean), ("std", std)):
+        if not value:
+            raise ValueError(f"--{name}: received none; allowed: that of the training, as the export takes normalised images")
+    channels = report["image_shape"][0 if report["data_format"] == "channels_first" else -1]
+    mean, std = as_moments(mean, std, channels)
+    return report | {"class_names": names, "mean": mean, "std": std}
+
+
 def of_export(report, runtime, folder):
     height, width, channels = shape = report["image_shape"]
     if report["input"] != "uint8" and report["data_format"] == "channels_first":
         channels, height, width = shape
-    if report["input"] != "uint8" and not report["mean"]:
-        raise ValueError("--mean: received none; allowed: the numbers of the training, as the export takes normalised images")
 
     def logits(images):
         images = images if report["input"] == "uint8" else to_model(images, report)
-        return runtime.predict(images, folder, report["batch_size"])
+        return runtime.predict(images, folder)
 
-    return Classifier((height, width, channels), report["class_names"], logits)
+    return Classifier((height, width, channels), report["class_names"], logits, report["batch_size"])
 
 
-def write(predictions, options):
+def write(predictions, options, notes):
     """Writes the files that the options ask for; returns their paths."""
     if options.csv:
         rows, out = [each.to_dict() for each in predictions], io.StringIO()
@@ -116,19 +170,22 @@ def write(predictions, options):
         content = [each.to_dict() for each in predictions]
         write_text(options.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if options.html:
-        write_text(options.html, page(predictions, f"{Path(options.model).resolve().name}: {len(predictions):,} pictures"))
+        write_text(
+            options.html,
+            page(predictions, f"{printable(Path(options.model).resolve().name)}: {len(predictions):,} pictures", notes),
+        )
     return [path for path in (options.csv, options.json, options.html) if path]
 
 
 def table(predictions):
     """A rich table: each picture with its likeliest classes."""
-    result = Table("picture")
+    result = Table()
+    result.add_column("picture", overflow="fold")
     for place in range(len(predictions[0].classes)):
-        result.add_column("class" if not place else f"{place + 1}.")
-        result.add_column("", justify="right")
+        result.add_column(f"{place + 1}." if place else "class", overflow="fold")
+        result.add_column("" if place else "probability", justify="right", no_wrap=True)
     for each in predictions:
-        cells = [
-            cell for name, value in zip(each.classes, each.probabilities, strict=True) for cell in (escape(name), f"{value:.1%}")
-        ]
-        result.add_row(escape(str(each.image)), *cells)
+        pairs = zip(each.classes, each.probabilities, strict=True)
+        cells = [cell for name, value in pairs for cell in (Text(visible(name)), f"{value:.1%}")]
+        result.add_row(Text(visible(each.image)), *cells)
     return result

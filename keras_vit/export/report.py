@@ -55,8 +55,8 @@ def names_of_classes(names, count):
     return names
 
 
-def read_report(folder: Path) -> dict:
-    """The report of an export.
+def read_report(folder: Path, field: str = "--compare") -> dict:
+    """The report of an export; `field` begins the error.
 
     Raises:
         ValueError: If the folder is no export.
@@ -64,9 +64,9 @@ def read_report(folder: Path) -> dict:
     try:
         report = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         if report["format"] not in EVERY or not (folder / FILES[report["format"]]).exists():
-            raise ValueError(f"--compare: received {str(folder)!r}, which has no {FILES.get(report['format'], 'known artifact')}")
+            raise ValueError(f"{field}: received {str(folder)!r}, which has no {FILES.get(report['format'], 'known artifact')}")
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
-        raise ValueError(f"--compare: received {str(folder)!r}; allowed: a folder with an intact export.json") from None
+        raise ValueError(f"{field}: received {str(folder)!r}; allowed: a folder with an intact export.json") from None
     return report
 
 

@@ -8,6 +8,8 @@ import dataclasses
 import glob
 import io
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from keras_vit.model.vit import ViT
 
 BATCH_SIZE = 64
 SHOWN = 3  # files named in a note
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # a terminal would obey them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +56,13 @@ class Classifier:
         shape: (H, W, C) of its images.
         class_names: K names.
         logits: uint8 images (B, H, W, C) -> logits (B, K).
+        batch_size: The only B that it takes; None = any.
     """
 
     shape: tuple[int, int, int]
     class_names: list[str]
     logits: Callable[[np.ndarray], np.ndarray]
+    batch_size: int | None = None
 
 
 def classifier(model: ViT, mean=0.5, std=0.5, class_names: Sequence[str] | None = None) -> Classifier:
@@ -69,14 +74,18 @@ def classifier(model: ViT, mean=0.5, std=0.5, class_names: Sequence[str] | None 
     names = [str(name) for name in (range(config.num_classes) if class_names is None else class_names)]
     if len(names) != config.num_classes:
         raise ValueError(f"class_names: received {len(names)}; allowed: {config.num_classes}, the classes of the model")
-    if keras.backend.backend() == "tensorflow":
-        model.jit_compile = False  # XLA takes seconds, for what is called a few times
 
     def logits(images):
         images = normalize(images, mean, std)
         if config.data_format == "channels_first":
             images = images.transpose(0, 3, 1, 2)
-        return np.asarray(model.predict_on_batch(images))
+        if keras.backend.backend() != "tensorflow":
+            return np.asarray(model.predict_on_batch(images))
+        before, model.jit_compile = model.jit_compile, False  # XLA takes seconds, for what is called a few times
+        try:
+            return np.asarray(model.predict_on_batch(images))
+        finally:
+            model.jit_compile = before
 
     return Classifier((*config.image_size, config.channels), names, logits)
 
@@ -115,24 +124,19 @@ def predict(
         return [*predict_arrays(chosen, images, top, batch_size)]
     notes = []
     found = [*predict_files(chosen, find_images(images), top=top, batch_size=batch_size, notes=notes)]
-    warn(notes)
-    return found
-
-
-def warn(notes):
-    import warnings
-
     for note in notes:
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note, stacklevel=2)
+    return found
 
 
 def predict_arrays(classifier: Classifier, images: np.ndarray, top: int, batch_size: int) -> Iterator[Prediction]:
     if images.dtype != np.uint8 or images.shape[1:] != classifier.shape:
-        raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 (N, {classifier.shape})")
-    check_numbers(classifier, top, batch_size)
+        allowed = ", ".join(map(str, ("N", *classifier.shape)))
+        raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 of shape ({allowed})")
+    batch_size = check_numbers(classifier, top, batch_size)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        yield from ranked(classifier, range(start, start + len(batch)), batch, top, len(images) > batch_size and batch_size)
+        yield from ranked(classifier, range(start, start + len(batch)), batch, top, filled_to(classifier, images, batch_size))
 
 
 def predict_files(
@@ -157,20 +161,23 @@ def predict_files(
     Raises:
         ValueError: If no file can be read.
     """
-    check_numbers(classifier, top, batch_size)
+    batch_size = check_numbers(classifier, top, batch_size)
+    if classifier.shape[-1] not in (1, 3):
+        raise ValueError(f"channels: received a model with {classifier.shape[-1]}; allowed for files: 1 or 3")
     broken = []
     for start in range(0, len(files), batch_size):
         some = files[start : start + batch_size]
-        images = parallel(lambda file: read(file, classifier.shape), some)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are read in spite of a fault
+            images = parallel(lambda file: read(file, classifier.shape), some)
         broken += [(file, image) for file, image in zip(some, images, strict=True) if isinstance(image, str)]
         good = [(printable(file), image) for file, image in zip(some, images, strict=True) if not isinstance(image, str)]
         if good:
             names, images = zip(*good, strict=True)
-            yield from ranked(
-                classifier, names, np.stack(images), top, len(files) > batch_size and batch_size, thumbnails=thumbnails
-            )
+            size = filled_to(classifier, files, batch_size)
+            yield from ranked(classifier, names, np.stack(images), top, size, thumbnails=thumbnails)
     if broken:
-        named = "; ".join(f"{printable(file)}: {reason}" for file, reason in broken[:SHOWN])
+        named = "; ".join(f"{visible(printable(file))}: {reason}" for file, reason in broken[:SHOWN])
         note = f"{len(broken):,} of {len(files):,} files could not be read ({named}{'; ...' * (len(broken) > SHOWN)})"
         if len(broken) == len(files):
             raise ValueError(f"path: {note}; allowed: pictures")
@@ -178,24 +185,41 @@ def predict_files(
 
 
 def check_numbers(classifier, top, batch_size):
+    """The number of images at a time; a ValueError for settings that do not fit."""
     check_int("batch_size", batch_size, at_least=1)
     check_int("top", top, at_least=1)
     if top > len(classifier.class_names):
         raise ValueError(f"top: received {top}; allowed: 1 to {len(classifier.class_names)}, the classes of the model")
+    return classifier.batch_size or batch_size
+
+
+def filled_to(classifier, images, batch_size):
+    """Images that every batch is filled up to; 0 where the only batch may have any number."""
+    return batch_size if classifier.batch_size or len(images) > batch_size else 0
 
 
 def read(file, shape):
     """The picture, or in words why there is none."""
+    if not file.is_file():  # a pipe would be waited for
+        return "no file"
     try:
         return read_image(file, shape)
     except Exception as error:  # Pillow's parsers raise whatever a broken file leads them to
-        return one_line(error).removeprefix("image: ")
+        reason = getattr(error, "strerror", None) or one_line(error)
+        return visible(reason.removeprefix("image: ").replace(f" {str(file)!r}", ""))
+
+
+def visible(text: str) -> str:
+    """A text that a terminal shows and does not obey: control characters become escapes."""
+    return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def ranked(classifier, names, images, top, size=0, thumbnails=False):
     """Predictions of a batch, which is filled up to `size`: another number of images would be compiled again."""
     filled = np.concatenate([images, images[:1].repeat(max(0, size - len(images)), axis=0)])
     logits = classifier.logits(filled)[: len(images)].astype(np.float64)  # (B, K)
+    if broken := np.count_nonzero(~np.isfinite(logits).all(axis=1)):
+        raise ValueError(f"logits: received NaN or infinity for {broken:,} of {len(images):,} images; allowed: finite numbers")
     values = np.exp(logits - logits.max(axis=1, keepdims=True))
     values /= values.sum(axis=1, keepdims=True)
     order = np.argsort(-values, axis=1, kind="stable")[:, :top]
@@ -214,24 +238,27 @@ def thumbnail(image, side=96):
 def find_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
     """Picture files, each once: a file is itself, a folder all pictures below it, a pattern (`*`, `?`, `[...]`, `**`) what it fits.
 
+    Links to folders are not followed below a folder. A file that is reached in two ways has the first path.
+
     Raises:
         ValueError: For a path that leads to no picture.
     """
     found = {}
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
-        given = os.fspath(path)
+        given = os.path.expanduser(path)
         matches = [given] if os.path.lexists(given) else sorted(glob.glob(given, recursive=True))
         files = [file for match in map(Path, matches) for file in (image_files(match) if match.is_dir() else [match])]
         if not files:
             raise ValueError(f"path: received {printable(given)!r}; allowed: a picture, a folder with pictures or a pattern")
-        found |= dict.fromkeys(files)
+        for file in files:
+            found.setdefault((os.path.realpath(file.parent), file.name), file)
     if not found:
         raise ValueError("path: received none; allowed: pictures, folders with pictures or patterns")
-    return [*found]
+    return [*found.values()]
 
 
-def page(predictions: Sequence[Prediction], title: str) -> str:
-    """An HTML page of predictions with their thumbnails; it needs no other file."""
+def page(predictions: Sequence[Prediction], title: str, notes: Sequence[str] = ()) -> str:
+    """An HTML page of predictions with their thumbnails; it needs no other file. Notes are shown below the title."""
     import jinja2
 
     loader = jinja2.PackageLoader("keras_vit.runs")
@@ -244,4 +271,4 @@ def page(predictions: Sequence[Prediction], title: str) -> str:
         }
         for each in predictions
     ]
-    return environment.get_template("predictions.html").render(title=title, rows=rows)
+    return environment.get_template("predictions.html").render(title=title, rows=rows, notes=notes)

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -13,13 +14,13 @@ from helpers import error_line, logits
 from PIL import Image
 
 import keras_vit
-from keras_vit.cli.predict import main
+from keras_vit.cli.predict import main, open_classifier, parse_options
 from keras_vit.data.dataset import load_data
 from keras_vit.images import normalize
 from keras_vit.parity import randomise
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.prediction import find_images
+from keras_vit.runs.prediction import Classifier, find_images, predict_arrays, predict_files, visible
 
 CLOSE = 1e-5
 NAMES = ["<b>bold", "cat", "dog"]
@@ -83,7 +84,10 @@ def test_command(run, photos, tmp_path, capsys):
     out = {name: tmp_path / f"out.{name}" for name in ("csv", "json", "html")}
     files = [f"--{name}={path}" for name, path in out.items()]
     main([str(run.path), str(photos), str(photos / "class 0"), "--top", "2", *files])
-    assert "<b>bold" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "<b>bold" in said
+    assert all(name in said for name in wanted)  # whole paths, however long
+    assert "7 pictures: " in said
     rows = list(csv.DictReader(io.StringIO(out["csv"].read_text())))
     assert [row["image"] for row in rows] == list(wanted)  # each once
     for row, values in zip(rows, wanted.values(), strict=True):
@@ -120,16 +124,79 @@ def test_other_models(run, photos, tmp_path):
     assert read() == first
     keras_vit.export_model(run, tmp_path / "export", "keras")
     main([str(tmp_path / "export"), str(photos), f"--json={out}", "--batch-size", "4"])
-    for ours, theirs in zip(read(), first, strict=True):
+    exported = read()
+    for ours, theirs in zip(exported, first, strict=True):
         assert ours[:2] == theirs[:2]
         assert ours[2] == pytest.approx(theirs[2], abs=CLOSE)
+    options = parse_options([str(tmp_path / "export" / "model.keras"), str(photos)])  # the file alone does not know its mean
+    with open_classifier(options, notes := []) as chosen:
+        again = [*predict_files(chosen, find_images(photos), notes=notes)]
+    assert [(each.image, each.classes[0]) for each in again] == [each[:2] for each in exported]
+    assert notes == []
+
+
+def test_settings_of_an_export(run, photos, tmp_path, capsys):
+    """Those that the export cannot use, or that do not fit it, are refused."""
+    folder, model = tmp_path / "export", run.model()
+    keras_vit.export_model(run, folder, "keras")
+    for options, message in (
+        (["--class-names", "a"], "class_names: received 1; allowed: 3"),
+        (["--mean", "0.5"], "--mean: received [0.5]; allowed with an export that normalises its images itself: none"),
+    ):
+        assert message in error_line(capsys, main, [str(folder), str(photos), *options])
+    keras_vit.export_model(model, folder, "keras", overwrite=True)  # without mean and std it takes normalised images
+    assert "--mean: received none" in error_line(capsys, main, [str(folder), str(photos)])
+    assert "mean: received [1.0, 2.0]" in error_line(capsys, main, [str(folder), str(photos), "--mean", "1", "2", "--std", "1"])
+    numbers = ["--mean", *map(str, run.recipe.mean), "--std", *map(str, run.recipe.std), "--class-names", *NAMES]
+    with open_classifier(parse_options([str(folder), str(photos), *numbers]), []) as chosen:
+        check([*predict_files(chosen, find_images(photos), top=3, notes=[])], expected(run, photos), 3)
+    (folder / "model.keras").unlink()
+    assert f"MODEL: received {str(folder)!r}, which has no model.keras" in error_line(capsys, main, [str(folder), str(photos)])
+
+
+def test_a_fixed_batch_is_filled(photos):
+    sizes = []
+
+    def logits(images):
+        sizes.append(len(images))
+        return images.reshape(len(images), -1)[:, :3]
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 1), dtype=np.uint8)
+    found = [*predict_arrays(Classifier((2, 2, 1), NAMES, logits, batch_size=4), images, 1, 64)]
+    assert sizes == [4, 4]
+    assert [each.classes for each in found] == [[NAMES[row.argmax()]] for row in images.reshape(5, 4)[:, :3]]
+    assert len([*predict_files(Classifier((2, 2, 1), NAMES, logits, batch_size=4), find_images(photos), notes=[])]) == 7
+    broken = Classifier((2, 2, 1), NAMES, lambda images: np.full((len(images), 3), np.nan))
+    with pytest.raises(ValueError, match="logits: received NaN or infinity for 5 of 5 images"):
+        [*predict_arrays(broken, images, 1, 64)]
+
+
+def test_names_are_shown_and_not_obeyed(run, tmp_path, capsys):
+    """Markup, emoji codes, control characters and bytes that are no UTF-8, on the screen and in files."""
+    names = ["[red]a[red].png", ":cat:.png", "esc\x1b[31m.png", "new\nline.png", "<b>.png", os.fsdecode(b"bad\xff.png")]
+    for name in names:
+        Image.new("RGB", (5, 5)).save(tmp_path / name)
+    given = [str(tmp_path / name) for name in names]
+    out = {name: tmp_path / f"out.{name}" for name in ("csv", "json", "html")}
+    main(
+        [str(run.path), *given, *(f"--{name}={path}" for name, path in out.items()), "--class-names", ":dog:", "[b]b[/b]", "\udcff"]
+    )
+    said = capsys.readouterr().out
+    for shown in ("[red]a[red].png", ":cat:.png", "esc\\x1b[31m.png", "new\\nline.png", "<b>.png", "bad\\xff.png"):
+        assert f"{shown} " in said
+    rows = list(csv.DictReader(io.StringIO(out["csv"].read_text(encoding="utf-8"))))
+    assert [row["image"] for row in rows[:5]] == given[:5]
+    assert rows[5]["image"].endswith("bad\\xff.png")
+    assert len(json.loads(out["json"].read_text(encoding="utf-8"))) == 6
+    assert "&lt;b&gt;.png" in out["html"].read_text(encoding="utf-8")
+    assert visible("a\u202eb\x00é\u202f") == "a\\u202eb\\x00é\u202f"
 
 
 def test_files_that_cannot_be_read_are_named(run, photos, capsys):
     for index in range(5):
         (photos / "class 0" / f"text {index}.png").write_text("no picture")
     with pytest.warns(
-        UserWarning, match=r"^5 of 12 files could not be read \(.*text 0.png: cannot identify image file .*; \.\.\.\)$"
+        UserWarning, match=r"^5 of 12 files could not be read \(.*text 0.png: cannot identify image file; .*; \.\.\.\)$"
     ):
         assert len(run.predict(photos)) == 7
     main([str(run.path), str(photos)])
@@ -147,6 +214,16 @@ def test_paths(photos, tmp_path, monkeypatch):
         "1 [x].png"
     ]  # a name, though it looks like a pattern
     assert len(find_images(["photos/**/*.png"])) == 7
+    (photos / "class 0" / "loop").symlink_to(photos)
+    assert len(find_images(["photos", "photos/**/*.png", photos, "./photos/class 0"])) == 7  # each once
+    os.mkfifo(photos / "pipe.png")
+    broken = [
+        *predict_files(
+            Classifier((2, 2, 3), NAMES, lambda images: np.zeros((len(images), 3))), find_images("photos"), notes=(notes := [])
+        )
+    ]
+    assert len(broken) == 7
+    assert notes == ["1 of 8 files could not be read (photos/pipe.png: no file)"]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +237,9 @@ def test_paths(photos, tmp_path, monkeypatch):
         (["RUN", "PHOTOS", "--class-names", "a", "b"], "class_names: received 2; allowed: 3, the classes of the model"),
         (["none", "PHOTOS"], "run: received 'none'"),
         (["RUN"], "PATH: received none; allowed: a value"),
+        (["RUN", "PHOTOS", "--csv", "a.png"], "--csv: received 'a.png'; allowed: a file whose name ends in .csv"),
+        (["RUN", "PHOTOS", "--topp", "4"], "option: received --topp (did you mean --top?); allowed: those of --help"),
+        (["RUN", "PHOTOS", "--top", "1", "none.png"], "path: received 'none.png'"),
     ],
 )
 def test_mistakes_are_one_line(run, photos, tmp_path, monkeypatch, capsys, options, message):
