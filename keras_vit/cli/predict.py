@@ -86,7 +86,8 @@ def main(arguments):
         console.print(f"the first {MOST} of {len(predictions):,}")
     for note in notes:
         console.print(note, soft_wrap=True)
-    console.print(visible(f"{len(predictions):,} pictures: {counts(predictions)}"), soft_wrap=True)
+    if len(predictions) > 1:
+        console.print(visible(f"{len(predictions):,} pictures: {counts(predictions)}"), soft_wrap=True)
     for path in written:
         console.print(f"written: {path}", soft_wrap=True)
 

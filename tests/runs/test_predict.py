@@ -16,6 +16,8 @@ from PIL import Image
 import keras_vit
 from keras_vit.cli.predict import main, open_classifier, parse_options
 from keras_vit.data.dataset import load_data
+from keras_vit.export.report import describe
+from keras_vit.files import write_json
 from keras_vit.images import normalize
 from keras_vit.parity import randomise
 from keras_vit.recipes.parse import load_recipe
@@ -55,6 +57,13 @@ def expected(run, folder):
     values = logits(run.model(), normalize(images.train._images[np.arange(len(files))], run.recipe.mean, run.recipe.std))
     values = np.exp(values.astype(np.float64))
     return dict(zip(files, values / values.sum(1, keepdims=True), strict=True))
+
+
+def write_export(folder, model, mean=None, std=None):
+    """What `export_model` leaves, without its processes, which tests/export tries."""
+    write_json(folder / "export.json", describe(model, "keras", "float32", "auto", mean, std, NAMES, None))
+    model.save(folder / "model.keras")
+    return folder
 
 
 def check(predictions, wanted, top):
@@ -122,7 +131,7 @@ def test_other_models(run, photos, tmp_path):
     numbers = [str(value) for value in (*run.recipe.mean, *run.recipe.std)]
     main([str(alone), str(photos), f"--json={out}", "--mean", *numbers[:3], "--std", *numbers[3:], "--class-names", *NAMES])
     assert read() == first
-    keras_vit.export_model(run, tmp_path / "export", "keras")
+    write_export(tmp_path / "export", run.model(), run.recipe.mean, run.recipe.std)
     main([str(tmp_path / "export"), str(photos), f"--json={out}", "--batch-size", "4"])
     exported = read()
     for ours, theirs in zip(exported, first, strict=True):
@@ -137,14 +146,14 @@ def test_other_models(run, photos, tmp_path):
 
 def test_settings_of_an_export(run, photos, tmp_path, capsys):
     """Those that the export cannot use, or that do not fit it, are refused."""
-    folder, model = tmp_path / "export", run.model()
-    keras_vit.export_model(run, folder, "keras")
+    model = run.model()
+    folder = write_export(tmp_path / "export", model, run.recipe.mean, run.recipe.std)
     for options, message in (
         (["--class-names", "a"], "class_names: received 1; allowed: 3"),
         (["--mean", "0.5"], "--mean: received [0.5]; allowed with an export that normalises its images itself: none"),
     ):
         assert message in error_line(capsys, main, [str(folder), str(photos), *options])
-    keras_vit.export_model(model, folder, "keras", overwrite=True)  # without mean and std it takes normalised images
+    write_export(folder, model)  # without mean and std it takes normalised images
     assert "--mean: received none" in error_line(capsys, main, [str(folder), str(photos)])
     assert "mean: received [1.0, 2.0]" in error_line(capsys, main, [str(folder), str(photos), "--mean", "1", "2", "--std", "1"])
     numbers = ["--mean", *map(str, run.recipe.mean), "--std", *map(str, run.recipe.std), "--class-names", *NAMES]
