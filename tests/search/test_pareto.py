@@ -120,8 +120,8 @@ def test_hypervolume_is_invariant(rng, size):
 @pytest.mark.parametrize(
     ("points", "reference", "directions", "message"),
     [
-        ([(1, 2)], (1, 2, 3), ("min", "min"), r"reference: received shape \(3,\); needed: \(2,\)"),
-        ([(1, 2, 3)], (1, 2), ("min", "min"), r"points: received shape \(1, 3\); needed: \(N, 2\)"),
+        ([(1, 2)], (1, 2, 3), ("min", "min"), r"reference: received shape \(3,\); allowed: \(2,\)"),
+        ([(1, 2, 3)], (1, 2), ("min", "min"), r"points: received shape \(1, 3\); allowed: \(N, 2\)"),
         ([1, 2], (1, 2), ("min", "min"), r"points: received shape \(2,\)"),
         ([(1, np.nan)], (1, 2), ("min", "min"), "points: received a number that is not finite"),
         ([(1, 1)], (1, np.inf), ("min", "min"), "reference: received a number that is not finite"),
