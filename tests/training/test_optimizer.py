@@ -133,7 +133,7 @@ def test_clipping_bounds_the_global_norm():
 
 @pytest.mark.parametrize(("precision", "accumulate"), [("float32", 2), ("float16", 1)])
 def test_ema_is_the_average_of_the_weights(tmp_path, precision, accumulate):
-    decay, log = 0.25, WeightLog()
+    decay, log = 0.35, WeightLog()
     images, targets = examples(8)
     images = np.round(np.clip(images * 40 + 128, 0, 255)).astype("uint8")
     split = Split(images, targets.argmax(1))
