@@ -57,7 +57,7 @@ def parse_options(arguments):
     for each in rest:
         if each.startswith("-"):
             refuse(each, vars(options), "--help")
-    options.paths += rest  # paths behind an option
+    options.paths += rest  # paths that follow an option
     for name, suffixes in SUFFIXES.items():
         path = getattr(options, name)
         # `--csv photos/*.png` would replace the first picture.

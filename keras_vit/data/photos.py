@@ -97,5 +97,5 @@ def state_of(file):
 def examine(file):
     try:
         return inspect_image(file)
-    except Exception:  # as above
+    except Exception:  # Pillow's parsers raise whatever a broken file leads them to; `problem` says what is wrong
         return (0, 0), bytes(16)
