@@ -141,6 +141,10 @@ def wait_for(ready, process=None, seconds=120):
     return answer
 
 
+# Ctrl-C may come between `open` and the `with` that would close the file. Python then says so; the file is closed all the same.
+interruptible = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
 @contextlib.contextmanager
 def interrupted(ready):
     """Sends Ctrl-C to this process once `ready()` is true."""

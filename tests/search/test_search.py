@@ -11,7 +11,7 @@ import filelock
 import keras
 import pytest
 import yaml
-from helpers import LIGHT, interrupted
+from helpers import LIGHT, interrupted, interruptible
 from searches import FAKE
 
 from keras_vit.cli import search
@@ -120,6 +120,7 @@ def test_a_whole_search(command, capsys):
     assert times == {file: file.stat().st_mtime_ns for file in folder.glob("*/result.json")}
 
 
+@interruptible
 def test_interrupt_and_the_same_command(command, capsys, monkeypatch):
     small = [*SMALL, "--trials", "3"]
     whole = command(*small, out="whole")

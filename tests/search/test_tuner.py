@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import LIGHT, children, interrupted, wait_for
+from helpers import LIGHT, children, interrupted, interruptible, wait_for
 from searches import epochs, make, outcome
 
 from keras_vit.search.oracle import WORST, HyperbandOracle
@@ -139,6 +139,7 @@ def test_a_damaged_trial_folder_is_begun_again(tmp_path):
     assert outcome(tuner.oracle) == outcome(whole.oracle)
 
 
+@interruptible
 def test_interrupt_stops_at_once_and_leaves_no_process(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "30")
     tuner = make(tmp_path / "search", trials=5)

@@ -8,7 +8,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from helpers import interrupted, kill, numpy, start, wait_for
+from helpers import interrupted, interruptible, kill, numpy, start, wait_for
 
 from keras_vit.cli import train as command
 from keras_vit.processes import run_command
@@ -87,6 +87,7 @@ def test_interrupt_in_the_first_step_says_how_to_go_on(tmp_path):
     assert "Traceback" not in log.read_text()
 
 
+@interruptible
 def test_interrupt_after_an_epoch_says_how_to_go_on(capsys, tmp_path):
     folder = tmp_path / "run"
     with interrupted((folder / "metrics.csv").is_file), pytest.raises(SystemExit) as stopped:
