@@ -20,7 +20,7 @@ from keras_vit.training.finetune import parse_finetune
 
 def make_parser():
     out = "runs/METHOD-DATA-BACKEND, numbered if it exists"
-    parser = RecipeParser("finetune", __doc__, recipe="finetune", default="finetune", out=out, target="CHECKPOINT")
+    parser = RecipeParser("finetune", __doc__, recipe="photos", default="photos", out=out, target="CHECKPOINT")
     parser.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
     parser.add_setting("--method", "finetune.method", "NAME", "full, probe or lora.")
     parser.add_usual_settings(data_dir="TFDS_DATA_DIR", image_size="the checkpoint's", learning_rate="the method's")
@@ -39,7 +39,7 @@ def main(arguments):
     if options.resume:
         recipe, _ = parse_recipe(options.recipe or RunFolder(options.resume).path / "recipe.yaml", settings)
     else:
-        recipe, _ = parse_finetune(options.recipe or "finetune", settings)
+        recipe, _ = parse_finetune(options.recipe or "photos", settings)
     console = Console(highlight=False, soft_wrap=True)
     data = load_data(console, recipe, "Fine-tuning on")
     method = recipe.finetune.method

@@ -25,6 +25,7 @@ from rich.console import Console
 from keras_vit.checks import check_int, check_number
 from keras_vit.cli.command import Parser, RecipeParser, program, warn_of_fallback
 from keras_vit.machine import stay_on_processor
+from keras_vit.recipes.choose import choose_recipe
 from keras_vit.recipes.parse import parse_recipe, recipe_parser
 from keras_vit.search.axes import SpaceConfig, read_space
 from keras_vit.search.distribute import read_address
@@ -53,10 +54,14 @@ def main(arguments):
     Space(axes, recipe)  # refuses an empty space before the data is loaded; limits need the number of classes
     facts = load_facts(recipe)
     warn_of_fallback(console, facts["fallback"], "Searching on")
-    if not options.recipe and (facts["fallback"] or facts["accelerators"]):
-        name = "digits" if facts["fallback"] else "standard"
-        recipe, config, axes, limits = parse(name, options.space, settings)
-        if facts["fallback"]:
+    if not options.recipe:
+        name = "digits"
+        if not facts["fallback"]:
+            choice = choose_recipe(facts["picture_side"], facts["train"], facts["device"] if facts["accelerators"] else "")
+            name = choice.recipe
+            console.print(choice.reason)
+        if name != "quick":
+            recipe, config, axes, limits = parse(name, options.space, settings)
             facts = load_facts(recipe)  # of the images in the size of this recipe
     command = shlex.join([*program("search").split(" "), *arguments])
     more = {"out": options.out, "overwrite": options.overwrite, "chief": chief, "command": command, "started": started}
@@ -65,7 +70,7 @@ def main(arguments):
 
 def make_parser():
     out = "searches/DATA-BACKEND-METHOD"
-    words = {"recipe": "quick", "default": "quick, on an accelerator standard", "out": out}
+    words = {"recipe": "quick", "default": "chosen by data and machine", "out": out}
     parser = RecipeParser("search", __doc__, **words, further=search_parser, sections=SECTIONS)
     parser.add_argument("--space", metavar="FILE", help="YAML file of all axes to search. --space.depth 2..12 sets one axis.")
     parser.add_argument(

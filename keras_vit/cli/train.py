@@ -16,13 +16,14 @@ from rich.console import Console
 
 from keras_vit.cli.command import RecipeParser, check_unused, load_data, train_and_report
 from keras_vit.machine import accelerator
+from keras_vit.recipes.choose import choose_recipe, picture_side
 from keras_vit.recipes.parse import parse_recipe
 from keras_vit.runs.folder import RunFolder
 
 
 def make_parser():
     out = "runs/RECIPE-DATA-BACKEND, numbered if it exists"
-    parser = RecipeParser("train", __doc__, recipe="quick", default="quick, on an accelerator standard", out=out)
+    parser = RecipeParser("train", __doc__, recipe="quick", default="chosen by data and machine", out=out)
     parser.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
     parser.add_usual_settings(data_dir="TFDS_DATA_DIR")
     return parser
@@ -37,11 +38,18 @@ def main(arguments):
     if not name and options.resume:
         name = RunFolder(options.resume).path / "recipe.yaml"
     elif not name:
-        name = "standard" if accelerator() else "quick"
+        name = "quick"
     recipe, _ = parse_recipe(name, settings)
     data = load_data(console, recipe, "Training on")
-    if data.fallback and not options.recipe:
-        name = "digits"
-        recipe = dataclasses.replace(parse_recipe(name, settings)[0], data="digits")
-        data = recipe.load_data()
+    if not options.recipe and not options.resume:
+        if data.fallback:
+            name = "digits"
+            recipe = dataclasses.replace(parse_recipe(name, settings)[0], data="digits")
+        else:
+            choice = choose_recipe(picture_side(data), len(data.train), accelerator())
+            console.print(choice.reason)
+            name = choice.recipe
+            recipe, _ = parse_recipe(name, [*choice.options, *settings])
+        if name != "quick":
+            data = recipe.load_data()
     train_and_report(console, recipe, data, options, command="train", stem=Path(name).stem, title=f"recipe {name}")

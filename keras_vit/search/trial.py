@@ -21,6 +21,7 @@ from keras_vit.data.dataset import DataSet, Split
 from keras_vit.files import atomic_folder, write_text
 from keras_vit.machine import accelerator, machine, peak_memory_mb, tune
 from keras_vit.processes import end_with_parent, run_command
+from keras_vit.recipes.choose import picture_side
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.loop import train
@@ -131,6 +132,7 @@ def facts(recipe):
         "fingerprint": data.fingerprint,
         "classes": len(data.class_names),
         "train": len(data.train),
+        "picture_side": picture_side(data),
         "validation": len(data.validation) if data.validation is not None else 0,
         "backend": where["backend"],
         "device": where["device"],

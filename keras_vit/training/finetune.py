@@ -159,7 +159,7 @@ def describe_trained(model: "ViT") -> str:
     )
 
 
-def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "finetune", **overrides) -> Recipe:
+def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "photos", **overrides) -> Recipe:
     """A `Recipe` that fine-tunes a checkpoint, to be run by `train`.
 
     Architecture, image and patch size, mean and std are the checkpoint's by default. The architecture cannot be overridden. The

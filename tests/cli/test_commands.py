@@ -11,13 +11,14 @@ import sys
 
 import pytest
 from helpers import ROOT, error_line
+from PIL import Image
 
 from keras_vit import ViTConfig, backend
 from keras_vit.cli import train
 from keras_vit.cli.main import COMMANDS, WELCOME, dispatch
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.processes import run_command
-from keras_vit.recipes.parse import parse_recipe
+from keras_vit.recipes.parse import load_recipe, parse_recipe
 from keras_vit.recipes.schema import FinetuneConfig, Recipe, TrainConfig
 from keras_vit.runs.folder import RunFolder
 
@@ -196,3 +197,22 @@ def test_divergence_and_full_disk_are_one_line(monkeypatch, capsys, tmp_path):
 def test_faults_of_the_program_keep_their_traceback():
     with pytest.raises(json.JSONDecodeError):  # a ValueError, raised by code that is not this project's
         run_command(lambda: json.loads("{"))
+
+
+def test_photos_without_a_recipe_get_the_one_for_photos(tmp_path, monkeypatch, capsys):
+    for index in range(8):
+        (tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", (90, 80), (30 * index, 0, 0)).save(tmp_path / "ab"[index % 2] / f"{index}.png")
+    seen = []
+    monkeypatch.setattr(train, "train_and_report", lambda *arguments, **named: seen.append(arguments[1]))
+    train.main(["--data", f"folder:{tmp_path}", "--seed", "3"])
+    train.main(["--data", f"folder:{tmp_path}", "--epochs", "2"])
+    train.main(["--data", f"folder:{tmp_path}", "--recipe", "quick"])
+    photos, stated, quick = seen
+    assert photos == load_recipe("photos-scratch", data=f"folder:{tmp_path}", seed=3, train={"epochs": 300})
+    assert stated.train.epochs == 2
+    assert quick == load_recipe("quick", data=f"folder:{tmp_path}")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("recipe ")]
+    assert len(said) == 2
+    found = "5 training pictures of 80 pixels a side, no accelerator, no checkpoint; 300 epochs"
+    assert said[0].startswith(f"recipe photos-scratch: {found}")
