@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would wait fo
 import keras
 import pytest
 
-from keras_vit.data import photos
+from keras_vit.data import checked
 
 
 @pytest.fixture(autouse=True)
@@ -18,4 +18,4 @@ def seed():
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """What is known of checked files is not kept in the user's home."""
-    monkeypatch.setattr(photos, "CHECKED", tmp_path_factory.getbasetemp() / "checked")
+    monkeypatch.setattr(checked, "CHECKED", tmp_path_factory.getbasetemp() / "checked")

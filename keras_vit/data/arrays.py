@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vit.data.decode import one_line, to_shape
-from keras_vit.data.store import memory_limit
+from keras_vit.machine import memory_limit
 
 SUFFIXES = {"train": "train", "validation": "val", "test": "test"}  # arrays x_train, y_train and so on
 

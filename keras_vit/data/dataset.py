@@ -1,4 +1,4 @@
-"""A data set's name, folder or file -> train, validation and test images of one size, uint8, in memory or on disk.
+"""A data set's name, folder or file -> train, validation and test images of one size, uint8, in memory or decoded when needed.
 
 Shapes: M images of a part, N of a split, B of a batch, H height, W width, C channels (1 or 3), K classes.
 """
@@ -28,7 +28,7 @@ class Split:
     """Labelled images in a fixed order, with random access.
 
     Args:
-        images: uint8 (M, H, W, C), an array, a memory map or `Photos`.
+        images: uint8 (M, H, W, C), an array or `Photos`.
         labels: integers (M,).
         rows: integers (N,), which of the M belong to this split, in order; None = all whose label is not negative.
 
@@ -51,13 +51,13 @@ class Split:
         return np.asarray(self._images[self._rows[indices]])
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
-        """Height and width (B, 2) of the pictures at `indices` (B,), before they were resized if their files are at hand."""
+        """Height and width (B, 2) of the pictures at `indices` (B,), before they were resized if they are `Photos`."""
         if isinstance(self._images, Photos):
             return self._images.sizes[self._rows[indices]]
         return np.broadcast_to(self.shape[:2], (len(indices), 2))
 
     def crops(self, indices: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """uint8 (B, *size, C): a part of each picture, resized; of the file if it is at hand. `boxes` (B, 4) as of `read_crop`."""
+        """uint8 (B, *size, C): a part of each picture, resized; `Photos` decode anew. `boxes` (B, 4) as of `read_crop`."""
         if isinstance(self._images, Photos):
             return self._images.crops(self._rows[indices], boxes, size)
         shape = (*size, self.shape[-1])
@@ -65,7 +65,7 @@ class Split:
         return np.stack([crop(picture(image), shape, box) for image, box in pairs])
 
     def digests(self, indices: np.ndarray) -> list[bytes]:
-        """A hash of each image at `indices` (B,): of its file if it is at hand, else of its pixels."""
+        """A hash of each image at `indices` (B,): of `Photos` of the encoded bytes, else of the pixels."""
         if isinstance(self._images, Photos):
             return [digest.tobytes() for digest in self._images.digests[self._rows[indices]]]
         return [hashlib.blake2b(image, digest_size=16).digest() for image in self.images(indices)]
@@ -86,7 +86,7 @@ class DataSet:
         test: Read once, at the end.
         class_names: K names, in the order of the labels.
         fingerprint: SHA-256 (hex) of names, labels and up to 1,000 evenly spaced images of each part, before validation is carved
-            out of train. It depends on the image size, or for a folder on the files' bytes, but not on the seed.
+            out of train. It depends on the image size, and for `Photos` on the encoded bytes, but not on the seed.
         notes: Lines for the user: where images are kept, what was skipped, how the parts were made.
         fallback: Why `auto` did not get CIFAR-10; empty when the data set is the one asked for.
     """

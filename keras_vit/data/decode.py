@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 
 # Larger images are not decoded: from 89 million pixels on Pillow suspects a decompression bomb (256 MB as RGB).
 MAX_PIXELS = 89_478_485
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "HEIF")
+# In the order in which they are tried: TGA last, as nothing marks it.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
 ORIENTATION = 0x0112  # of EXIF
 
 
@@ -32,26 +33,32 @@ def formats() -> dict[str, str]:
     return {suffix: name for suffix, name in Image.registered_extensions().items() if name in FORMATS and name in Image.OPEN}
 
 
+@functools.cache
+def names_of_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that are read here, in that order: the first that fits is taken."""
+    return tuple(name for name in FORMATS if name in formats().values())
+
+
 def open_image(file: str | os.PathLike | typing.BinaryIO) -> Image.Image:
     """A picture that is not decoded yet. Nothing but `FORMATS` is tried: for PostScript Pillow would start another program.
 
     Raises:
         ValueError: For more than `MAX_PIXELS`. Pillow has errors of its own for a file that is no image.
     """
-    image = Image.open(file, formats=tuple(set(formats().values())))
+    image = Image.open(file, formats=names_of_formats())
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise ValueError(f"image: received {image.width}x{image.height} pixels; allowed: {MAX_PIXELS:,}")
     return image
 
 
-def inspect_image(file: str | os.PathLike) -> tuple[tuple[int, int], bytes]:
-    """Height and width of a picture once it is upright, and a hash of the file (16 bytes); reads it to its end.
+def inspect_image(file: str | os.PathLike | typing.BinaryIO) -> tuple[tuple[int, int], bytes]:
+    """Height and width of a picture once it is upright, and a hash of its bytes (16); reads it to its end and closes it.
 
     Raises:
         ValueError: As `open_image`. Pillow has errors of its own for a file that is cut off.
     """
-    with open(file, "rb") as opened:
+    with open(file, "rb") if isinstance(file, (str, os.PathLike)) else file as opened:
         digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
         opened.seek(0)
         with open_image(opened) as image:
@@ -61,13 +68,19 @@ def inspect_image(file: str | os.PathLike) -> tuple[tuple[int, int], bytes]:
             return size, digest
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The decoded picture, turned by its EXIF orientation."""
+    ImageOps.exif_transpose(image, in_place=True)  # copies no picture that is upright
+    return image
+
+
 def is_turned(image: Image.Image) -> bool:
     """Whether the EXIF orientation swaps height and width."""
     return image.getexif().get(ORIENTATION, 1) >= 5
 
 
-def read_image(file: str | os.PathLike, shape: tuple[int, int, int]) -> np.ndarray:
-    """One image file as uint8 (H, W, C) = `shape`.
+def read_image(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, int]) -> np.ndarray:
+    """One encoded picture as uint8 (H, W, C) = `shape`.
 
     The image is turned upright by its EXIF orientation, laid on white where it is transparent, scaled from 16-bit grey to 8 bits,
     resized to cover H x W (bicubic, antialiased) and cut to its middle. An animation gives its first frame.
@@ -78,14 +91,16 @@ def read_image(file: str | os.PathLike, shape: tuple[int, int, int]) -> np.ndarr
     with open_image(file) as image:
         # Decodes a JPEG at 1/2, 1/4 or 1/8 where that is at least twice the wanted size: no visible loss, at far less cost.
         image.draft(None, 2 * (2 * max(shape[:2]),))
-        return fit(ImageOps.exif_transpose(image), shape)
+        return fit(upright(image), shape)
 
 
-def read_crop(file: str | os.PathLike, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
-    """A part of one image file as uint8 (H, W, C) = `shape`, otherwise as `read_image`. A JPEG is decoded no larger than needed.
+def read_crop(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
+    """A part of one encoded picture as uint8 (H, W, C) = `shape`, otherwise as `read_image`.
+
+    A JPEG is decoded no larger than needed.
 
     Args:
-        file: The image file.
+        file: A path, or a file in memory.
         shape: (H, W, C).
         box: Top, left, height and width of the part, as shares of the upright picture.
     """
@@ -94,7 +109,7 @@ def read_crop(file: str | os.PathLike, shape: tuple[int, int, int], box: Sequenc
         width, height = image.size[::-1] if is_turned(image) else image.size
         shrink = max(1.0, min(rows * height / shape[0], columns * width / shape[1]))
         image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
-        return crop(ImageOps.exif_transpose(image), shape, box)
+        return crop(upright(image), shape, box)
 
 
 def crop(image: Image.Image, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
@@ -146,12 +161,6 @@ def parallel(function: Callable, *arguments) -> list:
         warnings.filterwarnings("ignore", message="Image size")  # MAX_PIXELS decides, and says so once
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(function, *arguments))
-
-
-def stack(examples: list) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of image and label as uint8 images (n, H, W, C) and int64 labels (n,)."""
-    images, labels = zip(*examples, strict=True)
-    return np.stack(images), np.array(labels, np.int64)
 
 
 def one_line(error: Exception) -> str:

@@ -1,19 +1,18 @@
 """A data set from one folder of images for each class, or from train/, test/ and validation/ with such folders."""
 
-import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from keras_vit.data.decode import formats, inspect_image, one_line, parallel
-from keras_vit.data.photos import Photos
+from keras_vit.data.checked import remembered
+from keras_vit.data.decode import formats
+from keras_vit.data.photos import SHOWN, collect, examine_all
 
 # Of pictures too: read where Pillow or its plugins can, else named.
 OTHER_SUFFIXES = {".avif", ".cr2", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".pcx", ".psd", ".raw", ".svg"}
-SHOWN = 3  # files named in a note
 
 # Names of the folders of a data set that is already split.
 PART_NAMES = {
@@ -53,7 +52,7 @@ def read_folder(path: str, shape: tuple[int, int, int], notes: list[str]) -> tup
     for part, folder in below.items() or [("train", root)]:
         files, labels = labelled_files(folder, class_names)
         if files:
-            parts[part] = read_part(root, part, files, labels, shape, notes)
+            parts[part] = collect(Files(files, labels, root), part, shape, notes)
     for label in set(range(len(class_names))) - set(parts["train"][1].tolist()):
         raise ValueError(f"{received} with no readable image of class {class_names[label]!r}; allowed: one or more")
     return parts, class_names
@@ -92,22 +91,25 @@ def labelled_files(folder, class_names):
     return files, labels
 
 
-def read_part(root, part, files, labels, shape, notes):
-    """The `Photos` and labels of a part; files that cannot be read have label -1 and are noted."""
-    photos, labels = Photos(files, shape), np.array(labels, np.int64)
-    labels[(photos.sizes == 0).all(axis=1)] = -1
-    size = f"{math.prod(photos.shape) / 1e6:,.0f} MB"
-    where = f"kept in memory ({size})" if photos.in_memory else f"decoded as they are needed (all of them would take {size})"
-    notes.append(f"{part}: {len(files):,} images, {where}")
-    skipped = [files[i] for i in np.flatnonzero(labels < 0)]
-    if skipped:
-        first = skipped[:SHOWN]
-        reasons = parallel(problem, first)
-        named = "; ".join(f"{printable(file.relative_to(root))}: {reason}" for file, reason in zip(first, reasons, strict=True))
-        more = "; ..." * (len(skipped) > SHOWN)
-        notes.append(f"{part}: skipped {len(skipped)} of {len(files)} images ({named}{more})")
-        warnings.warn(notes[-1], stacklevel=5)
-    return photos, labels
+class Files:
+    """Picture files as a `Source` of `Photos`.
+
+    Args:
+        files: M paths.
+        labels: M integers.
+        root: The folder that files are named relative to.
+    """
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int], root: Path):
+        self.files, self.root, self.labels = files, root, np.array(labels, np.int64)
+        found = remembered("files", files, lambda: examine_all(self.open, range(len(files))))
+        self.sizes, self.digests = found["sizes"], found["digests"]
+
+    def open(self, row: int) -> Path:
+        return self.files[row]
+
+    def name(self, row: int) -> str:
+        return printable(self.files[row].relative_to(self.root))
 
 
 def folders(root: Path) -> list[Path]:
@@ -135,11 +137,3 @@ def unread_images(folder: Path) -> list[Path]:
 def printable(path) -> str:
     """A path as text that can be written anywhere; bytes that are no UTF-8 become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def problem(file):
-    try:
-        inspect_image(file)
-    except Exception as error:
-        return one_line(error).replace(str(file), printable(file.name)).removeprefix("image: ")
-    return "could not be read before"

@@ -1,43 +1,65 @@
-"""Encoded pictures that stay where they are: checked once, decoded when a batch asks for them.
+"""Encoded pictures that stay where they are, in files or records: checked once, decoded when a batch asks for them.
 
 Shapes: M pictures, B of a batch, H height, W width, C channels.
 """
 
-import hashlib
 import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import re
+import typing
+import warnings
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from keras_vit.data.decode import inspect_image, one_line, parallel, read_crop, read_image
-from keras_vit.data.store import memory_limit
-from keras_vit.files import atomic_path
+from keras_vit.machine import memory_limit
 
-CHECKED = Path("~/.cache/keras_vit/checked")  # what is known of files that have not changed since
+SHOWN = 3  # pictures named in a note
+NAMED_FILE = re.compile(r" (<_io\..*>|'.*')$")  # by which Pillow's errors end: a path, or an object and its address
+
+
+class Source(typing.Protocol):
+    """Where `Photos` finds encoded pictures.
+
+    Attributes:
+        labels: int64 (M,).
+        sizes: int32 (M, 2), height and width of each picture once it is upright; 0 if it cannot be read.
+        digests: uint8 (M, 16), a hash of each picture's bytes.
+    """
+
+    labels: np.ndarray
+    sizes: np.ndarray
+    digests: np.ndarray
+
+    def open(self, row: int) -> str | os.PathLike | typing.BinaryIO:
+        """An encoded picture, as a path or as a file in memory."""
+
+    def name(self, row: int) -> str:
+        """What the user is told of a picture."""
 
 
 class Photos:
-    """Picture files as an array of decoded images: `photos[rows]` decodes them.
+    """Encoded pictures as an array of decoded images: `photos[rows]` decodes them.
 
     Decoded images are kept if all of them fit in memory (`memory_limit`). Crops are decoded anew each time.
 
     Args:
-        files: M paths.
+        source: The `Source`.
         shape: (H, W, C) of a decoded image.
 
     Attributes:
         shape: (M, H, W, C).
-        sizes: int32 (M, 2), height and width of each picture once it is upright; 0 if it cannot be read.
-        digests: uint8 (M, 16), a hash of each file's bytes.
+        sizes, digests: As of the source.
+        labels: int64 (M,); -1 for a picture that cannot be read.
     """
 
-    def __init__(self, files: Sequence[Path], shape: tuple[int, int, int]):
-        self.files, self.shape = files, (len(files), *shape)
-        self.sizes, self.digests = check_files(files)
+    def __init__(self, source: Source, shape: tuple[int, int, int]):
+        self.source, self.sizes, self.digests = source, source.sizes, source.digests
+        self.labels = np.where((self.sizes > 0).all(axis=1), source.labels, -1)
+        self.shape = (len(self.labels), *shape)
         self._kept = np.empty(self.shape, np.uint8) if math.prod(self.shape) <= memory_limit() else None  # takes no memory yet
-        self._known = np.zeros(len(files), bool)
+        self._known = np.zeros(len(self.labels), bool)
 
     @property
     def in_memory(self) -> bool:
@@ -60,42 +82,49 @@ class Photos:
 
     def _read(self, reader, row, *arguments):
         try:
-            return reader(self.files[row], *arguments)
+            return reader(self.source.open(row), *arguments)
         except Exception as error:  # Pillow's parsers raise whatever a broken file leads them to
-            raise ValueError(f"data: {str(self.files[row])!r} was readable and is no longer: {one_line(error)}") from error
+            raise ValueError(f"data: {self.source.name(row)!r} was readable and is no longer: {reason(error)}") from error
 
 
-def check_files(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """`sizes` and `digests` of `Photos`: reads every file once, and again only if the files have changed."""
-    state = hashlib.sha256("\n".join(map(state_of, files)).encode("utf-8", "surrogateescape")).hexdigest()
-    known = CHECKED.expanduser() / f"{state[:32]}.npz"
-    try:
-        with np.load(known, allow_pickle=False) as arrays:
-            return arrays["sizes"], arrays["digests"]
-    except (OSError, ValueError, KeyError, EOFError):
-        pass
-    found = parallel(examine, files)
+def collect(source: Source, part: str, shape: tuple[int, int, int], notes: list[str]) -> tuple[Photos, np.ndarray]:
+    """The `Photos` and labels of a part; pictures that cannot be read have label -1, and are named in a note and a warning."""
+    photos = Photos(source, shape)
+    size = f"{math.prod(photos.shape) / 1e6:,.0f} MB"
+    where = f"kept in memory ({size})" if photos.in_memory else f"decoded as they are needed (all of them would take {size})"
+    notes.append(f"{part}: {len(photos.labels):,} images, {where}")
+    skipped = np.flatnonzero((photos.sizes == 0).any(axis=1))
+    if len(skipped):
+        reasons = parallel(lambda row: problem(source, row), skipped[:SHOWN])
+        named = "; ".join(f"{source.name(row)}: {reason}" for row, reason in zip(skipped[:SHOWN], reasons, strict=True))
+        more = "; ..." * (len(skipped) > SHOWN)
+        notes.append(f"{part}: skipped {len(skipped)} of {len(photos.labels)} images ({named}{more})")
+        warnings.warn(notes[-1], stacklevel=5)
+    return photos, photos.labels
+
+
+def examine_all(open_picture: Callable, rows: Iterable) -> dict[str, np.ndarray]:
+    """`sizes` and `digests` of a source: reads every picture once. `open_picture(row)` is what `Source.open` returns."""
+
+    def examine(row):
+        try:
+            return inspect_image(open_picture(row))
+        except Exception:  # Pillow's parsers raise whatever a broken file leads them to; `problem` says what is wrong
+            return (0, 0), bytes(16)
+
+    found = parallel(examine, rows)
     sizes = np.array([size for size, _ in found], np.int32).reshape(-1, 2)
-    digests = np.frombuffer(b"".join(digest for _, digest in found), np.uint8).reshape(-1, 16)
+    return {"sizes": sizes, "digests": np.frombuffer(b"".join(digest for _, digest in found), np.uint8).reshape(-1, 16)}
+
+
+def problem(source, row):
     try:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(known) as temporary, open(temporary, "wb") as out:
-            np.savez(out, sizes=sizes, digests=digests)
-    except OSError:
-        pass  # no home, or a full one: the next run reads the files again
-    return sizes, digests
+        inspect_image(source.open(row))
+    except Exception as error:
+        return reason(error)
+    return "could not be read before"
 
 
-def state_of(file):
-    try:
-        found = os.stat(file)
-    except OSError:  # a link that leads nowhere
-        return str(file)
-    return f"{file} {found.st_size} {found.st_mtime_ns}"
-
-
-def examine(file):
-    try:
-        return inspect_image(file)
-    except Exception:  # Pillow's parsers raise whatever a broken file leads them to; `problem` says what is wrong
-        return (0, 0), bytes(16)
+def reason(error):
+    """Why a picture cannot be read, in one line; its name stands beside it."""
+    return getattr(error, "strerror", None) or NAMED_FILE.sub("", one_line(error)).removeprefix("image: ")

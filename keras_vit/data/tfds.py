@@ -3,19 +3,18 @@
 import contextlib
 import difflib
 import importlib.util
-import itertools
 import os
 import re
 import urllib.parse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from keras_vit.backend import import_tensorflow
-from keras_vit.data.decode import fit, one_line, parallel, picture, stack, to_shape
+from keras_vit.data.decode import one_line
 from keras_vit.data.network import reachable
-from keras_vit.data.store import keep
+from keras_vit.data.photos import collect
+from keras_vit.data.records import read_records
 
 # TFDS names a data set's host only while it downloads. These hosts are tried first, to see whether there is a network.
 HOSTS = {
@@ -25,7 +24,6 @@ HOSTS = {
 }
 ANY_HOST = "https://storage.googleapis.com/"
 OTHERS = ("digits", "folder:PATH", "arrays:FILE.npz")
-CHUNK = 256  # images of different sizes decoded at a time
 
 
 class Unavailable(ValueError):
@@ -39,6 +37,8 @@ class Unavailable(ValueError):
 def read_tfds(name: str, data_dir: str | None, shape: tuple[int, int, int], notes: list[str]) -> tuple[dict, list[str]]:
     """Images and labels by part, and the class names; see `dataset.read_source`.
 
+    A prepared data set, as ArrayRecord or TFRecord, is read without TensorFlow; to prepare one takes TensorFlow.
+
     Args:
         name: Of a TensorFlow data set with `image` and `label`, with its configuration and version if there are several.
         data_dir: Where prepared data sets lie; None = TFDS_DATA_DIR, then TFDS's own default.
@@ -46,32 +46,27 @@ def read_tfds(name: str, data_dir: str | None, shape: tuple[int, int, int], note
         notes: Gets lines for the user.
 
     Raises:
-        Unavailable: If a package is missing, or the data set is not prepared and cannot be downloaded.
+        Unavailable: If the package is missing, or the data set is not prepared and cannot be prepared here.
         ValueError: For an unknown name, or a data set without 8-bit images and classes.
     """
-    missing = [module.replace("_", "-") for module in ("tensorflow", "tensorflow_datasets") if not installed(module)]
-    if missing:
-        raise Unavailable(name, f"read by {' and '.join(missing)}, not installed here (pip install {' '.join(missing)})")
-    tf = import_tensorflow()
+    if not installed("tensorflow_datasets"):
+        raise Unavailable(name, "read by tensorflow-datasets, not installed here (pip install tensorflow-datasets)")
     with quiet_absl():
         import tensorflow_datasets as tfds
 
         builder = find_builder(tfds, name, data_dir or os.environ.get("TFDS_DATA_DIR"))
         features = builder.info.features
         known = isinstance(features, tfds.features.FeaturesDict) and "image" in features and "label" in features
-        if not (known and isinstance(features["label"], tfds.features.ClassLabel) and features["image"].np_dtype == np.uint8):
+        known = known and isinstance(features["image"], tfds.features.Image) and features["image"].np_dtype == np.uint8
+        if not (known and isinstance(features["label"], tfds.features.ClassLabel)):
             received = ", ".join(features or []) or "none"
             raise ValueError(f"data: received {name!r} with features {received}; allowed: an 8-bit image and a class label")
         prepare(tfds, builder, name)
 
-    parts = {}
-    for part in ("train", "validation", "test"):
-        if part not in builder.info.splits or not (count := builder.info.splits[part].num_examples):
-            continue
-        examples = builder.as_dataset(part, shuffle_files=False, read_config=tfds.ReadConfig(try_autocache=False))
-        examples = examples.map(lambda example: (example["image"], example["label"]), num_parallel_calls=tf.data.AUTOTUNE)
-        cache = (Path(builder.data_path), part)
-        parts[part] = keep(decode_examples(examples, features["image"].shape, shape), count, shape, cache, part, notes)
+        parts = {}
+        for part in ("train", "validation", "test"):
+            if part in builder.info.splits and builder.info.splits[part].num_examples:
+                parts[part] = collect(read_records(builder, part), part, shape, notes)
     return parts, list(features["label"].names)
 
 
@@ -115,21 +110,13 @@ def prepare(tfds, builder, name):
             f"{where} and {urllib.parse.urlparse(url).hostname} does not answer (where there is a network, `tfds build {name}` "
             "prepares a copy; --data-dir or TFDS_DATA_DIR names its folder)",
         )
+    if not installed("tensorflow"):
+        raise Unavailable(name, f"{where}, which tensorflow would do, not installed here (pip install tensorflow)")
+    import_tensorflow()
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except Exception as error:  # network, checksum, disk, manual steps: each its own type
         raise Unavailable(name, f"{where}, and the download failed: {one_line(error)}") from error
-
-
-def decode_examples(examples, stored, shape):
-    """Chunks of images and labels; `stored` is the shape of TFDS's images, with None where they differ."""
-    if None not in stored:
-        for images, labels in examples.batch(1024).prefetch(2).as_numpy_iterator():
-            yield to_shape(images, shape), labels
-        return
-    examples = examples.as_numpy_iterator()
-    while chunk := list(itertools.islice(examples, CHUNK)):
-        yield stack(parallel(lambda example: (fit(picture(example[0]), shape), example[1]), chunk))
 
 
 def installed(module: str) -> bool:

@@ -1,6 +1,5 @@
 """Data: every source, bad input, splits, and streams that are the same on every path."""
 
-import errno
 import gc
 import importlib.util
 import pathlib
@@ -12,11 +11,10 @@ import numpy as np
 import pytest
 from helpers import wait_for
 
-from keras_vit.data import arrays, dataset, network, store, tfds
+from keras_vit.data import arrays, dataset, network, tfds
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.batches import evaluation_batches, training_batch, training_batches
 from keras_vit.data.dataset import Split, load_data
-from keras_vit.files import partial_prefix
 from keras_vit.images import normalize
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "tfds"
@@ -315,48 +313,6 @@ def test_short_names(tmp_path, monkeypatch):
     ]
 
 
-# What does not fit in memory
-
-
-def chunks(count, value, error=None):
-    yield np.full((count, 2, 2, 1), value, np.uint8), np.arange(count)
-    if error:
-        raise error
-
-
-def test_large_parts_are_kept_on_disk_and_found_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "memory_limit", lambda: 5)
-    notes, home = [], (tmp_path, "train")
-    images, labels = store.keep(chunks(3, 7), 3, (2, 2, 1), home, "train", notes)
-    assert (images == 7).all()
-    assert labels.tolist() == [0, 1, 2]
-    assert "on disk" in notes[0]
-    kept = tmp_path / ".keras_vit"
-    again, _ = store.keep(iter(()), 3, (2, 2, 1), home, "train", notes)  # nothing is decoded again
-    np.testing.assert_array_equal(again, images)
-    (kept / f"{partial_prefix(99999999)}x.npy").write_bytes(b"killed")
-    store.keep(chunks(5, 3), 5, (2, 2, 1), (tmp_path, "train-new"), "train", notes)
-    assert sorted(file.name for file in kept.iterdir()) == ["train-new-2x2x1.labels.npy", "train-new-2x2x1.npy"]
-
-    # Where the folder cannot be written to, data sets of the same version number lie apart.
-    monkeypatch.setattr(store.os, "access", lambda *args: False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name, value in (("food", 1), ("flowers", 2)):
-        (tmp_path / name / "2.0.0").mkdir(parents=True)
-        images, _ = store.keep(chunks(3, value), 3, (2, 2, 1), (tmp_path / name / "2.0.0", "train"), "train", notes)
-        assert (images == value).all()
-    images, _ = store.keep(chunks(5, 3), 5, (2, 2, 1), (tmp_path / "food" / "2.0.0", "train"), "train", notes)
-    assert images.shape == (5, 2, 2, 1)  # another number of images is another data set
-
-
-def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "memory_limit", lambda: 5)
-    full = chunks(3, 0, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(ValueError, match=r"20 images need 0 MB in .*No space left on device"):
-        store.keep(full, 20, (2, 2, 1), (tmp_path, "train"), "train", [])
-    assert list((tmp_path / ".keras_vit").iterdir()) == []
-
-
 # TensorFlow data sets
 
 
@@ -413,12 +369,18 @@ def test_an_explicit_name_never_falls_back(offline, tmp_path):
         load_data("cifar10", data_dir=tmp_path, image_size=32)
 
 
-def test_without_tensorflow(monkeypatch, tmp_path):
+def test_without_tensorflow_datasets(monkeypatch, tmp_path):
     monkeypatch.setattr(tfds, "installed", lambda module: False)
     assert load_data("auto", image_size=8).name == "digits"
-    with pytest.raises(
-        ValueError, match=r"not installed here \(pip install tensorflow tensorflow-datasets\); allowed without it: digits"
-    ):
+    with pytest.raises(ValueError, match=r"not installed here \(pip install tensorflow-datasets\); allowed without it: digits"):
+        load_data("cifar10", data_dir=tmp_path, image_size=32)
+
+
+@pytest.mark.skipif(not tfds.installed("tensorflow_datasets"), reason="needs tensorflow-datasets")
+def test_preparing_without_tensorflow(monkeypatch, tmp_path):
+    monkeypatch.setattr(tfds, "installed", lambda module: module != "tensorflow")
+    monkeypatch.setattr(tfds, "reachable", lambda url: True)
+    with pytest.raises(ValueError, match=r"not prepared below .*, which tensorflow would do, not installed here \("):
         load_data("cifar10", data_dir=tmp_path, image_size=32)
 
 

@@ -237,9 +237,9 @@ def test_files_are_checked_once(folder, monkeypatch):
     file = folder / "café noir" / "Bild 3 ü.png"
     picture(seed=99).save(file)
     assert load_data(f"folder:{folder}", image_size=16).fingerprint != first.fingerprint
-    images = np.flatnonzero([str(file) == str(each) for each in first.train._images.files])
+    images = np.flatnonzero([str(file) == str(each) for each in first.train._images.source.files])
     file.write_text("broken since")
-    with pytest.raises(ValueError, match=r"^data: '.*Bild 3 ü.png' was readable and is no longer: cannot identify image file"):
+    with pytest.raises(ValueError, match=r"^data: '.*Bild 3 ü.png' was readable and is no longer: cannot identify image file$"):
         first.train._images[images]
 
 
@@ -271,7 +271,7 @@ def test_what_looks_like_an_image_and_is_not_read_is_named(folder):
         data = load_data(f"folder:{folder}", image_size=16, validation=0)
     said = sorted(str(warning.message) for warning in caught)
     assert said[0] == "1 files look like images and are not read here: café noir/scan.svg"
-    assert said[1].startswith("train: skipped 1 of 25 images (café noir/gone.png: [Errno 2] No such file or directory")
+    assert said[1].startswith("train: skipped 1 of 25 images (café noir/gone.png: No such file or directory")
     assert len(data.train) + len(data.test) == 24
 
 

@@ -53,7 +53,7 @@ def photos(tmp_path):
 def expected(run, folder):
     """Probabilities (N, K) by the images that training reads, in the order of the folder."""
     images = load_data(f"folder:{folder}", image_size=12, validation=0, channels=3)
-    files = [str(file) for file in images.train._images.files]
+    files = [str(file) for file in images.train._images.source.files]
     values = logits(run.model(), normalize(images.train._images[np.arange(len(files))], run.recipe.mean, run.recipe.std))
     values = np.exp(values.astype(np.float64))
     return dict(zip(files, values / values.sum(1, keepdims=True), strict=True))
