@@ -157,6 +157,13 @@ class RecipeParser(SettingsParser):
         self.add_argument("--out", metavar="FOLDER", help=f"Folder to write. Default: {out}.")
         self.add_argument("--overwrite", action="store_true", help="First delete what --out holds.")
 
+    def add_resume(self) -> None:
+        """How to go on with a run."""
+        self.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
+        self.add_argument("--extend", metavar="N", type=int, default=0, help="With --resume: add N epochs, also to a finished run.")
+        text = "Peak learning rate of the added epochs. Default: half the recipe's; the same with a constant schedule."
+        self.add_argument("--extend-rate", metavar="X", type=float, help=text)
+
     def add_usual_settings(self, leave_out: tuple[str, ...] = (), **defaults: str) -> None:
         """What people change in a recipe.
 
@@ -231,7 +238,7 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
         console: A rich console.
         recipe: The `Recipe`.
         data: Its `DataSet`.
-        options: With `resume`, `out` and `overwrite`.
+        options: With `out`, `overwrite` and those of `RecipeParser.add_resume`.
         command: The command of `keras-vit` that goes on with an interrupted run.
         stem: Prefix of a new folder's name.
         title: What is trained.
@@ -240,13 +247,15 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
     backend = where["backend"]
     for note in data.notes:
         console.print(escape(note))
-    console.print(f"{escape(title)}, {recipe.train.epochs} epochs; {backend} on {where['device']}")
+    added = f" and {options.extend} more" if options.extend else ""
+    console.print(f"{escape(title)}, {recipe.train.total_epochs} epochs{added}; {backend} on {where['device']}")
     name = short_name(data.name)
     out = options.resume or options.out or free_folder(f"runs/{stem}-{name}-{backend}")
     made = Path(out) / "recipe.yaml"
     before = modified(made)
     try:
-        run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite)
+        extension = {"extend": options.extend, "extend_rate": options.extend_rate}
+        run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite, **extension)
     except KeyboardInterrupt:
         if options.resume or modified(made) != before:  # not what --overwrite was still to replace
             console.print(f"\nGo on with: {program(command)} --resume {escape(str(out))}")

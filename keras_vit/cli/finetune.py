@@ -5,6 +5,7 @@
   keras-vit finetune CHECKPOINT --data folder:PHOTOS --method lora      adapters of low rank, and the head
   keras-vit finetune CHECKPOINT --data folder:PHOTOS --image-size 384   positions are interpolated
   keras-vit finetune --resume runs/full-photos-jax                      goes on after a kill, without the checkpoint
+  keras-vit finetune --resume runs/full-photos-jax --extend 20          20 more epochs, also for a finished run
 
 CHECKPOINT is a run folder, a .keras file, a checkpoint of timm, transformers or JAX, or a name on the Hugging Face hub.
 Its architecture is kept, and its image size, mean and std are the defaults.
@@ -21,7 +22,7 @@ from keras_vit.training.finetune import parse_finetune
 def make_parser():
     out = "runs/METHOD-DATA-BACKEND, numbered if it exists"
     parser = RecipeParser("finetune", __doc__, recipe="photos", default="photos", out=out, target="CHECKPOINT")
-    parser.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
+    parser.add_resume()
     parser.add_setting("--method", "finetune.method", "NAME", "full, probe or lora.")
     parser.add_usual_settings(data_dir="TFDS_DATA_DIR", image_size="the checkpoint's", learning_rate="the method's")
     return parser
@@ -32,6 +33,8 @@ def main(arguments):
     options, settings = make_parser().parse(rest)
     if options.resume:
         check_unused(options, ("out", "overwrite"), "with --resume")
+    else:
+        check_unused(options, ("extend", "extend_rate"), "without --resume")
     if checkpoint:
         settings = [f"--finetune.checkpoint={checkpoint}", *settings]
     elif not rest:

@@ -4,6 +4,7 @@
   keras-vit train --data folder:PHOTOS --epochs 30    a folder of images for each class
   keras-vit train --recipe standard --model.depth 6   a recipe with a setting changed
   keras-vit train --resume runs/quick-cifar10-jax     goes on after a kill, to the same numbers
+  keras-vit train --resume RUN --extend 20            20 more epochs, also for a finished run
   KERAS_BACKEND=torch keras-vit train                 or jax, tensorflow
 
 Every setting of the recipe is an option: --help-all.
@@ -24,7 +25,7 @@ from keras_vit.runs.folder import RunFolder
 def make_parser():
     out = "runs/RECIPE-DATA-BACKEND, numbered if it exists"
     parser = RecipeParser("train", __doc__, recipe="quick", default="chosen by data and machine", out=out)
-    parser.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
+    parser.add_resume()
     parser.add_usual_settings(data_dir="TFDS_DATA_DIR")
     return parser
 
@@ -33,6 +34,8 @@ def main(arguments):
     options, settings = make_parser().parse(arguments)
     if options.resume:
         check_unused(options, ("out", "overwrite"), "with --resume")
+    else:
+        check_unused(options, ("extend", "extend_rate"), "without --resume")
     console = Console(highlight=False, soft_wrap=True)
     name = options.recipe
     if not name and options.resume:

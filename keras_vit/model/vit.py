@@ -24,11 +24,14 @@ class ViT(keras.Model):
     (B, N, D), `norm`, `pool` (B, D), `pre_logits`, `head`, and in a distilled model `pool_dist`, `head_dist` and `average`. A
     model has only the layers that its configuration needs. `features` returns the output of any layer.
 
-    Attributes:
-        config: The `ViTConfig` it was built from.
+    Args:
+        config: The `ViTConfig`.
+        name: Name of the model.
+        dtype: Keras dtype policy; None = the global one.
+        frozen: Names of layers whose weights are not trained.
     """
 
-    def __init__(self, config, name="vit", dtype=None):
+    def __init__(self, config, name="vit", dtype=None, frozen=()):
         if not isinstance(config, ViTConfig):
             raise ValueError(f"config: received {type(config).__name__}; allowed: a ViTConfig")
         policies = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -44,13 +47,30 @@ class ViT(keras.Model):
             special = dict(policies.items())
             for layer in [layer for layer in flatten_layers(self) if layer.path in special]:
                 layer.dtype_policy = special[layer.path]
+        for weight in [weight for name in frozen for weight in self.get_layer(name).weights]:
+            weight.trainable = False
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether a layer has adapters of LoRA. Keras saves such a model with its adapters merged."""
+        return any(getattr(layer, "lora_enabled", False) for layer in flatten_layers(self))
 
     def get_config(self):
         quantized = [layer for layer in flatten_layers(self) if getattr(layer, "quantization_mode", None)]
         policy = self.dtype_policy
         if quantized:
             policy = keras.dtype_policies.DTypePolicyMap(policy, {layer.path: layer.dtype_policy for layer in quantized})
-        return {"config": self.config.to_dict(), "name": self.name, "dtype": keras.dtype_policies.serialize(policy)}
+        frozen = [layer.name for layer in self.layers if layer.weights and not layer.trainable_weights]
+        return {
+            "config": self.config.to_dict(),
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(policy),
+            "frozen": [] if self.has_adapters else frozen,
+        }
+
+    def get_compile_config(self):
+        # Merged adapters are no longer what the optimizer's state is for.
+        return {} if self.has_adapters else super().get_compile_config()
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

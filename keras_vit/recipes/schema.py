@@ -10,6 +10,7 @@ from keras_vit.checks import as_moments, check_choice, check_fields, check_int, 
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.dataset import DataSet, load_data
 from keras_vit.model.config import ViTConfig
+from keras_vit.recipes.parts import Extension, Stage
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "constant")
@@ -17,34 +18,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 JITS = ("auto", "on", "off")
 CLASS_WEIGHTS = ("none", "balanced")
 METHODS = ("full", "probe", "lora")
+RESTART = 0.5  # share of the peak learning rate at which an extension of a cosine begins by default
 SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """An early part of the training that costs less: smaller images, larger patches, fewer patches, less augmentation.
-
-    Attributes:
-        until: Share of the epochs after which the next stage begins, above 0 and below 1.
-        image_scale: Factor on the model's image size, above 0 and at most 1.
-        patch_scale: Factor on the model's patch size, 1 or more; 1 with a convolutional stem.
-        patch_dropout: Replaces the model's `patch_dropout`, 0 to below 1; null = the model's.
-        augment: Augmentation settings that differ in this stage, such as {randaugment_layers: 0}.
-    """
-
-    until: float
-    image_scale: float = 1.0
-    patch_scale: float = 1.0
-    patch_dropout: float | None = None
-    augment: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        make_plain(self)
-        check_number("until", self.until, above=0, below=1)
-        check_number("image_scale", self.image_scale, above=0, at_most=1)
-        check_number("patch_scale", self.patch_scale, at_least=1)
-        if self.patch_dropout is not None:
-            check_number("patch_dropout", self.patch_dropout, at_least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +27,7 @@ class TrainConfig:
     """How a model is trained.
 
     Attributes:
-        epochs: Passes over the training images, at least 1. The model is validated and saved after each.
+        epochs: Passes over the training images, at least 1, without extensions. The model is validated and saved after each.
         steps_per_epoch: Steps that count as an epoch; null = as many as one pass takes.
         batch_size: Images a step.
         accumulate: Steps whose gradients are averaged for one update of the weights; 1 = every step updates.
@@ -79,8 +54,9 @@ class TrainConfig:
         class_weights: Weights of the classes in the loss: `none`, `balanced` (each class counts as much as any other, however few
             its images) or {name: weight}, 1 for a class without one.
         stages: Cheaper early parts of the training, in order: smaller images and less augmentation (arXiv 2104.00298), larger or
-            fewer patches (arXiv 2208.07220). The remaining epochs train as the recipe says. Positions and patch projection are
-            resampled between stages. The model is always validated and saved in its own size.
+            fewer patches (arXiv 2208.07220), more frozen blocks. The remaining epochs train as the recipe says. Positions and
+            patch projection are resampled between stages. The model is always validated and saved in its own size.
+        extensions: Epochs that were added after `epochs`, in order, each with a schedule of the learning rate of its own.
     """
 
     # `precision` is float32 by default, so that a configuration made in Python gives the same numbers on every machine.
@@ -104,6 +80,7 @@ class TrainConfig:
     patience: int = 0
     class_weights: typing.Literal[CLASS_WEIGHTS] | dict[str, float] = "none"
     stages: list[Stage] = dataclasses.field(default_factory=list)
+    extensions: list[Extension] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         make_plain(self)
@@ -128,11 +105,38 @@ class TrainConfig:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("remat", self.remat, (True, False))
         check_choice("jit", self.jit, JITS)
-        stages = [Stage(**stage) if isinstance(stage, dict) else stage for stage in self.stages]
-        object.__setattr__(self, "stages", stages)
-        for before, stage in itertools.pairwise(stages):
+        for name, kind in (("stages", Stage), ("extensions", Extension)):
+            parts = [kind(**part) if isinstance(part, dict) else part for part in getattr(self, name)]
+            object.__setattr__(self, name, parts)
+        for before, stage in itertools.pairwise(self.stages):
             if stage.until <= before.until:
                 raise ValueError(f"stages: received until {stage.until} after {before.until}; allowed: each later than the last")
+        first, last = 1, self.epochs
+        for part in self.extensions:
+            if not first <= part.after <= last:
+                raise ValueError(
+                    f"extensions: received after {part.after}; allowed: {first} to {last}, where the epochs before end"
+                )
+            first, last = part.after + 1, part.after + part.epochs
+
+    @property
+    def total_epochs(self) -> int:
+        """The number of the last epoch, with extensions."""
+        return self.extensions[-1].after + self.extensions[-1].epochs if self.extensions else self.epochs
+
+    def schedule_start(self, epoch: int) -> int:
+        """The number of epochs before the schedule that decides the learning rate after `epoch` epochs: 0 or an extension's."""
+        return max((part.after for part in self.extensions if part.after <= epoch), default=0)
+
+    def schedule_end(self, epoch: int) -> int:
+        """The number of epochs after which the schedule of `schedule_start` is over: that of `epochs` or of an extension."""
+        return next((p.after + p.epochs for p in reversed(self.extensions) if p.after <= epoch), self.epochs)
+
+    def extended(self, after: int, epochs: int, learning_rate: float | None = None) -> typing.Self:
+        """This with more epochs after the first `after`; None = the same learning rate, of a cosine `RESTART` times it."""
+        if learning_rate is None:
+            learning_rate = self.learning_rate * (RESTART if self.schedule == "cosine" else 1)
+        return dataclasses.replace(self, extensions=[*self.extensions, Extension(after, epochs, learning_rate)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +152,8 @@ class FinetuneConfig:
         method: `full` (every weight), `probe` (the head alone) or `lora` (the head, and low-rank adapters beside the kernels of
             attention and MLP, arXiv 2106.09685).
         keep_head: Whether to keep the checkpoint's head, for data of the same classes; otherwise a new head starts at zero.
-        freeze: Number of first blocks to freeze, together with the embedding; 0 = nothing is frozen.
+        freeze: Number of first blocks to freeze, together with the embedding; 0 = nothing is frozen, one more than there are
+            blocks = all but the head.
         layer_decay: Factor on the learning rate for each block further from the head (arXiv 2106.08254): 1 after the last
             block, layer_decay^1 for the last block, layer_decay^depth for the first and layer_decay^(depth + 1) for the
             embedding; 1 = off.
@@ -194,8 +199,9 @@ class FinetuneConfig:
 
     def check_model(self, model: ViTConfig) -> None:
         """Raises a ValueError for settings that do not fit a model."""
-        if self.freeze > model.depth:
-            raise ValueError(f"freeze: received {self.freeze}; allowed: 0 to {model.depth}, the blocks of the model")
+        if self.freeze > model.depth + 1:
+            allowed = f"0 to {model.depth}, the blocks of the model, or {model.depth + 1} for all but the head"
+            raise ValueError(f"freeze: received {self.freeze}; allowed: {allowed}")
         largest = min(model.width, model.mlp_dim)
         if self.method == "lora" and self.lora_rank > largest:
             raise ValueError(f"lora_rank: received {self.lora_rank}; allowed: 1 to {largest}, the smaller side of the kernels")
@@ -256,19 +262,39 @@ class Recipe:
         self.stages()
 
     def stages(self) -> list[tuple[int, int, typing.Self]]:
-        """(first epoch, epoch after the last one, recipe) of each stage of the training; the last is the recipe itself."""
+        """(first epoch, epoch after the last one, recipe) of each stage of the training.
+
+        After `train.stages` comes the recipe itself, then each extension, whose recipe has its epochs and its learning rate.
+        """
+        config = self.train
+        ends = [*(part.after for part in config.extensions), config.total_epochs]
+        rest = self.with_train(stages=[], extensions=[]) if config.stages or config.extensions else self
         stages, first = [], 0
-        rest = dataclasses.replace(self, train=dataclasses.replace(self.train, stages=[])) if self.train.stages else self
-        for stage in self.train.stages:
+        for stage in config.stages:
             try:
-                recipe = dataclasses.replace(rest, model=self.stage_model(stage), augment=self.stage_augment(stage))
+                changes = {"model": self.stage_model(stage), "augment": self.stage_augment(stage)}
+                if stage.freeze is not None:
+                    changes["finetune"] = dataclasses.replace(self.finetune, freeze=stage.freeze)
+                recipe = dataclasses.replace(rest, **changes)
             except ValueError as error:
                 raise ValueError(f"stages: {error}") from None
-            last = min(round(stage.until * self.train.epochs), self.train.epochs - 1)
+            last = min(round(stage.until * config.epochs), config.epochs - 1, ends[0])
             if last > first:
                 stages.append((first, last, recipe))
                 first = last
-        return [*stages, (first, self.train.epochs, rest)]
+        if ends[0] > first:
+            stages.append((first, ends[0], rest))
+        for part, end in zip(config.extensions, ends[1:], strict=True):
+            # `train` counts the steps from the first epoch on.
+            mix_until = (part.after + rest.augment.mix_until * part.epochs) / (part.after + part.epochs)
+            augment = dataclasses.replace(rest.augment, mix_until=mix_until)
+            recipe = rest.with_train(epochs=part.epochs, learning_rate=part.learning_rate, warmup_epochs=0.0)
+            stages.append((part.after, end, dataclasses.replace(recipe, augment=augment)))
+        return stages
+
+    def with_train(self, **changes) -> typing.Self:
+        """The recipe with other settings of `train`."""
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, **changes))
 
     def stage_model(self, stage: Stage) -> ViTConfig:
         if stage.patch_scale != 1 and self.model.stem != "patch":

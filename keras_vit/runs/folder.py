@@ -103,6 +103,12 @@ class RunFolder:
             if not overwrite:
                 raise ValueError(f"run: received {str(path)!r}, which exists; go on with --resume, or start again with --overwrite")
 
+    def extend(self, recipe: Recipe) -> None:
+        """Replaces the recipe by one with an extension; the run has not ended then."""
+        # Its end goes first: after a kill in between, a resumed run only ends again.
+        (self.path / "summary.json").unlink(missing_ok=True)
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+
     @property
     def plots(self) -> Path:
         return self.path / "plots"

@@ -119,9 +119,9 @@ class Progress(keras.callbacks.Callback):
         self.bar = keras.utils.Progbar(self.steps, verbose=self.verbose, stateless_metrics=())
         left = ""
         if self.epoch_seconds:
-            left = datetime.timedelta(seconds=round(self.epoch_seconds * (self.config.epochs - epoch)))
+            left = datetime.timedelta(seconds=round(self.epoch_seconds * (self.config.total_epochs - epoch)))
             left = f", about {left} left"
-        print(f"Epoch {epoch + 1}/{self.config.epochs}{left}", flush=True)
+        print(f"Epoch {epoch + 1}/{self.config.total_epochs}{left}", flush=True)
 
     def on_train_batch_end(self, batch, logs=None):
         if self.verbose == 1:

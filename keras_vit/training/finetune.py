@@ -113,7 +113,7 @@ def select_weights(model: "ViT", config: FinetuneConfig) -> None:
     Call it before the model is compiled. Keras computes no gradient and keeps no optimizer state for a frozen variable.
     """
     trained = HEADS
-    if config.method == "full":
+    if config.method == "full" and config.freeze <= model.config.depth:
         names = [layer.name for layer in model.layers]
         trained = names[names.index(f"block_{config.freeze - 1}") + 1 :] if config.freeze else names
     for layer in model.layers:
@@ -125,19 +125,15 @@ def select_weights(model: "ViT", config: FinetuneConfig) -> None:
 
 
 def learning_rate_factors(model: "ViT", layer_decay: float) -> dict[str, float]:
-    """The factor on the learning rate of each weight, by path.
+    """The factor on the learning rate of each layer's weights, by the layer's name.
 
     1 after the last block, layer_decay^1 for the last block to layer_decay^depth for the first, and layer_decay^(depth + 1) for
     the embedding: stem, projection, prefix tokens and positions. This is BEiT's rule (arXiv 2106.08254); in timm the last norm
     has the last block's factor.
     """
-    depth, layers = model.config.depth, model.layers  # in forward order
-    first = [layer.name for layer in layers].index("block_0")
-    return {
-        weight.path: layer_decay ** min(max(first + depth - index, 0), depth + 1)
-        for index, layer in enumerate(layers)
-        for weight in layer.weights
-    }
+    depth, names = model.config.depth, [layer.name for layer in model.layers if layer.weights]  # in forward order
+    first = names.index("block_0")
+    return {name: layer_decay ** min(max(first + depth - index, 0), depth + 1) for index, name in enumerate(names)}
 
 
 def trained_parameters(model: keras.Model) -> int:
@@ -151,11 +147,10 @@ def describe_trained(model: "ViT") -> str:
     for is_block, group in itertools.groupby(names, lambda name: name.startswith("block_")):
         group = list(group)
         parts += [f"{group[0]} to {group[-1]}"] if is_block and len(group) > 1 else group
-    adapted = any(layer.lora_enabled for layer in adapted_layers(model))
     every = model.count_params()
     return (
         f"trained: {', '.join(parts)}: {trained_parameters(model):,} of {every:,} parameters in "
-        f"{len(model.trainable_variables)} variables{' (of the blocks, the adapters alone)' if adapted else ''}"
+        f"{len(model.trainable_variables)} variables{' (of the blocks, the adapters alone)' if model.has_adapters else ''}"
     )
 
 

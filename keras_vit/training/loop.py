@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from keras_vit.checks import check_number
+from keras_vit.checks import check_int, check_number
 from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.machine import tune
@@ -18,10 +18,11 @@ from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
 from keras_vit.training.finetune import describe_trained
+from keras_vit.training.given import Given
 from keras_vit.training.models import compiled_model
-from keras_vit.training.optimizer import average_decay, set_length
-from keras_vit.training.session import Session
-from keras_vit.training.speed import resolve_precision, stream_settings, with_length, with_precision
+from keras_vit.training.optimizer import average_decay
+from keras_vit.training.session import Session, WriteState
+from keras_vit.training.speed import resolve_precision, stream_settings, with_length
 
 
 def train(
@@ -30,6 +31,8 @@ def train(
     *,
     data: DataSet | None = None,
     resume: bool = False,
+    extend: int = 0,
+    extend_rate: float | None = None,
     overwrite: bool = False,
     until: int | None = None,
     seconds: float | None = None,
@@ -46,7 +49,11 @@ def train(
         run_dir: The run folder: new or empty, unless `resume` or `overwrite`.
         data: The recipe's `DataSet` if it has been loaded already.
         resume: Goes on after the last finished epoch of the run in `run_dir`, to the same final numbers as if it had
-            never stopped (same backend and machine).
+            never stopped (same backend and machine). Extensions of the run need not be in `recipe`.
+        extend: With `resume`: epochs to add to the run, whether it has ended or not. The run folder's recipe then has a
+            `keras_vit.recipes.parts.Extension`; best model, metrics, moments and averages go on.
+        extend_rate: Peak learning rate of these epochs. None = half of `train.learning_rate` for a cosine, which then falls to
+            zero again; with `schedule: constant` the same rate.
         overwrite: Deletes the run in `run_dir` first.
         until: Stops after this epoch, in the middle of the recipe's schedule; `resume` can go on later. Reads no test images.
             None = to the end.
@@ -54,18 +61,22 @@ def train(
             and the recipe's epochs get as many steps as fit (`steps_per_epoch` in the run folder's recipe). Ignored by a run
             that is resumed.
         pictures: Whether to draw one training batch and the curves.
-        callbacks: More callbacks for `fit`.
+        callbacks: More callbacks for `fit`. Their logs have the validation values. A learning rate that one of them sets replaces
+            the schedule, also after `resume`. Not `BackupAndRestore` and `SwapEMAWeights`, which a run folder and `train.ema`
+            replace.
         verbose: 0 silent, 1 progress bars, 2 a line an epoch, "auto" 1 on a terminal and else 2.
 
     Returns:
         The `RunFolder`.
 
     Raises:
-        ValueError: For settings, data or a checkpoint that cannot be used, and a folder that holds something else.
+        ValueError: For settings, data, callbacks or a checkpoint that cannot be used, and a folder that holds something else.
         Diverged: If the loss became NaN or infinite. The run folder keeps the last good epoch.
     """
     from keras_vit.runs.plots import batch_picture, curves
 
+    check_extension(extend, extend_rate, resume)
+    given = Given(callbacks)
     tune()
     data = load(recipe) if data is None else data
     recipe = recipe.for_data(data)
@@ -77,29 +88,34 @@ def train(
     with Interrupts() as interrupts:
         # Settings or checkpoint may not fit: everything is tried before the folder is made.
         if resume:
-            recipe, prepared = resumed(recipe, run_dir, seconds), None
+            recipe, prepared = resumed(recipe, run_dir, seconds, extend, extend_rate), None
         else:
             RunFolder.check_free(run_dir, overwrite)
             recipe, prepared = prepare(recipe, data, run_dir, seconds, verbose)
         steps_per_epoch = recipe.train.steps_per_epoch or images // size
-        total_steps = steps_per_epoch * recipe.train.epochs
+        total_epochs = recipe.train.total_epochs
+        total_steps = steps_per_epoch * total_epochs
         if recipe.train.accumulate > total_steps:
             raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 to {total_steps}, the steps in all")
         if verbose and (said := average_note(recipe.train, total_steps)):
             print(said, flush=True)
         if recipe.train.patience and data.validation is None:
             raise ValueError(f"patience: received {recipe.train.patience}; allowed: 0 without validation images")
-        first_batches = [first_batch(data, stage, first * steps_per_epoch, total_steps) for first, _, stage in recipe.stages()]
+        stages = recipe.stages()
+        first_batches = [first_batch(data, recipe, stage, first, steps_per_epoch) for first, _, stage in stages]
         run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
-        if run.is_finished:
+        if run.is_finished and not extend:
             return run
 
         state = run.read_state() if resume else None
-        model, notes = prepared or model_of(state, recipe, data, total_steps)
-        set_length(model.optimizer, recipe.train, total_steps)
-        last_epoch = recipe.train.epochs if until is None else min(until, recipe.train.epochs)
-        session = Session(run, recipe, data, model, steps_per_epoch, last_epoch, notes)
+        done = max(state[1]["epoch"] - 1, 0) if state else 0
+        stage = next(stage for first, last, stage in stages if first <= done < last)
+        model, notes = prepared or compiled_model(stage, total_steps, None if state else data.class_names)
+        last_epoch = total_epochs if until is None else min(until, total_epochs)
+        session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names)
         first_epoch = session.restore(state) if resume else 0
+        if extend:
+            run.extend(recipe)
         if recipe.finetune.checkpoint:
             if not first_epoch:
                 session.write_state(0)  # from here on the run does not need the checkpoint
@@ -109,12 +125,12 @@ def train(
             batch_picture(*first_batches[0], data.class_names, run.plots / "batch.png")
 
         if first_epoch < last_epoch and not session.out_of_patience:
-            fit_stages(session, first_epoch, [interrupts, *callbacks], verbose)
+            fit_stages(session, first_epoch, interrupts, given, verbose)
         if session.out_of_patience and verbose:
             print(
                 f"patience: no better epoch for {recipe.train.patience}, training ends after epoch {len(session.rows)}", flush=True
             )
-        if last_epoch == recipe.train.epochs or session.out_of_patience:
+        if last_epoch == total_epochs or session.out_of_patience:
             session.finish()
             if pictures:
                 curves({run.path.resolve().name: run.metrics}, run.plots / "curves.png")
@@ -144,17 +160,33 @@ def prepare(recipe, data, run_dir, seconds, verbose):
     return with_length(recipe, data, seconds, prepared) if seconds is not None else (recipe, prepared)
 
 
-def resumed(recipe, run_dir, seconds):
-    """The recipe with what was measured for the run that goes on, which must be the recipe's run."""
+def resumed(recipe, run_dir, seconds, extend, extend_rate):
+    """The recipe with what was measured for the run that goes on, which must be the recipe's run, and with its extensions."""
     run = RunFolder(run_dir)
+    theirs, changes = run.recipe.train, {}
     if seconds is not None and recipe.train.steps_per_epoch is None:
-        steps = run.recipe.train.steps_per_epoch
-        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps))
+        changes["steps_per_epoch"] = theirs.steps_per_epoch
     if recipe.train.precision == "auto":
-        recipe = with_precision(recipe, run.recipe.train.precision)
+        changes["precision"] = theirs.precision
+    if not recipe.train.extensions:
+        changes["extensions"] = theirs.extensions
+    recipe = recipe.with_train(**changes)
     check_same_recipe(run, recipe)
+    if extend:
+        if not run.is_finished and theirs.extensions:
+            raise ValueError(f"extend: received {extend}; allowed: none until the extension that {str(run.path)!r} is in has ended")
+        after = run.summary["epochs"] if run.is_finished else theirs.total_epochs
+        recipe = dataclasses.replace(recipe, train=recipe.train.extended(after, extend, extend_rate))
     run.remove_partial_files()
     return recipe
+
+
+def check_extension(extend, extend_rate, resume):
+    check_int("extend", extend, at_least=0)
+    if extend and not resume:
+        raise ValueError(f"extend: received {extend}; allowed: 0 unless a run is resumed")
+    if extend_rate is not None and not extend:
+        raise ValueError(f"extend_rate: received {extend_rate}; allowed: none without extend")
 
 
 def average_note(config, total_steps):
@@ -166,21 +198,14 @@ def average_note(config, total_steps):
     return f"ema: received {config.ema:g}, too long for {updates:,} updates: the decay grows from 0.1 to {reached:.4f} only"
 
 
-def first_batch(data, stage, step, total_steps):
+def first_batch(data, recipe, stage, first, steps):
     """The images and targets of a stage's first step, not normalised."""
-    settings = stream_settings(stage, data, total_steps)
+    settings = stream_settings(stage, data, recipe.train.schedule_end(first) * steps)
     del settings["mean"], settings["std"], settings["class_weights"]
-    return training_batch(data.train, stage.augment, step, **settings)
+    return training_batch(data.train, stage.augment, first * steps, **settings)
 
 
-def model_of(state, recipe, data, total_steps):
-    """The model of the stage that trained a state's last epoch; without a state, of the first stage."""
-    epoch = max(state[1]["epoch"] - 1, 0) if state else 0
-    stage = next(stage for first, last, stage in recipe.stages() if first <= epoch < last)
-    return compiled_model(stage, total_steps, None if state else data.class_names)
-
-
-def fit_stages(session, first_epoch, callbacks, verbose):
+def fit_stages(session, first_epoch, interrupts, given, verbose):
     """Trains from an epoch to the session's last one, stage by stage."""
     recipe, data, steps = session.recipe, session.data, session.steps_per_epoch
     progress = [Progress(recipe.train, steps, verbose)] if verbose else []
@@ -190,8 +215,9 @@ def fit_stages(session, first_epoch, callbacks, verbose):
             first, last = max(first_epoch, stage_first), min(session.last_epoch, stage_last)
             if first >= last:
                 continue
-            session.go_on_with(stage)
-            settings = stream_settings(stage, data, session.total_steps)
+            if session.go_on_with(stage, first) and verbose and stage.finetune.checkpoint:
+                print(describe_trained(session.training_model), flush=True)
+            settings = stream_settings(stage, data, recipe.train.schedule_end(stage_first) * steps)
             batches = training_batches(
                 data.train, stage.augment, start_step=first * steps, image_size=stage.model.image_size, **settings
             )
@@ -200,12 +226,13 @@ def fit_stages(session, first_epoch, callbacks, verbose):
                 epochs=last,
                 initial_epoch=first,
                 steps_per_epoch=steps,
-                callbacks=[session, StopOnNaN(), *progress, *callbacks],
+                callbacks=[session, StopOnNaN(), *progress, interrupts, *given.callbacks, WriteState(session)],
                 shuffle=False,
                 verbose=0,
             )
             if session.training_model.stop_training:  # a callback asked for it
                 break
+        given.end()
     finally:
         session.close()
 

@@ -12,7 +12,7 @@ from keras_vit.model.resample import resample_weight
 from keras_vit.model.vit import ViT, build_vit
 from keras_vit.recipes.schema import Recipe
 from keras_vit.training.finetune import learning_rate_factors, load_finetune, select_weights
-from keras_vit.training.optimizer import make_optimizer, own_optimizer
+from keras_vit.training.optimizer import iterations, make_optimizer, own_optimizer
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -24,7 +24,7 @@ def compiled_model(recipe: Recipe, total_steps: int, class_names: list[str] | No
 
     Args:
         recipe: The `Recipe`, with a precision other than `auto`.
-        total_steps: Steps of the whole training.
+        total_steps: Steps of the learning rate's schedule.
         class_names: The data's classes, needed to load the recipe's checkpoint, if any. None = initial weights from the seed.
     """
     keras.utils.set_random_seed(recipe.seed)
@@ -59,18 +59,25 @@ def averaged(model: ViT) -> Iterator[None]:
 def carry_over(old: ViT, new: ViT) -> None:
     """Gives a compiled model the weights and the optimizer state of another stage's model.
 
-    Weights and their averages are resampled. Resized weights get their old moments' mean.
+    Weights and their averages are resampled. Resized weights get their old moments' mean. If the stages train other weights, the
+    optimizer starts anew, only the learning rate goes on: Adam corrects its moments by the number of all updates, and would move
+    weights that are trained for the first time several times too far.
     """
     optimizer = own_optimizer(new.optimizer)
     paths = {id(variable): variable.path for variable in new.variables}
-    if optimizer.use_ema:
-        averages = [variable for variable in optimizer.variables if variable.path.endswith("_average")]
-        paths |= {id(average): variable.path for average, variable in zip(averages, new.trainable_variables, strict=True)}
+    pairs = []
     # Layer by layer: only one of the models may have patch dropout, whose random state is one more variable.
-    theirs, ours = ({layer.name: layer.variables for layer in model.layers} for model in (old, new))
-    pairs = [*zip(old.optimizer.variables, new.optimizer.variables, strict=True)]
-    for name in theirs.keys() & ours.keys():
-        pairs += zip(theirs[name], ours[name], strict=True)
+    theirs, ours = ({layer.name: {v.path: v for v in layer.variables} for layer in model.layers} for model in (old, new))
+    for name in theirs.keys() & ours.keys():  # only one of the layers may have adapters
+        pairs += [(theirs[name][path], ours[name][path]) for path in theirs[name].keys() & ours[name].keys()]
+    if [variable.path for variable in old.trainable_variables] == [variable.path for variable in new.trainable_variables]:
+        if optimizer.use_ema:
+            averages = [variable for variable in optimizer.variables if variable.path.endswith("_average")]
+            paths |= {id(average): v.path for average, v in zip(averages, new.trainable_variables, strict=True)}
+        pairs += zip(old.optimizer.variables, new.optimizer.variables, strict=True)
+    else:
+        steps = int(ops.convert_to_numpy(iterations(old.optimizer)))
+        optimizer.schedule.continue_from(own_optimizer(old.optimizer).schedule, steps)
     for source, target in pairs:
         value = ops.convert_to_numpy(source)
         if value.shape != tuple(target.shape):

@@ -1,7 +1,6 @@
 """The optimizer of a recipe: Keras's own, with the schedule, the decay and the averaging that a Vision Transformer wants."""
 
 import functools
-import math
 import re
 
 import keras
@@ -11,6 +10,11 @@ from keras_vit.model.layers import NO_DECAY
 from keras_vit.private.keras import OptimizerHooks, available
 from keras_vit.recipes.schema import TrainConfig
 from keras_vit.training.fused import backend_class, fused_adam, fused_muon
+from keras_vit.training.schedule import WarmupSchedule, lengths
+
+# Fields of a `TrainConfig` that make an optimizer.
+FIELDS = ("optimizer", "learning_rate", "schedule", "epochs", "warmup_epochs", "weight_decay", "beta_1", "beta_2")
+FIELDS += ("clip_norm", "ema", "accumulate")
 
 # Pattern of the names of variables without decay: "encoder/position:0" under TensorFlow is "position" elsewhere.
 NOT_DECAYED = rf"(^|/)({'|'.join(NO_DECAY)})(:\d+)?$"
@@ -26,7 +30,7 @@ def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, flo
     Args:
         config: The `TrainConfig`.
         total_steps: Steps of the whole training, before accumulation.
-        factors: Factor on the learning rate of each variable, and so on its decay, {path: factor}; None = 1 for all.
+        factors: Factor on the learning rate of each layer's variables, and so on their decay, {layer name: factor}; None = 1.
     """
     schedule = WarmupSchedule(config.learning_rate, *lengths(config, total_steps), config.schedule == "cosine")
     settings = {
@@ -53,21 +57,47 @@ def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, flo
         settings |= betas
     if config.ema:
         kind = with_growing_average(kind)
-    if factors is None:
-        optimizer = kind(**settings)
-    else:
-        optimizer = with_factors(kind)(**settings)
-        optimizer.factor_of = lambda variable: factors[variable.path]
+    kind = backend_class(kind) if factors is None else with_factors(kind)
+    optimizer = recipe_optimizer(kind)(**settings)
+    if factors is not None:
+        optimizer.factor_of = lambda variable: factors[variable.path.partition("/")[0]]
     optimizer.exclude_from_weight_decay(var_names=[NOT_DECAYED])
+    optimizer.arguments = {**{name: getattr(config, name) for name in FIELDS}, "total_steps": total_steps, "factors": factors}
     optimizer.schedule = schedule
-    schedule.lengths = optimizer.add_variable((2,), name="schedule_lengths")
-    set_length(optimizer, config, total_steps)
+    schedule.state = optimizer.add_variable((5,), name="schedule")
+    schedule.begin(config, total_steps)
     return optimizer
 
 
-def lengths(config, total_steps):
-    """Steps of the warmup, and of the whole training."""
-    return round(total_steps * min(config.warmup_epochs / config.epochs, 0.5)), total_steps
+@keras.saving.register_keras_serializable(package="keras_vit", name="Optimizer")
+class RecipeOptimizer:
+    """Mixin before a Keras optimizer: it is saved as the arguments of `make_optimizer`, and its learning rate can be set.
+
+    Keras refuses to set the rate of an optimizer with a schedule. Here a rate that is set, as Keras's callbacks do, replaces the
+    schedule, without recompilation. It is saved with the optimizer's variables.
+    """
+
+    def get_config(self):
+        return dict(self.arguments)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return make_optimizer(TrainConfig(**{name: config[name] for name in FIELDS}), config["total_steps"], config["factors"])
+
+    @property
+    def learning_rate(self):
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate):
+        self.schedule.set_rate(rate)
+
+
+@functools.cache
+def recipe_optimizer(kind: type) -> type:
+    """The class of a Keras optimizer, with a `RecipeOptimizer`; all are saved under one name, as their arguments tell the kind."""
+    made = type(kind.__name__, (RecipeOptimizer, kind), {})
+    return keras.saving.register_keras_serializable(package="keras_vit", name="Optimizer")(made)
 
 
 def own_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -75,9 +105,9 @@ def own_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Opt
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def set_length(optimizer: keras.optimizers.Optimizer, config: TrainConfig, total_steps: int) -> None:
-    """Gives an optimizer of `make_optimizer` another length, without recompilation."""
-    own_optimizer(optimizer).schedule.lengths.assign(lengths(config, total_steps))
+def iterations(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """The variable that counts an optimizer's steps, those too that only accumulate; `optimizer.iterations` counts updates."""
+    return next(variable for variable in own_optimizer(optimizer).variables if variable.name == "iteration")
 
 
 class GrowingAverage:
@@ -168,33 +198,3 @@ def with_factors(kind: type) -> type:
     """The class of a Keras optimizer that asks its `factor_of` for each variable's share of the learning rate."""
     bases = (Factors, backend_class(kind)) if available("optimizer") else (FactorsByStep, kind)
     return type(f"{kind.__name__}WithFactors", bases, {})
-
-
-@keras.saving.register_keras_serializable(package="keras_vit")
-class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from zero to `peak` within `warmup` steps, then a cosine to zero at step `total`, or constant.
-
-    Args:
-        peak: The largest learning rate.
-        warmup: Steps of the warmup; 0 = none.
-        total: Steps of the training, the warmup included.
-        cosine: Whether the rate falls after the warmup.
-    """
-
-    def __init__(self, peak, warmup, total, cosine=True):
-        self.peak = peak
-        self.warmup = warmup
-        self.total = total
-        self.cosine = cosine
-        self.lengths = (warmup, total)  # or a variable of the optimizer, which can change without recompilation
-
-    def __call__(self, step):
-        step, (warmup, total) = ops.cast(step, "float32"), (ops.cast(self.lengths[index], "float32") for index in range(2))
-        rate = ops.minimum((step + 1) / ops.maximum(warmup, 1.0), 1.0)
-        if self.cosine:
-            done = (step - warmup) / ops.maximum(total - warmup, 1.0)
-            rate = rate * 0.5 * (1 + ops.cos(math.pi * ops.clip(done, 0.0, 1.0)))
-        return self.peak * rate
-
-    def get_config(self):
-        return {"peak": self.peak, "warmup": self.warmup, "total": self.total, "cosine": self.cosine}

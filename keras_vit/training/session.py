@@ -23,11 +23,11 @@ from keras_vit.runs.folder import METRICS
 from keras_vit.training.callbacks import Diverged
 from keras_vit.training.finetune import trained_parameters
 from keras_vit.training.models import averaged, carry_over, compile_model, compiled_model
-from keras_vit.training.optimizer import own_optimizer
+from keras_vit.training.optimizer import iterations, own_optimizer
 
 
 class Session(keras.callbacks.Callback):
-    """After each epoch: averages the weights, validates, and writes metrics, best model and training state.
+    """After each epoch: averages the weights, validates, and writes metrics and the best model; `WriteState` comes last.
 
     A second, float32 model with the averaged weights is validated and saved. It is not compiled: the saved file does not depend
     on the backend. `scorer` is the same model, compiled.
@@ -36,19 +36,21 @@ class Session(keras.callbacks.Callback):
         run: The `RunFolder`.
         recipe: The `Recipe`.
         data: Its `DataSet`.
-        model: The compiled model of the first stage that is still to be trained.
+        model: The compiled model of the stage that is resumed, or of the first.
+        stage: The recipe of that stage.
         steps_per_epoch: Steps of an epoch.
         last_epoch: The epoch after which training ends, by the recipe or earlier.
         notes: Lines on the checkpoint for the summary.
+        callbacks: Names of the user's callbacks, for the summary.
     """
 
-    def __init__(self, run, recipe, data, model, steps_per_epoch, last_epoch, notes=()):
+    def __init__(self, run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes=(), callbacks=()):
         super().__init__()
-        self.notes = list(notes)
+        self.notes, self.callbacks = list(notes), list(callbacks)
         self.run = run
         self.recipe = recipe
         self.data = data
-        self.training_model = model
+        self.training_model, self.stage = model, stage
         self.evaluated = build_vit(recipe.model, dtype="float32")
         self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
         compile_model(self.scorer, "sgd", recipe.train.jit)
@@ -62,15 +64,13 @@ class Session(keras.callbacks.Callback):
         self.writer = None
 
     @property
-    def total_steps(self):
-        """Steps of the whole training."""
-        return self.steps_per_epoch * self.recipe.train.epochs
-
-    @property
     def out_of_patience(self):
-        """Whether the training ends because no epoch has been better for as long as the recipe waits."""
-        patience = self.recipe.train.patience
-        return bool(patience and self.rows) and self.rows[-1]["epoch"] - best_row(self.rows)["epoch"] >= patience
+        """Whether the training ends because no epoch has been better for as long as the recipe waits; anew in each extension."""
+        config = self.recipe.train
+        if not (config.patience and self.rows):
+            return False
+        epoch = self.rows[-1]["epoch"]
+        return epoch - max(best_row(self.rows)["epoch"], config.schedule_start(epoch)) >= config.patience
 
     @property
     def optimizer(self):
@@ -121,6 +121,7 @@ class Session(keras.callbacks.Callback):
         self.earlier_seconds = values["seconds"]
         self.earlier_process_seconds = values["process_seconds"]
         self.notes = values.get("notes", [])
+        self.callbacks = [*values["callbacks"], *(name for name in self.callbacks if name not in values["callbacks"])]
         return values["epoch"]
 
     def start(self):
@@ -136,16 +137,30 @@ class Session(keras.callbacks.Callback):
             self.write_events(row)
         self.started = time.perf_counter()
 
-    def go_on_with(self, stage):
-        """Switches to the model of a stage's recipe, which inherits the previous model's weights and optimizer state."""
+    def go_on_with(self, stage, first_epoch):
+        """Switches to a stage's recipe before an epoch, to its model if that differs, which inherits weights and optimizer state.
+
+        Returns:
+            Whether the model is another one.
+        """
         if self.latest:  # `fit` ends with the averaged weights in the place of the trained ones
             for name, variable in self.arrays().items():
                 variable.assign(self.latest[name])
             self.latest = None
-        if stage.model != self.training_model.config:
-            model, _ = compiled_model(stage, self.total_steps)
+        before, self.stage = self.stage, stage
+        changed = stage.model != before.model or stage.finetune != before.finetune
+        if changed:
+            model, _ = compiled_model(stage, self.steps_per_epoch * stage.train.epochs)
             carry_over(self.training_model, model)
             self.training_model = model
+        if first_epoch == self.recipe.train.schedule_start(first_epoch):
+            self.optimizer.schedule.begin(stage.train, self.steps_per_epoch * stage.train.epochs, self.optimizer_steps)
+        return changed
+
+    @property
+    def optimizer_steps(self):
+        """Steps of the optimizer so far."""
+        return int(ops.convert_to_numpy(iterations(self.training_model.optimizer)))
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -162,8 +177,6 @@ class Session(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         config = self.recipe.train
         arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
-        keep = self.optimizer.use_ema and config.stages
-        self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
         # The loss precedes the last update: only the weights show its effect.
         if math.isnan(logs["loss"]) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise Diverged(
@@ -173,7 +186,7 @@ class Session(keras.callbacks.Callback):
         seconds = time.perf_counter() - self.epoch_started
         logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
         self.copy_weights()
-        last = epoch + 1 == self.last_epoch
+        last = epoch + 1 == self.last_epoch or epoch + 1 in (part.after for part in config.extensions)
         if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
             logs.update({f"val_{name}": value for name, value in loss_and_accuracy(self.scorer, self.validation).items()})
         row = {
@@ -189,14 +202,15 @@ class Session(keras.callbacks.Callback):
         if best_row(self.rows) is row:
             self.run.write_model(self.evaluated)
         self.run.write_metrics(self.rows)
-        # The state goes last: after a kill before this line the epoch is repeated, and all above is written again.
-        self.write_state(epoch + 1, arrays)
         self.write_events(row)
         if self.out_of_patience:
             self.training_model.stop_training = True
 
-    def write_state(self, epoch, arrays=None):
-        """Writes the training state after an epoch; `arrays` are the values of `self.arrays()` if they have been read already."""
+    def write_state(self, epoch):
+        """Writes the training state after an epoch."""
+        arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
+        keep = self.optimizer.use_ema and len(self.recipe.stages()) > 1
+        self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
         values = {
             "epoch": epoch,
             "seconds": self.rows[-1]["seconds"] if self.rows else 0.0,
@@ -204,8 +218,9 @@ class Session(keras.callbacks.Callback):
             "fingerprint": self.data.fingerprint,
             "backend": keras.backend.backend(),
             "notes": self.notes,
+            "callbacks": self.callbacks,
         }
-        self.run.write_state(arrays or {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}, values)
+        self.run.write_state(arrays, values)
 
     def write_events(self, row):
         from tensorboardX.summary import scalar
@@ -249,6 +264,7 @@ class Session(keras.callbacks.Callback):
                 "best_epoch": best["epoch"],
                 "val_accuracy": best.get("val_accuracy"),
                 "epochs": len(rows),
+                **({"callbacks": self.callbacks} if self.callbacks else {}),
                 "parameters": self.evaluated.count_params(),
                 "trained_parameters": trained_parameters(self.training_model),
                 "flops": recipe.model.flops,
@@ -263,6 +279,20 @@ class Session(keras.callbacks.Callback):
                 "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             }
         )
+
+
+class WriteState(keras.callbacks.Callback):
+    """Writes the training state after each epoch, as all other callbacks leave it, the user's too.
+
+    After a kill before that the epoch is repeated, and all that the others wrote is written again.
+    """
+
+    def __init__(self, session):
+        super().__init__()
+        self.session = session
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.session.write_state(epoch + 1)
 
 
 def batches_of(split, recipe):

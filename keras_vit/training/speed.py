@@ -66,7 +66,7 @@ def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
 
 
 def with_precision(recipe: Recipe, precision: str) -> Recipe:
-    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
+    return recipe.with_train(precision=precision)
 
 
 def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepared | None) -> tuple[Recipe, Prepared]:
@@ -79,12 +79,15 @@ def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepare
         prepared: The model of the first stage if it exists already.
     """
     needed = 0.0  # seconds for an image, on the average over the epochs
+    measured = None  # the last stage's recipe
+    epochs = recipe.train.total_epochs
     for first, last, stage in recipe.stages():
-        measured = prepared if prepared and prepared[0].config == stage.model else compiled_model(stage, total_steps=1)
-        needed += (last - first) / recipe.train.epochs / training_rates([measured[0]], data, stage)[0]
-        prepared = prepared or measured
-    steps = max(1, round(seconds / needed / recipe.train.batch_size / recipe.train.epochs))
-    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps_per_epoch=steps)), prepared
+        if measured is None or (stage.model, stage.finetune) != (measured.model, measured.finetune):
+            model, measured = (prepared if prepared and measured is None else compiled_model(stage, total_steps=1)), stage
+        prepared = prepared or model
+        needed += (last - first) / epochs / training_rates([model[0]], data, stage)[0]
+    steps = max(1, round(seconds / needed / recipe.train.batch_size / epochs))
+    return recipe.with_train(steps_per_epoch=steps), prepared
 
 
 def training_rates(

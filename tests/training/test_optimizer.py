@@ -18,7 +18,8 @@ from keras_vit.training import loop
 from keras_vit.training.fused import fused_adam, fused_muon
 from keras_vit.training.loop import train
 from keras_vit.training.models import compile_model
-from keras_vit.training.optimizer import WarmupSchedule, make_optimizer
+from keras_vit.training.optimizer import make_optimizer
+from keras_vit.training.schedule import WarmupSchedule
 
 pytestmark = pytest.mark.backend
 FLOAT32 = 5e-6  # some roundings of weights of about 1
