@@ -68,6 +68,12 @@ class ViT(keras.Model):
             "frozen": [] if self.has_adapters else frozen,
         }
 
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        # Keras's old format drops the optimizer's state and then the optimizer itself from every later file of the model.
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(f"filepath: received {str(filepath)!r}; allowed: a name that ends in .keras")
+        super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+
     def get_compile_config(self):
         # Merged adapters are no longer what the optimizer's state is for.
         return {} if self.has_adapters else super().get_compile_config()

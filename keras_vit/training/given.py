@@ -33,6 +33,9 @@ class Given:
             for name, instead in REFUSED.items():
                 if isinstance(callback, getattr(keras.callbacks, name)):
                     raise ValueError(f"callbacks: received {name}; allowed: others, as {instead}")
+            path = getattr(callback, "filepath", "")
+            if isinstance(callback, keras.callbacks.ModelCheckpoint) and path.endswith(".h5") and not callback.save_weights_only:
+                raise ValueError(f"callbacks: received ModelCheckpoint with {path!r}; allowed: .keras, or .weights.h5 for weights")
         self.names = [type(callback).__name__ for callback in callbacks]
         self.callbacks = [Once(callback) for callback in callbacks]
 

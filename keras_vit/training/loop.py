@@ -175,6 +175,8 @@ def resumed(recipe, run_dir, seconds, extend, extend_rate):
     if extend:
         if not run.is_finished and theirs.extensions:
             raise ValueError(f"extend: received {extend}; allowed: none until the extension that {str(run.path)!r} is in has ended")
+        if run.is_finished and not run.state_path.is_file():
+            raise ValueError(f"extend: received {extend}; allowed: 0, as {str(run.path)!r} has no last/state.safetensors")
         after = run.summary["epochs"] if run.is_finished else theirs.total_epochs
         recipe = dataclasses.replace(recipe, train=recipe.train.extended(after, extend, extend_rate))
     run.remove_partial_files()
