@@ -95,6 +95,21 @@ def test_what_is_no_callback_is_refused(tmp_path):
         trained(small_recipe(), tmp_path / "run", callbacks=[lambda epoch: None])
 
 
+@backend
+def test_mlflow_gets_what_metrics_csv_has(monkeypatch, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("mlflow.keras.callback", exc_type=ImportError)  # mlflow-skinny lacks what it needs
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file:{tmp_path / 'mlruns'}")
+    with mlflow.start_run() as active:
+        run = trained(small_recipe(epochs=2), tmp_path / "run", callbacks=[mlflow.keras.MlflowCallback()])
+    client = mlflow.MlflowClient()
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        values = [metric.value for metric in client.get_metric_history(active.info.run_id, name)]
+        assert values == pytest.approx(column(run, name), abs=1e-9), name
+    assert client.get_run(active.info.run_id).data.params["optimizer_learning_rate"] == "0.01"
+
+
 # Learning rates
 
 
