@@ -21,6 +21,10 @@ backend = pytest.mark.backend
 KINDS = keras.callbacks
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Hooks(KINDS.Callback):
     """Notes when a training and its epochs begin and end, and what is known then."""
 
@@ -114,7 +118,9 @@ def test_mlflow_gets_what_metrics_csv_has(monkeypatch, tmp_path):
 
 
 @backend
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}, {"optimizer": "sgd", "accumulate": 2}, {"precision": "float16"}])
+@pytest.mark.parametrize(
+    "settings", [{}, slow({"optimizer": "muon"}), slow({"optimizer": "sgd", "accumulate": 2}), slow({"precision": "float16"})]
+)
 def test_a_rate_that_is_set_is_the_rate_of_the_steps(tmp_path, settings):
     """A cosine whose rate is set is a constant schedule of that rate, bit for bit."""
     recipe = small_recipe(epochs=2, ema=0.5, **settings)
@@ -210,9 +216,7 @@ CASES = {
 
 
 @backend
-@pytest.mark.parametrize(
-    "case", ["adamw", "muon", "float16", *(pytest.param(c, marks=pytest.mark.slow) for c in ("averages", "sgd", "lion"))]
-)
+@pytest.mark.parametrize("case", [slow(case) for case in CASES])
 def test_a_loaded_checkpoint_goes_on_like_the_run(tmp_path, case):
     check_checkpoint(small_recipe(**CASES[case]), tmp_path)
 
