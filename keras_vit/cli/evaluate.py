@@ -17,10 +17,9 @@ from keras_vit.checks import check_choice
 from keras_vit.cli.command import Parser, check_unused
 from keras_vit.explain.positions import position_similarity
 from keras_vit.runs.comparison import comparison_table, run_names
-from keras_vit.runs.evaluation import evaluate, evaluation_table, write_evaluation
+from keras_vit.runs.evaluation import evaluate, evaluation_lines, evaluation_table, write_evaluation
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.plots import curves, position_maps
-from keras_vit.runs.scores import BINS
 
 OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens")
 
@@ -70,11 +69,9 @@ def evaluate_run(console, run, options):
     merging = options.merge_tokens is not None
     written = [] if merging else write_evaluation(result, run, data=options.data, split=split)
     console.print(evaluation_table(result))
-    console.print(f"{options.data or run.recipe.data}, {split}, {result.count.sum():,} images", markup=False)
-    console.print(f"accuracy                    {result.accuracy:8.2%}")
-    console.print(f"top-{result.top_k} accuracy              {result.top_k_accuracy:8.2%}")
-    console.print(f"cross-entropy               {result.loss:8.4f} nats")
-    console.print(f"expected calibration error  {result.calibration.error:8.2%} (mean |accuracy - confidence|, {BINS} bins)")
+    console.print(f"{options.data or run.recipe.data}, {split}, {result.images:,} images", markup=False)
+    for line in evaluation_lines(result):
+        console.print(line)
     return written
 
 

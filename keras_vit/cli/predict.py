@@ -6,6 +6,7 @@
   keras-vit predict RUN/export/onnx photos/           by an export, in its own runtime
   keras-vit predict model.keras photos/ --class-names cat dog
 
+A model that was trained with several labels an image gives every class above a probability of 0.5 (--threshold), or --top.
 The pictures need no labels. They are read as in training.
 """
 
@@ -45,7 +46,13 @@ def parse_options(arguments):
     parser = Parser("predict", __doc__, "MODEL PATH [PATH ...]")
     parser.add_argument("model", metavar="MODEL", help="A run folder, the folder of an export, or a .keras file.")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="A picture, a folder with pictures or a pattern.")
-    parser.add_argument("--top", metavar="K", type=int, default=1, help="Classes of each picture, likeliest first. Default: 1.")
+    parser.add_argument(
+        "--top", metavar="K", type=int, help="Classes of each picture, likeliest first. Default: 1, or --threshold."
+    )
+    parser.add_argument(
+        "--threshold", metavar="P", type=float, help="Probability above which a class counts, with several labels. Default: 0.5."
+    )
+    parser.add_argument("--multi-label", action="store_true", help="A .keras file was trained with several labels an image.")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="Table to write: image, class, probability, class_2, ...")
     parser.add_argument("--json", metavar="FILE", type=Path, help="The same as JSON.")
     parser.add_argument("--html", metavar="FILE", type=Path, help="Page to write, with thumbnails.")
@@ -78,8 +85,10 @@ def main(arguments):
         console.width = WIDE
     files, notes = find_images(options.paths), []
     with open_classifier(options, notes) as chosen:
-        settings = {"top": options.top, "batch_size": options.batch_size, "thumbnails": bool(options.html)}
+        settings = {"top": options.top, "threshold": options.threshold, "batch_size": options.batch_size}
+        settings["thumbnails"] = bool(options.html)
         predictions = [*predict_files(chosen, files, notes=notes, **settings)]
+        several = chosen.multi_label and options.top is None
     written = write(predictions, options, notes)
     console.print(table(predictions[: MOST if written else None]))
     if written and len(predictions) > MOST:
@@ -87,14 +96,16 @@ def main(arguments):
     for note in notes:
         console.print(note, soft_wrap=True)
     if len(predictions) > 1:
-        console.print(visible(f"{len(predictions):,} pictures: {counts(predictions)}"), soft_wrap=True)
+        console.print(visible(f"{len(predictions):,} pictures: {counts(predictions, several)}"), soft_wrap=True)
     for path in written:
         console.print(f"written: {path}", soft_wrap=True)
 
 
-def counts(predictions):
+def counts(predictions, several):
     """Pictures of each class, the commonest first."""
-    found = collections.Counter(each.classes[0] for each in predictions).most_common()
+    found = collections.Counter(name for each in predictions for name in each.classes[: None if several else 1]).most_common()
+    if without := sum(not each.classes for each in predictions):
+        found.append(("without a class", without))
     return ", ".join(f"{count:,} {name}" for name, count in found[:SHOWN]) + ", ..." * (len(found) > SHOWN)
 
 
@@ -114,7 +125,10 @@ def open_classifier(options, notes):
     model = run.model() if run else load(path)
     if not run and not (options.mean and options.std):
         notes.append("mean and std: not in a .keras file; taken where not given: 0.5, 0.5")
-    known = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": run.class_names} if run else {}
+    known = {"multi_label": options.multi_label}
+    if run:
+        check_unused(options, ("multi_label",), "with a run, which knows it")
+        known = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": run.class_names, "multi_label": run.multi_label}
     yield classifier(model, **known | {name: value for name, value in stated.items() if value is not None})
 
 
@@ -130,6 +144,7 @@ def settings_of_export(report, options):
     count = len(report["class_names"])
     if not count:
         raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
+    check_unused(options, ("multi_label",), "with an export, which knows it")
     names = names_of_classes(options.class_names or report["class_names"], count)
     if report["input"] == "uint8":
         check_unused(options, ("mean", "std"), "with an export that normalises its images itself")
@@ -152,7 +167,8 @@ def of_export(report, runtime, folder):
         images = images if report["input"] == "uint8" else to_model(images, report)
         return runtime.predict(images, folder)
 
-    return Classifier((height, width, channels), report["class_names"], logits, report["batch_size"])
+    several = report.get("multi_label", False)
+    return Classifier((height, width, channels), report["class_names"], logits, report["batch_size"], several)
 
 
 def write(predictions, options, notes):
@@ -160,12 +176,13 @@ def write(predictions, options, notes):
     if options.csv:
         rows, out = [each.to_dict() for each in predictions], io.StringIO()
         names = ["image", "class", "probability"]
-        for place in range(2, options.top + 1):
+        for place in range(2, max(len(row["classes"]) for row in rows) + 1):
             names += [f"class_{place}", f"probability_{place}"]
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for row in rows:
-            writer.writerow([row["image"], *(value for each in row["classes"] for value in each.values())])
+            cells = [row["image"], *(value for each in row["classes"] for value in each.values())]
+            writer.writerow(cells + [""] * (len(names) - len(cells)))
         write_text(options.csv, out.getvalue())
     if options.json:
         content = [each.to_dict() for each in predictions]
@@ -182,11 +199,12 @@ def table(predictions):
     """A rich table: each picture with its likeliest classes."""
     result = Table()
     result.add_column("picture", overflow="fold")
-    for place in range(len(predictions[0].classes)):
+    places = max(1, *(len(each.classes) for each in predictions))
+    for place in range(places):
         result.add_column(f"{place + 1}." if place else "class", overflow="fold")
         result.add_column("" if place else "probability", justify="right", no_wrap=True)
     for each in predictions:
         pairs = zip(each.classes, each.probabilities, strict=True)
         cells = [cell for name, value in pairs for cell in (Text(visible(name)), f"{value:.1%}")]
-        result.add_row(Text(visible(each.image)), *cells)
+        result.add_row(Text(visible(each.image)), *cells)  # rich leaves the rest of a shorter row empty
     return result

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.data.decode import one_line, to_shape
+from keras_vit.data.decode import CONVERTED, one_line, to_shape
+from keras_vit.data.labels import is_multi
 from keras_vit.machine import memory_limit
 
 SUFFIXES = {"train": "train", "validation": "val", "test": "test"}  # arrays x_train, y_train and so on
@@ -16,8 +17,9 @@ def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]
 
     Args:
         path: A .npz file with x_train, y_train and, if it has them, x_val, y_val, x_test, y_test: images (N, H, W) or
-            (N, H, W, 1 or 3), uint8 or float from 0 to 1, and whole numbers (N,) from 0 on. Each number in y_train is a class,
-            and its name: {0, 255} are two classes.
+            (N, H, W, C), uint8 or float from 0 to 1, and whole numbers (N,) from 0 on. Each number in y_train is a class, and its
+            name: {0, 255} are two classes. Labels of zeros and ones (N, K), K of at least 2, are multi-hot: any number of classes
+            an image.
         shape: (H, W, C) wanted.
 
     Raises:
@@ -31,11 +33,17 @@ def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]
         for key in (x, y):
             if key not in arrays:
                 raise ValueError(f"{key}: received none in {path!r}, which has {', '.join(sorted(arrays))}; allowed: an array")
-        images, labels = pixels(arrays[x], x), whole_numbers(arrays[y], y)
+        images, labels = pixels(arrays[x], x, shape[-1]), read_labels(arrays[y], y)
         if len(images) != len(labels):
             raise ValueError(f"{y}: received {len(labels):,} labels; allowed: {len(images):,}, the images of {x}")
         parts[part] = (to_shape(images, shape), labels)
-    values = np.unique(parts["train"][1])
+    trained = parts["train"][1]
+    for part, (_, labels) in parts.items():
+        if labels.shape[1:] != trained.shape[1:]:
+            raise ValueError(f"y_{SUFFIXES[part]}: received shape {labels.shape}; allowed: {('N', *trained.shape[1:])}, as y_train")
+    if is_multi(trained):
+        return parts, [str(label) for label in range(trained.shape[1])]
+    values = np.unique(trained)
     for part, (_, labels) in parts.items():
         unknown = np.setdiff1d(labels, values)
         if len(unknown):
@@ -60,12 +68,15 @@ def load(path):
     raise ValueError(f"{received} of {size:,} bytes; allowed: a third of the free memory, {limit:,}")
 
 
-def pixels(images, key):
+def pixels(images, key, channels):
     """(N, H, W) or (N, H, W, C), uint8 or float 0..1 -> uint8 (N, H, W, C)."""
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(f"{key}: received shape {images.shape}; allowed: (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
+    wanted = CONVERTED if channels in CONVERTED else (channels,)
+    if images.ndim != 4 or images.shape[-1] not in wanted or 0 in images.shape:
+        shapes = ["(N, H, W)"] * (1 in wanted) + [f"(N, H, W, {count})" for count in wanted]
+        hint = f", or with --model.channels {images.shape[-1]} these" if images.ndim == 4 and 0 not in images.shape else ""
+        raise ValueError(f"{key}: received shape {images.shape}; allowed: {', '.join(shapes)}{hint}")
     if images.dtype == np.uint8:
         return images
     received, allowed = f"{key}: received {images.dtype}", "allowed: uint8, or float from 0 to 1"
@@ -76,8 +87,14 @@ def pixels(images, key):
     return np.round(images * 255).astype(np.uint8)
 
 
-def whole_numbers(labels, key):
-    """Labels (N,) or (N, 1) -> int64 (N,)."""
+def read_labels(labels, key):
+    """Labels (N,) or (N, 1) -> int64 (N,); zeros and ones (N, K) -> int8 (N, K)."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not len(labels) or not np.isin(labels, (0, 1)).all():
+            raise ValueError(
+                f"{key}: received {labels.dtype} of shape {labels.shape}; allowed: whole numbers (N,), or 0 and 1 (N, K)"
+            )
+        return labels.astype(np.int8)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= 2**20:

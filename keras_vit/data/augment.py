@@ -2,7 +2,7 @@
 
 One implementation serves every backend: the same seed gives the same pixels everywhere. Only NumPy is needed.
 
-Shapes: B images of a batch, H height, W width, C channels (1 or 3), K classes.
+Shapes: B images of a batch, H height, W width, C channels, K classes.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from keras_vit.checks import check_choice, check_int, check_number, make_plain
+from keras_vit.data.labels import targets_of
 from keras_vit.data.mixing import mix
 from keras_vit.data.pixels import blur, gather, look_up, reflect, saturate
 from keras_vit.data.randaugment import RANDAUGMENT, apply_operations, brightness, contrast
@@ -37,7 +38,8 @@ class AugmentConfig:
             CutMix on, each mixed image takes one of them with equal probability.
         mix_probability: Share of images, 0 to 1, that are mixed while MixUp or CutMix is on (default 1).
         mix_until: Fraction of the training steps, 0 to 1, after which mixing stops (default 1 = never).
-        label_smoothing: Share of the target spread evenly over all classes, 0 to below 1 (default 0).
+        label_smoothing: Share of the target spread evenly over all classes, 0 to below 1 (default 0). Where an image may have
+            several classes, each of them is a decision between two: targets move towards 0.5.
 
     Raises:
         ValueError: a value is outside its range; the message names field, value and range.
@@ -72,6 +74,15 @@ class AugmentConfig:
         check_number("randaugment_magnitude", self.randaugment_magnitude, at_least=0, at_most=10)
         check_number("label_smoothing", self.label_smoothing, at_least=0, below=1)
 
+    def check_channels(self, channels: int) -> None:
+        """Raises a ValueError that names the first setting that needs colours if images have neither 1 nor 3 channels."""
+        for name in () if channels in (1, 3) else ("randaugment_layers", "three_augment", "color_jitter"):
+            value, off = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != off:
+                raise ValueError(
+                    f"{name}: received {value}; allowed: {off} with {channels} channels, as it changes colours (1 or 3)"
+                )
+
 
 def augment(
     images: np.ndarray,
@@ -88,21 +99,23 @@ def augment(
     color jitter, random erasing, label smoothing, MixUp or CutMix.
 
     Args:
-        images: uint8 (B, H, W, C), C 1 or 3. Not modified.
-        labels: integers (B,), 0 to num_classes - 1.
+        images: uint8 (B, H, W, C). Not modified.
+        labels: integers (B,), 0 to num_classes - 1, or zeros and ones (B, K).
         config: the `AugmentConfig`.
         num_classes: K.
         rng: the `np.random.Generator` that every random parameter is drawn from.
         progress: fraction of the training steps already done, 0 to 1.
 
     Returns:
-        uint8 images (B, H, W, C) and float32 targets (B, K) whose rows sum to 1.
+        uint8 images (B, H, W, C) and float32 targets (B, K); their rows sum to 1 where an image has one class.
 
     Raises:
-        ValueError: dtype, rank or channels of `images` are wrong, or `crop` is not smaller than the image.
+        ValueError: dtype or rank of `images` are wrong, `crop` is not smaller than the image, or colours would be changed where
+            images are neither grey nor RGB.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 (B, H, W, 1 or 3)")
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 (B, H, W, C)")
+    config.check_channels(images.shape[-1])
     images = flip_and_crop(images, config.flip, 0 if config.resized_crop else config.crop, rng)
     for _ in range(config.randaugment_layers):
         operation = rng.integers(len(RANDAUGMENT), size=len(images))
@@ -114,8 +127,7 @@ def augment(
         color_jitter(images, config.color_jitter, rng)
     if config.erasing:
         erase(images, config.erasing, rng)
-    targets = np.full((len(labels), num_classes), config.label_smoothing / num_classes, np.float32)
-    targets[np.arange(len(labels)), labels] += 1 - config.label_smoothing
+    targets = targets_of(labels, num_classes, config.label_smoothing)
     if (config.mixup or config.cutmix) and progress < config.mix_until:
         images, targets = mix(images, targets, rng, mixup=config.mixup, cutmix=config.cutmix, probability=config.mix_probability)
     return images, targets

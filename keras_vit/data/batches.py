@@ -3,7 +3,7 @@
 A training batch is a pure function of (seed, step), `training_batch`; a stream only calls it. So the numbers are the same on
 every backend, and resuming at a step skips nothing.
 
-Shapes: N images of a split, B of a batch, H height, W width, C channels (1 or 3), K classes.
+Shapes: N images of a split, B of a batch, H height, W width, C channels, K classes.
 """
 
 import functools
@@ -12,13 +12,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from keras_vit.checks import as_moments, check_int, check_seed
+from keras_vit.checks import as_moments, check_choice, check_int, check_seed
 from keras_vit.data.augment import AugmentConfig, random_boxes
 from keras_vit.data.augment import augment as augment_batch
 from keras_vit.data.dataset import Split
+from keras_vit.data.labels import Members, targets_of
 from keras_vit.data.seeds import BATCH, ORDER, generator
 from keras_vit.data.stream import stream
 from keras_vit.images import normalize, resize
+
+SAMPLING = ("uniform", "balanced")
 
 
 def training_batch(
@@ -31,12 +34,12 @@ def training_batch(
     seed: int,
     total_steps: int,
     image_size: tuple[int, int] | None = None,
-    class_weights: np.ndarray | None = None,
+    sampling: str = "uniform",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The augmented batch of one training step: a pure function of its arguments.
 
     Epoch e is steps e·(N // B) to (e + 1)·(N // B) - 1 and visits the examples in an order that (seed, e) decides. Each epoch
-    leaves out N % B examples, different ones each time.
+    leaves out N % B examples, different ones each time. See `balanced_order` for balanced sampling.
 
     Args:
         split: The training `Split`.
@@ -47,13 +50,14 @@ def training_batch(
         seed: Integer from 0 to 2^32 - 1.
         total_steps: Steps of the whole training, for `augment.mix_until`.
         image_size: Height and width of what `augment.resized_crop` takes; None = as the split's images.
-        class_weights: Factors (K,) on the columns of the targets, and so on each class's part of the cross-entropy; None = 1.
+        sampling: `uniform` (each example once an epoch) or `balanced` (each class equally often).
 
     Returns:
         uint8 images (B, H, W, C) and float32 targets (B, K).
     """
     epoch, position = divmod(int(step), len(split) // batch_size)
-    indices = order(len(split), seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    drawn = order(len(split), seed, epoch) if sampling == "uniform" else balanced_order(split.members, len(split), seed, epoch)
+    indices = drawn[position * batch_size : (position + 1) * batch_size]
     rng = generator(BATCH, seed, int(step))
     if augment.resized_crop:
         boxes = random_boxes(split.sizes(indices), augment.resized_crop, augment.crop_ratio, rng)
@@ -61,13 +65,28 @@ def training_batch(
     else:
         images = split.images(indices)
     settings = {"num_classes": num_classes, "rng": rng, "progress": step / total_steps}
-    images, targets = augment_batch(images, split.labels[indices], augment, **settings)
-    return images, targets if class_weights is None else (targets * class_weights).astype(np.float32)
+    return augment_batch(images, split.labels[indices], augment, **settings)
 
 
 @functools.lru_cache(maxsize=4)  # drawn once an epoch, not once a batch; two epochs overlap where batches are made ahead
 def order(count: int, seed: int, epoch: int) -> np.ndarray:
     return generator(ORDER, seed, epoch).permutation(count)
+
+
+@functools.lru_cache(maxsize=4)
+def balanced_order(members: Members, count: int, seed: int, epoch: int) -> np.ndarray:
+    """The examples of an epoch (count,) in which each class comes equally often, up to one.
+
+    Of a small class the examples come repeatedly, each equally often, up to one; of a large one those of an epoch are drawn anew.
+    """
+    rng, groups = generator(ORDER, seed, epoch), members.rows
+    quotas = np.full(len(groups), count // len(groups))
+    quotas[rng.permutation(len(groups))[: count % len(groups)]] += 1
+    drawn = []
+    for rows, quota in zip(groups, quotas, strict=True):
+        rounds = [rng.permutation(rows) for _ in range(-(-quota // len(rows)))]
+        drawn.append(np.concatenate(rounds)[:quota] if rounds else rows[:0])
+    return rng.permutation(np.concatenate(drawn))
 
 
 def training_batches(
@@ -82,7 +101,7 @@ def training_batches(
     start_step: int = 0,
     total_steps: int,
     image_size: tuple[int, int] | None = None,
-    class_weights: np.ndarray | None = None,
+    sampling: str = "uniform",
     pipeline: str | None = None,
 ) -> Iterable:
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
@@ -99,7 +118,7 @@ def training_batches(
         start_step: Step of the first batch: the number of steps already trained.
         image_size: Height and width that images are resized to after the augmentation, or by `augment.resized_crop` before it;
             None = as they are.
-        class_weights: As in `training_batch`.
+        sampling: As in `training_batch`.
         pipeline: See `stream`.
 
     Returns:
@@ -112,12 +131,13 @@ def training_batches(
     if batch_size > len(split):
         raise ValueError(f"batch_size: received {batch_size}; allowed: at most {len(split):,}, the training images")
     check_seed(seed)
+    check_choice("sampling", sampling, SAMPLING)
     mean, std = as_moments(mean, std, split.shape[-1])
     size = split.shape[:2] if image_size is None else tuple(image_size)
 
     def batch(step):
         settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "total_steps": total_steps}
-        images, targets = training_batch(split, augment, step, image_size=size, class_weights=class_weights, **settings)
+        images, targets = training_batch(split, augment, step, image_size=size, sampling=sampling, **settings)
         return resize(normalize(images, mean, std), size), targets
 
     return stream(batch, start_step, None, (batch_size, *size, split.shape[-1]), (batch_size, num_classes), pipeline)
@@ -134,13 +154,13 @@ def evaluation_batches(
 ) -> Iterable:
     """Every example once, in order, not augmented; the last batch may be smaller.
 
-    Arguments, result and errors are those of `training_batches`; targets are one-hot.
+    Arguments, result and errors are those of `training_batches`; targets are one-hot or multi-hot.
     """
     check_int("batch_size", batch_size, at_least=1)
     mean, std = as_moments(mean, std, split.shape[-1])
 
     def batch(step):
         indices = np.arange(step * batch_size, min((step + 1) * batch_size, len(split)))
-        return normalize(split.images(indices), mean, std), np.eye(num_classes, dtype=np.float32)[split.labels[indices]]
+        return normalize(split.images(indices), mean, std), targets_of(split.labels[indices], num_classes)
 
     return stream(batch, 0, math.ceil(len(split) / batch_size), (None, *split.shape), (None, num_classes), pipeline)

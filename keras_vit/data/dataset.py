@@ -1,22 +1,25 @@
 """A data set's name, folder or file -> train, validation and test images of one size, uint8, in memory or decoded when needed.
 
-Shapes: M images of a part, N of a split, B of a batch, H height, W width, C channels (1 or 3), K classes.
+Shapes: M images of a part, N of a split, B of a batch, H height, W width, C channels, K classes.
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
 from pathlib import Path
 
 import numpy as np
 
-from keras_vit.checks import as_pair, check_choice, check_seed
+from keras_vit.checks import as_pair, check_choice, check_int, check_seed
 from keras_vit.data.arrays import read_arrays
 from keras_vit.data.decode import crop, picture
 from keras_vit.data.digits import read_digits
 from keras_vit.data.folder import read_folder
+from keras_vit.data.labels import KINDS, Members, choose, choose_multi, is_known, is_multi, members_of, multi_hot
 from keras_vit.data.photos import Photos
 from keras_vit.data.seeds import SPLIT, generator
+from keras_vit.data.table import read_csv
 from keras_vit.data.tfds import Unavailable, read_tfds
 
 TEST_SHARE = 0.2  # of a data set that has no test images of its own
@@ -29,22 +32,27 @@ class Split:
 
     Args:
         images: uint8 (M, H, W, C), an array or `Photos`.
-        labels: integers (M,).
+        labels: integers (M,), or zeros and ones (M, K) where an image may have any number of classes.
         rows: integers (N,), which of the M belong to this split, in order; None = all whose label is not negative.
 
     Attributes:
-        labels: int64 (N,).
+        labels: int64 (N,), or int8 (N, K).
         shape: (H, W, C).
     """
 
     def __init__(self, images: np.ndarray | Photos, labels: np.ndarray, rows: np.ndarray | None = None):
         self._images, self._labels = images, labels
-        self._rows = np.flatnonzero(labels >= 0) if rows is None else rows
-        self.labels = labels[self._rows].astype(np.int64)
+        self._rows = np.flatnonzero(is_known(labels)) if rows is None else rows
+        self.labels = labels[self._rows].astype(np.int8 if is_multi(labels) else np.int64)
         self.shape = images.shape[1:]
 
     def __len__(self):
         return len(self.labels)
+
+    @functools.cached_property
+    def members(self) -> Members:
+        """The images of each class."""
+        return members_of(self.labels)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, C): a copy of the images at `indices` (B,)."""
@@ -62,7 +70,7 @@ class Split:
             return self._images.crops(self._rows[indices], boxes, size)
         shape = (*size, self.shape[-1])
         pairs = zip(self.images(indices), boxes, strict=True)
-        return np.stack([crop(picture(image), shape, box) for image, box in pairs])
+        return np.stack([crop(picture(image, self.shape[-1]), shape, box) for image, box in pairs])
 
     def digests(self, indices: np.ndarray) -> list[bytes]:
         """A hash of each image at `indices` (B,): of `Photos` of the encoded bytes, else of the pixels."""
@@ -100,6 +108,11 @@ class DataSet:
     notes: list[str]
     fallback: str = ""
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return is_multi(self.train.labels)
+
 
 def load_data(
     name: str,
@@ -109,38 +122,41 @@ def load_data(
     channels: int = 3,
     validation: int | float | None = None,
     seed: int = 0,
+    labels: str = "auto",
 ) -> DataSet:
     """Loads a data set as uint8 images of one size.
 
     Args:
         name: `auto` (CIFAR-10 if prepared or downloadable, otherwise digits); `digits` (scikit-learn's 1,797 of 8x8 pixels);
             `arrays:FILE.npz` (see `read_arrays`); `folder:PATH` (a folder of images for each class, or train/, test/ and
-            validation/ with such folders); or the name of a TensorFlow data set with `image` and `label`: `cifar10`, `cifar100`,
-            `mnist`, `fashion_mnist`...
+            validation/ with such folders); `csv:FILE` (a row an image, see `read_csv`); or the name of a TensorFlow data set with
+            `image` and `label`: `cifar10`, `cifar100`, `mnist`, `fashion_mnist`...
         data_dir: Where prepared TensorFlow data sets lie; None = TFDS_DATA_DIR, then TFDS's own default.
         image_size: Pixels, one number or (height, width). Images of another size are resized (bicubic, antialiased) to cover it,
             and cut to their middle.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey), 3 (RGB), or another number for arrays and files with just as many.
         validation: Images carved out of train: a share (float below 1), a number (int), 0 = none, None = the data set's own
             validation images if it has test images too, else a tenth, at most 5,000.
         seed: Decides which training images become validation images; the test images do not depend on it.
+        labels: `single` (one class an image), `multi` (any number) or `auto`: the data decides.
 
     Raises:
         ValueError: If name, path or contents are not usable.
     """
     height, width = as_pair("image_size", image_size)
-    check_choice("channels", channels, (1, 3))
+    check_int("channels", channels, at_least=1)
+    check_choice("labels", labels, KINDS)
     check_seed(seed)
     shape, notes, fallback = (height, width, channels), [], ""
     if name == "auto":
         try:
-            name, (parts, class_names) = "cifar10", read_source("cifar10", data_dir, shape, notes)
+            name, (parts, class_names) = "cifar10", read_source("cifar10", data_dir, shape, notes, labels)
         except Unavailable as error:
             fallback, notes = error.reason, []
-            name, (parts, class_names) = "digits", read_source("digits", data_dir, shape, notes)
+            name, (parts, class_names) = "digits", read_source("digits", data_dir, shape, notes, labels)
     else:
-        parts, class_names = read_source(name, data_dir, shape, notes)
-    parts = {part: Split(*arrays) for part, arrays in parts.items() if (arrays[1] >= 0).any()}
+        parts, class_names = read_source(name, data_dir, shape, notes, labels)
+    parts = {part: Split(*arrays) for part, arrays in parts.items() if is_known(arrays[1]).any()}
     check_labels(name, parts, class_names)
     fingerprint = fingerprint_of(name, parts, class_names)
 
@@ -161,52 +177,60 @@ def load_data(
         if part in parts and (count := repeated(parts["train"], parts[part])):
             notes.append(f"{part}: {count:,} of {len(parts[part]):,} images are also among the training images")
     sizes = ", ".join(f"{len(parts[part]):,} {part}" for part in ("train", "validation", "test") if part in parts)
-    notes.insert(0, f"{name}: {sizes}; {len(class_names)} classes; {height}x{width}x{channels}")
+    several = ", any number an image" if is_multi(parts["train"].labels) else ""
+    notes.insert(0, f"{name}: {sizes}; {len(class_names)} classes{several}; {height}x{width}x{channels}")
     return DataSet(name, parts["train"], parts.get("validation"), parts.get("test"), class_names, fingerprint, notes, fallback)
 
 
 def short_name(name: str) -> str:
-    """The name of a data set as a part of a file's name: `photos` for folder:my/photos, `a` for arrays:a.npz."""
+    """The name of a data set as a part of a file's name: `photos` for folder:my/photos, `a` for arrays:a.npz or csv:a.csv."""
     kind, _, path = name.partition(":")
-    name = Path(path).resolve().stem if kind in ("folder", "arrays") else name
+    name = Path(path).resolve().stem if kind in ("folder", "arrays", "csv") else name
     return re.sub(r"[^\w.-]+", "-", name).strip("-") or kind
 
 
 def read_source(
-    name: str, data_dir: str | None, shape: tuple[int, int, int], notes: list[str]
+    name: str, data_dir: str | None, shape: tuple[int, int, int], notes: list[str], labels: str = "auto"
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
     """Reads the images of a data set in one shape (H, W, C).
 
     Returns:
-        {part: (images uint8 (M, H, W, C), labels integers (M,))} with parts `train`, `validation` and `test`, and K class names. A
-        label of -1 marks an image that could not be read. `notes` gets lines for the user.
+        {part: (images uint8 (M, H, W, C), labels integers (M,) or (M, K))} with parts `train`, `validation` and `test`, and K class
+        names. Labels of -1 mark an image that could not be read. `notes` gets lines for the user.
     """
     kind, _, path = name.partition(":")
     if name == "digits":
-        return read_digits(shape)
-    if kind == "folder":
-        return read_folder(path, shape, notes)
-    if kind == "arrays":
-        return read_arrays(path, shape)
-    return read_tfds(name, data_dir, shape, notes)
+        parts, names = read_digits(shape)
+    elif kind == "folder":
+        parts, names = read_folder(path, shape, notes)
+    elif kind == "csv":
+        parts, names = read_csv(path, shape, notes, labels)
+    elif kind == "arrays":
+        parts, names = read_arrays(path, shape)
+    else:
+        parts, names = read_tfds(name, data_dir, shape, notes)
+    if labels == "single" and is_multi(parts["train"][1]):
+        raise ValueError(f"labels: received 'single'; allowed: multi or auto, for the labels (N, K) of {name}")
+    if labels == "multi":
+        parts = {part: (images, multi_hot(given, len(names))) for part, (images, given) in parts.items()}
+    return parts, names
 
 
 def carve(split: Split, count: int, name: str, seed: int) -> tuple[Split, Split]:
     """Splits off `count` examples, each class in proportion, never a whole class; returns (rest, split off), in order."""
-    classes, sizes = np.unique(split.labels, return_counts=True)
-    if count > len(split) - len(classes):
+    labels, rng = split.labels, generator(SPLIT, seed)
+    if is_multi(labels):
+        carved = choose_multi(labels, count, rng)
+        most, classes = carved.sum(), int(labels.any(axis=0).sum())
+    else:
+        classes = len(np.unique(labels))
+        most = min(count, len(split) - classes)
+        carved = choose(labels, most, rng)
+    if count > most:
         raise ValueError(
-            f"{name}: received {count:,} of {len(split):,} images; allowed: at most {len(split) - len(classes):,}, so that each of "
-            f"{len(classes)} classes keeps one"
+            f"{name}: received {count:,} of {len(split):,} images; allowed: at most {most:,}, so that each of {classes} classes "
+            "keeps one"
         )
-    wanted = sizes * count / len(split)
-    quota = np.minimum(np.floor(wanted).astype(int), sizes - 1)
-    for _ in range(count - quota.sum()):  # the largest remainders get one more
-        quota[np.argmax(np.where(quota < sizes - 1, wanted - quota, -np.inf))] += 1
-    rng = generator(SPLIT, seed)
-    carved = np.zeros(len(split), bool)
-    for label, number in zip(classes, quota, strict=True):
-        carved[rng.permutation(np.flatnonzero(split.labels == label))[:number]] = True
     return split.take(np.flatnonzero(~carved)), split.take(np.flatnonzero(carved))
 
 
@@ -236,7 +260,7 @@ def fingerprint_of(name: str, parts: dict[str, Split], class_names: list[str]) -
     for part in sorted(parts):
         split = parts[part]
         digest.update(f"{part} {len(split)} {split.shape}".encode())
-        digest.update(split.labels.astype("<i8").tobytes())
+        digest.update(split.labels.astype("<i8").tobytes() if split.labels.ndim == 1 else np.packbits(split.labels).tobytes())
         evenly = np.linspace(0, len(split) - 1, min(len(split), FINGERPRINTED)).astype(int)
         for each in split.digests(evenly):
             digest.update(each)
@@ -246,6 +270,8 @@ def fingerprint_of(name: str, parts: dict[str, Split], class_names: list[str]) -
 def check_labels(name: str, parts: dict[str, Split], class_names: list[str]) -> None:
     if "train" not in parts:
         raise ValueError(f"data: received {name!r} without training images; allowed: a data set with some")
+    if is_multi(parts["train"].labels):
+        return
     for part, split in parts.items():
         if split.labels.max() >= len(class_names):
             raise ValueError(

@@ -1,5 +1,7 @@
 """Pictures of any size and kind -> uint8 (H, W, C), with Pillow.
 
+One channel is grey, three are RGB. Other numbers are read as they are, never converted: as planes, a grey image a channel.
+
 Shapes: `shape` = (H, W, C) height, width and channels wanted; h, w, c of a picture.
 """
 
@@ -16,11 +18,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+from keras_vit.data.bands import is_tiff, opened_tiff, read_bands, shape_of
+
 # Larger images are not decoded: from 89 million pixels on Pillow suspects a decompression bomb (256 MB as RGB).
 MAX_PIXELS = 89_478_485
 # In the order in which they are tried: TGA last, as nothing marks it.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
 ORIENTATION = 0x0112  # of EXIF
+ALPHA = {
+    2: ("LA", "L", "1"),
+    4: ("RGBA", "RGB", "P", "PA", "LA", "L", "1"),
+}  # Pillow's modes that have a transparency, or are opaque
+CONVERTED = (1, 3)  # numbers of channels that every picture is converted to
 
 
 @functools.cache
@@ -52,15 +61,20 @@ def open_image(file: str | os.PathLike | typing.BinaryIO) -> Image.Image:
     return image
 
 
-def inspect_image(file: str | os.PathLike | typing.BinaryIO) -> tuple[tuple[int, int], bytes]:
+def inspect_image(file: str | os.PathLike | typing.BinaryIO, channels: int = 3) -> tuple[tuple[int, int], bytes]:
     """Height and width of a picture once it is upright, and a hash of its bytes (16); reads it to its end and closes it.
 
     Raises:
-        ValueError: As `open_image`. Pillow has errors of its own for a file that is cut off.
+        ValueError: If there is no such file, or as `read_image`. Pillow has errors of its own for a file that is cut off.
     """
-    with open(file, "rb") if isinstance(file, (str, os.PathLike)) else file as opened:
+    named = isinstance(file, (str, os.PathLike))
+    if named and not os.path.isfile(file):  # a pipe would be waited for
+        raise ValueError("image: there is no such file")
+    with open(file, "rb") if named else file as opened:
         digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
         opened.seek(0)
+        if channels not in CONVERTED:
+            return open_planes(opened, channels)[0].size[::-1], digest
         with open_image(opened) as image:
             size = image.size if is_turned(image) else image.size[::-1]
             image.draft(None, (1, 1))  # a JPEG at an eighth of its size: a fault shows there too
@@ -85,9 +99,15 @@ def read_image(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int,
     The image is turned upright by its EXIF orientation, laid on white where it is transparent, scaled from 16-bit grey to 8 bits,
     resized to cover H x W (bicubic, antialiased) and cut to its middle. An animation gives its first frame.
 
+    For C other than 1 and 3 all channels stay as they are: of grey with transparency, of RGB with transparency (opaque where there
+    is none), or of a TIFF file with C bands.
+
     Raises:
-        ValueError: As `open_image`. Pillow has errors of its own for a file that is no image, or is cut off.
+        ValueError: As `open_image`; for a picture of another number of channels, other than 1 and 3. Pillow has errors of its own
+            for a file that is no image, or is cut off.
     """
+    if shape[-1] not in CONVERTED:
+        return fit(open_planes(file, shape[-1]), shape)
     with open_image(file) as image:
         # Decodes a JPEG at 1/2, 1/4 or 1/8 where that is at least twice the wanted size: no visible loss, at far less cost.
         image.draft(None, 2 * (2 * max(shape[:2]),))
@@ -105,6 +125,8 @@ def read_crop(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, 
         box: Top, left, height and width of the part, as shares of the upright picture.
     """
     _, _, rows, columns = box
+    if shape[-1] not in CONVERTED:
+        return crop(open_planes(file, shape[-1]), shape, box)
     with open_image(file) as image:
         width, height = image.size[::-1] if is_turned(image) else image.size
         shrink = max(1.0, min(rows * height / shape[0], columns * width / shape[1]))
@@ -112,22 +134,65 @@ def read_crop(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, 
         return crop(upright(image), shape, box)
 
 
-def crop(image: Image.Image, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
+Picture = Image.Image | list[Image.Image]  # an image, or its planes
+
+
+def crop(image: Picture, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
     """A part of an upright picture as uint8 (H, W, C) = `shape`, bicubic and antialiased; `box` as of `read_crop`."""
     height, width, channels = shape
-    image, (top, left, rows, columns) = flatten(image, channels), box
-    corners = left * image.width, top * image.height, (left + columns) * image.width, (top + rows) * image.height
-    corners = tuple(min(corner, side) for corner, side in zip(corners, 2 * image.size, strict=True))  # rounded beyond the edge
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, corners)).reshape(shape)
+    top, left, rows, columns = box
+
+    def resize(image):
+        corners = left * image.width, top * image.height, (left + columns) * image.width, (top + rows) * image.height
+        corners = tuple(min(corner, side) for corner, side in zip(corners, 2 * image.size, strict=True))  # rounded beyond the edge
+        return image.resize((width, height), Image.Resampling.BICUBIC, corners)
+
+    return each_plane(resize, image, channels)
 
 
-def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+def fit(image: Picture, shape: tuple[int, int, int]) -> np.ndarray:
     """An upright picture as uint8 (H, W, C) = `shape`: on white, resized to cover, cut to its middle."""
     height, width, channels = shape
-    image = flatten(image, channels)
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(shape)
+
+    def resize(image):
+        return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+
+    return each_plane(resize, image, channels)
+
+
+def each_plane(function: Callable, image: Picture, channels: int) -> np.ndarray:
+    """A function of a Pillow image, applied to a picture: uint8 (h, w, C)."""
+    if isinstance(image, list):
+        return np.stack([np.asarray(function(plane)) for plane in image], axis=-1)
+    values = np.asarray(function(flatten(image, channels)))
+    return values[..., None] if channels == 1 else values
+
+
+def open_planes(file: str | os.PathLike | typing.BinaryIO, channels: int) -> list[Image.Image]:
+    """The planes of a picture file with so many channels.
+
+    Raises:
+        ValueError: As `open_image`; for another number of channels.
+    """
+    if is_tiff(file):
+        with opened_tiff(file) as tiff:
+            height, width, found = shape_of(tiff)
+            if height * width > MAX_PIXELS:
+                raise ValueError(f"image: received {width}x{height} pixels; allowed: {MAX_PIXELS:,}")
+            if found != channels:
+                raise ValueError(f"image: received {found} channels; allowed: {channels}, as model.channels")
+            return planes(read_bands(tiff))
+    with open_image(file) as image:
+        if channels not in ALPHA:
+            raise ValueError(f"image: received a {image.format} file; allowed: TIFF, for {channels} channels")
+        if image.mode not in ALPHA[channels]:
+            raise ValueError(f"image: received {image.mode}; allowed for {channels} channels: {', '.join(ALPHA[channels])}")
+        return list(upright(image).convert(ALPHA[channels][0]).split())
+
+
+def planes(image: np.ndarray) -> list[Image.Image]:
+    """uint8 (h, w, c) as its planes."""
+    return [Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(image.shape[-1])]
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:
@@ -141,18 +206,22 @@ def flatten(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def picture(image: np.ndarray) -> Image.Image:
-    """uint8 (h, w, c) as a Pillow image; grey images lose their channel axis."""
+def picture(image: np.ndarray, channels: int = 3) -> Picture:
+    """uint8 (h, w, c) as a Pillow image, with c = 1, 3 or 4, to be converted to 1 or 3 channels; else as its planes."""
+    if channels not in CONVERTED:
+        return planes(image)
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def to_shape(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """uint8 (N, h, w, c), c = 1, 3 or 4 -> uint8 (N, H, W, C)."""
+    """uint8 (N, h, w, c) -> uint8 (N, H, W, C); c = C, or c = 1, 3 or 4 and C = 1 or 3."""
     if images.shape[1:] == shape:
         return images
+    if shape[-1] not in CONVERTED and images.shape[-1] != shape[-1]:
+        raise ValueError(f"channels: received {shape[-1]}; allowed: 1 or 3, for images of {images.shape[-1]}")
     if images.shape[1:3] == shape[:2] and images.shape[-1] == 1:
         return np.repeat(images, shape[-1], axis=-1)
-    return np.stack(parallel(lambda image: fit(picture(image), shape), images))
+    return np.stack(parallel(lambda image: fit(picture(image, shape[-1]), shape), images))
 
 
 def parallel(function: Callable, *arguments) -> list:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vit.data.checked import remembered
-from keras_vit.data.decode import formats
+from keras_vit.data.decode import CONVERTED, formats
 from keras_vit.data.photos import SHOWN, collect, examine_all
 
 # Of pictures too: read where Pillow or its plugins can, else named.
@@ -52,7 +52,7 @@ def read_folder(path: str, shape: tuple[int, int, int], notes: list[str]) -> tup
     for part, folder in below.items() or [("train", root)]:
         files, labels = labelled_files(folder, class_names)
         if files:
-            parts[part] = collect(Files(files, labels, root), part, shape, notes)
+            parts[part] = collect(Files(files, labels, root, shape[-1]), part, shape, notes)
     for label in set(range(len(class_names))) - set(parts["train"][1].tolist()):
         raise ValueError(f"{received} with no readable image of class {class_names[label]!r}; allowed: one or more")
     return parts, class_names
@@ -96,20 +96,23 @@ class Files:
 
     Args:
         files: M paths.
-        labels: M integers.
+        labels: M integers, or zeros and ones (M, K).
         root: The folder that files are named relative to.
+        channels: Channels that the pictures must have, if not 1 or 3.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], root: Path):
-        self.files, self.root, self.labels = files, root, np.array(labels, np.int64)
-        found = remembered("files", files, lambda: examine_all(self.open, range(len(files))))
+    def __init__(self, files: Sequence[Path], labels: Sequence[int] | np.ndarray, root: Path, channels: int = 3):
+        self.files, self.root, self.labels = files, root, np.array(labels)
+        kind = "files" if channels in CONVERTED else f"files of {channels} channels"
+        found = remembered(kind, files, lambda: examine_all(self.open, range(len(files)), channels))
         self.sizes, self.digests = found["sizes"], found["digests"]
 
     def open(self, row: int) -> Path:
         return self.files[row]
 
     def name(self, row: int) -> str:
-        return printable(self.files[row].relative_to(self.root))
+        file = self.files[row]
+        return printable(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
 
 
 def folders(root: Path) -> list[Path]:

@@ -23,7 +23,7 @@ class Source(typing.Protocol):
     """Where `Photos` finds encoded pictures.
 
     Attributes:
-        labels: int64 (M,).
+        labels: int64 (M,), or int8 (M, K) where a picture may have any number of classes.
         sizes: int32 (M, 2), height and width of each picture once it is upright; 0 if it cannot be read.
         digests: uint8 (M, 16), a hash of each picture's bytes.
     """
@@ -51,12 +51,13 @@ class Photos:
     Attributes:
         shape: (M, H, W, C).
         sizes, digests: As of the source.
-        labels: int64 (M,); -1 for a picture that cannot be read.
+        labels: As of the source; -1 for a picture that cannot be read.
     """
 
     def __init__(self, source: Source, shape: tuple[int, int, int]):
         self.source, self.sizes, self.digests = source, source.sizes, source.digests
-        self.labels = np.where((self.sizes > 0).all(axis=1), source.labels, -1)
+        self.labels = np.array(source.labels)
+        self.labels[~(self.sizes > 0).all(axis=1)] = -1
         self.shape = (len(self.labels), *shape)
         self._kept = np.empty(self.shape, np.uint8) if math.prod(self.shape) <= memory_limit() else None  # takes no memory yet
         self._known = np.zeros(len(self.labels), bool)
@@ -95,7 +96,7 @@ def collect(source: Source, part: str, shape: tuple[int, int, int], notes: list[
     notes.append(f"{part}: {len(photos.labels):,} images, {where}")
     skipped = np.flatnonzero((photos.sizes == 0).any(axis=1))
     if len(skipped):
-        reasons = parallel(lambda row: problem(source, row), skipped[:SHOWN])
+        reasons = parallel(lambda row: problem(source, row, shape[-1]), skipped[:SHOWN])
         named = "; ".join(f"{source.name(row)}: {reason}" for row, reason in zip(skipped[:SHOWN], reasons, strict=True))
         more = "; ..." * (len(skipped) > SHOWN)
         notes.append(f"{part}: skipped {len(skipped)} of {len(photos.labels)} images ({named}{more})")
@@ -103,12 +104,12 @@ def collect(source: Source, part: str, shape: tuple[int, int, int], notes: list[
     return photos, photos.labels
 
 
-def examine_all(open_picture: Callable, rows: Iterable) -> dict[str, np.ndarray]:
+def examine_all(open_picture: Callable, rows: Iterable, channels: int = 3) -> dict[str, np.ndarray]:
     """`sizes` and `digests` of a source: reads every picture once. `open_picture(row)` is what `Source.open` returns."""
 
     def examine(row):
         try:
-            return inspect_image(open_picture(row))
+            return inspect_image(open_picture(row), channels)
         except Exception:  # Pillow's parsers raise whatever a broken file leads them to; `problem` says what is wrong
             return (0, 0), bytes(16)
 
@@ -117,9 +118,9 @@ def examine_all(open_picture: Callable, rows: Iterable) -> dict[str, np.ndarray]
     return {"sizes": sizes, "digests": np.frombuffer(b"".join(digest for _, digest in found), np.uint8).reshape(-1, 16)}
 
 
-def problem(source, row):
+def problem(source, row, channels):
     try:
-        inspect_image(source.open(row))
+        inspect_image(source.open(row), channels)
     except Exception as error:
         return reason(error)
     return "could not be read before"

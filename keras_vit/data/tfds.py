@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from keras_vit.backend import import_tensorflow
-from keras_vit.data.decode import one_line
+from keras_vit.data.decode import CONVERTED, one_line
 from keras_vit.data.network import reachable
 from keras_vit.data.photos import collect
 from keras_vit.data.records import read_records
@@ -23,7 +23,7 @@ HOSTS = {
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
 ANY_HOST = "https://storage.googleapis.com/"
-OTHERS = ("digits", "folder:PATH", "arrays:FILE.npz")
+OTHERS = ("digits", "folder:PATH", "csv:FILE", "arrays:FILE.npz")
 
 
 class Unavailable(ValueError):
@@ -61,6 +61,8 @@ def read_tfds(name: str, data_dir: str | None, shape: tuple[int, int, int], note
         if not (known and isinstance(features["label"], tfds.features.ClassLabel)):
             received = ", ".join(features or []) or "none"
             raise ValueError(f"data: received {name!r} with features {received}; allowed: an 8-bit image and a class label")
+        if shape[-1] not in CONVERTED and features["image"].shape[-1] != shape[-1]:
+            raise ValueError(f"channels: received {shape[-1]}; allowed: 1 or 3, for images of {features['image'].shape[-1]}")
         prepare(tfds, builder, name)
 
         parts = {}

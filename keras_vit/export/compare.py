@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from keras_vit.checks import check_int, check_number
+from keras_vit.data.labels import is_multi
 from keras_vit.export.images import to_model
 from keras_vit.export.report import bytes_of, describe, read_report
 from keras_vit.export.runtimes import FILES, Runtime
@@ -16,6 +17,7 @@ from keras_vit.export.verify import float32_model
 from keras_vit.files import write_json
 from keras_vit.machine import machine
 from keras_vit.runs.folder import RunFolder
+from keras_vit.runs.scores import metrics_of
 
 LATENCY, THROUGHPUT = 1, 64  # batch sizes
 ROUNDS = 5  # turns of each artifact: noise of the machine hits all of them alike
@@ -48,7 +50,8 @@ def compare_exports(
         A row for each artifact, the Keras model first: `name`, `format`, `precision`, `bytes`, `size` (relative to the float32
         export of the same format, or without one to the Keras model), `latency` (seconds at batch 1), `throughput` (images/s at
         batch 64), `latency_ratio` and `throughput_ratio` (median over the turns of the speed relative to the Keras model's; above
-        1 is faster), `accuracy`, `accuracy_change` and `difference` (largest of the logits).
+        1 is faster), `measure` (accuracy, or mAP where an image may have several classes), its value as `accuracy`,
+        `accuracy_change` and `difference` (largest of the logits).
 
     Raises:
         ValueError: If there are no exports, a folder is no export, or an export is another model's.
@@ -90,7 +93,8 @@ def compare_exports(
                     "format": settings["format"],
                     "precision": settings["precision"],
                     "bytes": bytes_of(folder),
-                    "accuracy": float(np.mean(logits.argmax(-1) == test.labels)),
+                    "measure": "mAP" if is_multi(test.labels) else "accuracy",
+                    "accuracy": quality(logits, test.labels, data.class_names),
                     "difference": float(np.abs(logits - expected).max()),
                 }
             )
@@ -119,10 +123,16 @@ def keras_artifact(run, folder):
     model, recipe = float32_model(run.model()), run.recipe
     folder.mkdir()
     class_names = run.summary.get("class_names") if run.is_finished else None
-    settings = describe(model, "keras", "float32", "auto", recipe.mean, recipe.std, class_names, None)
+    settings = describe(model, "keras", "float32", "auto", recipe.mean, recipe.std, class_names, None, run.multi_label)
     write_json(folder / "export.json", settings)
     model.save(folder / FILES["keras"])
     return folder
+
+
+def quality(logits, labels, class_names):
+    """The accuracy, or the mean average precision where an image may have several classes."""
+    found, _ = metrics_of(logits, labels, class_names)
+    return found["map" if is_multi(labels) else "accuracy"]
 
 
 def logits_of_test(runtime, test, settings, files):
@@ -138,7 +148,8 @@ def logits_of_test(runtime, test, settings, files):
 def comparison_table(rows: list[dict]) -> Table:
     """A rich table of the rows of `compare_exports`."""
     table = Table("export")
-    for name in ("MB", "of float32", "ms, batch 1", "ratio", "img/s, batch 64", "ratio", "accuracy", "change", "logits differ by"):
+    measure = rows[0]["measure"]
+    for name in ("MB", "of float32", "ms, batch 1", "ratio", "img/s, batch 64", "ratio", measure, "change", "logits differ by"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(

@@ -36,6 +36,7 @@ def export_model(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
+    multi_label: bool | None = None,
     input: str = "auto",
     images: np.ndarray | None = None,
     batch_size: int | None = None,
@@ -62,6 +63,8 @@ def export_model(
         mean: Mean of the pixels scaled to 0..1, one number or one for each channel.
         std: Their standard deviation, likewise.
         class_names: K names; None = the class numbers.
+        multi_label: Whether an image may have any number of classes: probabilities are then sigmoids, not a softmax. None = as the
+            run's data has it; False without a run.
         input: `uint8` (normalised inside; needs mean and std), `float32` (as the Keras model takes images), or `auto`: uint8 if
             mean and std are known.
         images: Real uint8 images (N, H, W, C). The first 64 verify the artifact; all calibrate the ranges of int8 activations.
@@ -102,7 +105,8 @@ def export_model(
         mean, std = (recipe.mean if mean is None else mean), (recipe.std if std is None else std)
         if class_names is None and run.is_finished:
             class_names = run.summary.get("class_names")
-    report = describe(model, format, precision, input, mean, std, class_names, batch_size)
+        multi_label = run.multi_label if multi_label is None else multi_label
+    report = describe(model, format, precision, input, mean, std, class_names, batch_size, bool(multi_label))
     calibrated = precision in EVERY[format].calibrated
     calibration = calibration_images(model, run, images, precision) if calibrated else None
     cases = verification_images(model, run, images, batch_size)

@@ -13,7 +13,7 @@ from keras_vit.export.runtimes import FILES
 from keras_vit.machine import machine
 
 
-def describe(model, format, precision, input, mean, std, class_names, batch_size) -> dict:
+def describe(model, format, precision, input, mean, std, class_names, batch_size, multi_label=False) -> dict:
     """The settings of an export, with which its report begins.
 
     Raises:
@@ -36,6 +36,7 @@ def describe(model, format, precision, input, mean, std, class_names, batch_size
         "mean": of_every_channel("mean", mean, config.channels),
         "std": of_every_channel("std", std, config.channels, above=0),
         "class_names": names_of_classes(class_names, config.num_classes),
+        "multi_label": multi_label,
         "parameters": model.count_params(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "exported_with": machine()["versions"],

@@ -1,8 +1,11 @@
-"""Positions for another grid of patches, and projections for another patch size: linear maps, as small NumPy matrices."""
+"""Positions for another grid of patches, projections for another patch size or other channels: linear maps, in NumPy."""
 
 import numpy as np
 
 from keras_vit.images import resize_matrix
+
+# The kernel that meets the image, by `ViTConfig.stem`.
+FIRST_LAYER = {"patch": "encoder/projection/kernel", "conv": "stem/conv0/kernel"}
 
 
 def resample_positions(
@@ -45,8 +48,26 @@ def resample_projection(kernel: np.ndarray, old_patch: tuple[int, int], new_patc
     return resized.reshape(-1, kernel.shape[-1]).astype(kernel.dtype)
 
 
+def adapt_channels(kernel: np.ndarray, old: int, new: int) -> np.ndarray:
+    """A first layer's kernel for images with another number of channels, so that its outputs keep their scale.
+
+    One channel gets the sum of all kernels: a grey image gives what it gave as RGB. More channels repeat the kernels in turn, and
+    fewer keep the first ones, times old / new. As timm's `adapt_input_conv`, which knows 3 old channels alone.
+
+    Args:
+        kernel: (..., C, D), C = `old`.
+        old: C, channels so far.
+        new: Channels wanted.
+    """
+    if old == new:
+        return kernel
+    if new == 1:
+        return kernel.sum(axis=-2, keepdims=True)
+    return kernel[..., np.arange(new) % old, :] * np.asarray(old / new, kernel.dtype)
+
+
 def resample_weight(path: str, array: np.ndarray, old, new, antialias: bool = True) -> np.ndarray:
-    """A weight for another configuration's image and patch size; only positions and projection change.
+    """A weight for another configuration's image size, patch size and channels; only positions and the first layer change.
 
     Args:
         path: Of the weight, as in `ViTConfig.weight_shapes`.
@@ -57,6 +78,10 @@ def resample_weight(path: str, array: np.ndarray, old, new, antialias: bool = Tr
     """
     if path == "encoder/position":
         return resample_positions(array, old.grid_size, new.grid_size, antialias)
+    if path == FIRST_LAYER[old.stem] and old.channels != new.channels:
+        sides = old.patch_size if old.stem == "patch" else array.shape[:2]
+        kernel = adapt_channels(array.reshape(*sides, old.channels, -1), old.channels, new.channels)
+        array = kernel if old.stem == "conv" else kernel.reshape(-1, kernel.shape[-1])
     if path == "encoder/projection/kernel" and old.stem == "patch":
         return resample_projection(array, old.patch_size, new.patch_size, new.channels)
     return array

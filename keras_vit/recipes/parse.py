@@ -116,7 +116,7 @@ def parse_recipe(
     parser: jsonargparse.ArgumentParser | None = None,
     sections: dict | None = None,
     *,
-    complete: Callable[[FinetuneConfig], dict] | None = None,
+    complete: Callable[..., dict] | None = None,
 ) -> tuple[Recipe, jsonargparse.Namespace]:
     """A recipe file with settings from a command line on top.
 
@@ -126,7 +126,7 @@ def parse_recipe(
         parser: A parser of `recipe_parser` that may have further options.
         sections: Further sections that the file may have, {name: data class}, which are options of `parser`.
         complete: Gives the settings that neither file nor command line states, {"model.depth": 12, ...}, from the parsed
-            `FinetuneConfig`; None = the fields' defaults.
+            `FinetuneConfig` and, once it is known, the model's number of channels; None = the fields' defaults.
 
     Returns:
         The `Recipe` and a namespace with the values of the further options.
@@ -166,7 +166,7 @@ def parse_settings(
     settings: dict,
     arguments: list[str] = (),
     parser: jsonargparse.ArgumentParser | None = None,
-    complete: Callable[[FinetuneConfig], dict] | None = None,
+    complete: Callable[..., dict] | None = None,
 ) -> tuple[Recipe, jsonargparse.Namespace]:
     """Settings {"model.depth": 4, ...} with a command line on top; arguments, result and errors as in `parse_recipe`."""
     parser = parser or recipe_parser()
@@ -176,7 +176,10 @@ def parse_settings(
         parser.set_defaults(settings)
         namespace = parser.parse_args(arguments)
         if complete:
-            parser.set_defaults({**complete(FinetuneConfig(**namespace.finetune.as_dict())), **settings})
+            finetune = FinetuneConfig(**namespace.finetune.as_dict())
+            parser.set_defaults({**complete(finetune), **settings})
+            namespace = parser.parse_args(arguments)
+            parser.set_defaults({**complete(finetune, namespace.model.channels), **settings})  # of the channels asked for
             namespace = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
         raise ValueError(reworded(error)) from None

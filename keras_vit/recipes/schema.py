@@ -6,9 +6,10 @@ import typing
 
 import yaml
 
-from keras_vit.checks import as_moments, check_choice, check_fields, check_int, check_number, check_seed, make_plain
+from keras_vit.checks import as_moments, check_choice, check_fields, check_int, check_number, check_seed, make_plain, unknown
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.dataset import DataSet, load_data
+from keras_vit.data.labels import KINDS
 from keras_vit.model.config import ViTConfig
 from keras_vit.recipes.parts import Extension, Stage
 
@@ -17,6 +18,12 @@ SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 JITS = ("auto", "on", "off")
 CLASS_WEIGHTS = ("none", "balanced")
+LOSSES = ("auto", "cross_entropy", "binary_cross_entropy", "focal")
+SAMPLING = ("uniform", "balanced")
+# Validation metrics that an epoch or a search can be judged by, where an image has one class, and where it may have several.
+SINGLE_MONITORS = ("accuracy", "balanced_accuracy", "loss")
+MULTI_MONITORS = ("map", "f1", "loss")
+RECALL = "recall:"  # and the name of a class
 METHODS = ("full", "probe", "lora")
 RESTART = 0.5  # share of the peak learning rate at which an extension of a cosine begins by default
 SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
@@ -49,10 +56,18 @@ class TrainConfig:
             1604.06174): same numbers, less memory, more time. Needs `dropout` and `attention_dropout` of 0.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
-        patience: Epochs without a better one after which the training ends; 0 = after all epochs. Better is a higher validation
-            accuracy, or the same with a lower loss.
+        patience: Epochs without a better one after which the training ends; 0 = after all epochs. `monitor` says what is better.
+        monitor: Validation metric of the best epoch, whose weights are kept; of equal ones the epoch with the lowest loss.
+            `accuracy`, `balanced_accuracy` (mean of the classes' recalls), `loss`, `recall:CLASS`; with several labels an image
+            `map` (mean average precision), `f1` (mean of the classes' F1), `loss`, `recall:CLASS`; `auto` = accuracy, or map.
+        loss: `cross_entropy` (softmax over the classes), `binary_cross_entropy` (each class for itself, as DeiT III, arXiv
+            2204.07118) or `focal` (arXiv 1708.02002: what the model is sure of counts less; with several labels an image from the
+            binary cross-entropy, else from the cross-entropy); `auto` = cross_entropy, with several labels binary_cross_entropy.
+        focal_gamma: The focal loss's gamma, 0 or more; 0 = as without `focal`.
         class_weights: Weights of the classes in the loss: `none`, `balanced` (each class counts as much as any other, however few
-            its images) or {name: weight}, 1 for a class without one.
+            its images) or {name: weight}, 1 for a class without one. A weight is a factor on the loss for the images of its class.
+        sampling: `uniform` (each training image once an epoch) or `balanced` (each class equally often: images of small classes
+            come repeatedly, of large ones not all).
         stages: Cheaper early parts of the training, in order: smaller images and less augmentation (arXiv 2104.00298), larger or
             fewer patches (arXiv 2208.07220), more frozen blocks. The remaining epochs train as the recipe says. Positions and
             patch projection are resampled between stages. The model is always validated and saved in its own size.
@@ -78,7 +93,11 @@ class TrainConfig:
     jit: typing.Literal[JITS] = "auto"
     validate_every: int = 1
     patience: int = 0
+    monitor: str = "auto"
+    loss: typing.Literal[LOSSES] = "auto"
+    focal_gamma: float = 2.0
     class_weights: typing.Literal[CLASS_WEIGHTS] | dict[str, float] = "none"
+    sampling: typing.Literal[SAMPLING] = "uniform"
     stages: list[Stage] = dataclasses.field(default_factory=list)
     extensions: list[Extension] = dataclasses.field(default_factory=list)
 
@@ -94,6 +113,13 @@ class TrainConfig:
                 check_number(f"class_weights: {name}", weight, at_least=0)
         else:
             check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
+        check_choice("loss", self.loss, LOSSES)
+        check_number("focal_gamma", self.focal_gamma, at_least=0)
+        check_choice("sampling", self.sampling, SAMPLING)
+        if self.sampling == self.class_weights == "balanced":
+            raise ValueError("class_weights: received 'balanced'; allowed: none with sampling=balanced, which balances the classes")
+        if not str(self.monitor).startswith(RECALL):
+            check_choice("monitor", self.monitor, tuple(dict.fromkeys(("auto", *SINGLE_MONITORS, *MULTI_MONITORS))))
         check_number("learning_rate", self.learning_rate, above=0)
         check_number("warmup_epochs", self.warmup_epochs, at_least=0)
         check_number("weight_decay", self.weight_decay, at_least=0)
@@ -137,6 +163,24 @@ class TrainConfig:
         if learning_rate is None:
             learning_rate = self.learning_rate * (RESTART if self.schedule == "cosine" else 1)
         return dataclasses.replace(self, extensions=[*self.extensions, Extension(after, epochs, learning_rate)])
+
+    def for_labels(self, multi_label: bool, class_names: list[str]) -> typing.Self:
+        """The settings with loss and metric in place of `auto`; a ValueError for those that do not fit the labels."""
+        loss, monitor = self.loss, self.monitor
+        if loss == "auto":
+            loss = "binary_cross_entropy" if multi_label else "cross_entropy"
+        if multi_label and loss == "cross_entropy":
+            raise ValueError("loss: received 'cross_entropy'; allowed with several labels an image: binary_cross_entropy, focal")
+        monitors = MULTI_MONITORS if multi_label else SINGLE_MONITORS
+        if monitor == "auto":
+            monitor = monitors[0]
+        if monitor.startswith(RECALL):
+            if monitor.removeprefix(RECALL) not in class_names:
+                raise ValueError(unknown("monitor", monitor, [f"{RECALL}{name}" for name in class_names]))
+        elif monitor not in monitors:
+            kind = "several labels" if multi_label else "one label"
+            raise ValueError(f"monitor: received {monitor!r}; allowed with {kind} an image: {', '.join(monitors)}, {RECALL}CLASS")
+        return dataclasses.replace(self, loss=loss, monitor=monitor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +266,9 @@ class Recipe:
     Attributes:
         model: The architecture. The number of classes is the data set's.
         data: `auto` (CIFAR-10 if it is at hand or can be downloaded, else digits), `cifar10`, `cifar100`, `mnist`,
-            `fashion_mnist`, another TensorFlow Datasets name, `folder:PATH`, `arrays:FILE.npz` or `digits`.
+            `fashion_mnist`, another TensorFlow Datasets name, `folder:PATH`, `csv:FILE`, `arrays:FILE.npz` or `digits`.
+        labels: `single` (each image has one class), `multi` (any number; `|` separates them in a CSV file) or `auto`: the data
+            decides.
         data_dir: Folder of prepared TensorFlow Datasets; null = TFDS_DATA_DIR or the default of that library.
         validation: Training images to hold out for validation: a share below 1, a number of images, or null = a tenth, at most
             5000; 0 = none.
@@ -236,6 +282,7 @@ class Recipe:
 
     model: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     data: str = "auto"
+    labels: typing.Literal[KINDS] = "auto"
     data_dir: str | None = None
     validation: int | float | None = None
     mean: float | list[float] = 0.5
@@ -249,10 +296,14 @@ class Recipe:
         make_plain(self)
         check_seed(self.seed)
         if not isinstance(self.data, str) or not self.data:
-            raise ValueError(f"data: received {self.data!r}; allowed: auto, digits, folder:PATH, arrays:FILE.npz or a TFDS name")
+            raise ValueError(
+                f"data: received {self.data!r}; allowed: auto, digits, folder:PATH, csv:FILE, arrays:FILE.npz or a TFDS name"
+            )
+        check_choice("labels", self.labels, KINDS)
         if self.model.data_format != "channels_last":
             raise ValueError("data_format: received channels_first; allowed: channels_last in training (the weights are the same)")
         self.finetune.check_model(self.model)
+        self.augment.check_channels(self.model.channels)
         if self.train.remat:
             refuse_dropout(self.model, ("dropout", "attention_dropout"), "with remat=true (drop_path may have any value)")
         if self.validation is not None:
@@ -317,11 +368,22 @@ class Recipe:
             channels=self.model.channels,
             validation=self.validation,
             seed=self.seed,
+            labels=self.labels,
         )
 
     def for_data(self, data: DataSet) -> typing.Self:
-        """The recipe with the settings that its data decides: the data set that `auto` found, and the number of classes."""
-        return dataclasses.replace(self, data=data.name, model=dataclasses.replace(self.model, num_classes=len(data.class_names)))
+        """The recipe with the settings that its data decides: in place of `auto` what was found, and the number of classes.
+
+        Raises:
+            ValueError: For a loss or a metric that does not fit the labels.
+        """
+        return dataclasses.replace(
+            self,
+            data=data.name,
+            labels="multi" if data.multi_label else "single",
+            model=dataclasses.replace(self.model, num_classes=len(data.class_names)),
+            train=self.train.for_labels(data.multi_label, data.class_names),
+        )
 
     def to_dict(self) -> dict:
         """The recipe as plain values, in the order of the fields."""

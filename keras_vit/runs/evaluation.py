@@ -13,11 +13,14 @@ from rich.table import Table
 from keras_vit.checks import check_choice, check_int
 from keras_vit.data.batches import evaluation_batches
 from keras_vit.data.dataset import DataSet
+from keras_vit.data.labels import is_multi
 from keras_vit.files import write_text
 from keras_vit.model.vit import merging_model
 from keras_vit.runs import plots
+from keras_vit.runs.class_plots import average_precision_bars
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.scores import Evaluation, score
+from keras_vit.runs.multilabel import MultiLabelEvaluation, score_labels
+from keras_vit.runs.scores import BINS, Evaluation, score
 
 SPLITS = ("test", "validation", "train")
 
@@ -30,7 +33,7 @@ def evaluate(
     split: str = "test",
     batch_size: int | None = None,
     merge_tokens: int | None = None,
-) -> Evaluation:
+) -> Evaluation | MultiLabelEvaluation:
     """Evaluates a run's best model on the run's data set, or on another one with classes of the same names.
 
     Images of another data set are resized to the model's size and normalised with the run's mean and standard deviation.
@@ -45,7 +48,7 @@ def evaluate(
         merge_tokens: Tokens that each block merges, as `ViTConfig.merge_tokens`; None = as in training.
 
     Returns:
-        An `Evaluation`.
+        An `Evaluation`, or a `MultiLabelEvaluation` where an image may have several classes.
 
     Raises:
         ValueError: If the data set has a class that the run has not, or no such split.
@@ -84,12 +87,17 @@ def evaluate(
         raise ValueError(f"split: received {split!r}; allowed: a split with images, which {loaded.name} has not in this recipe")
     batches = evaluation_batches(
         images,
-        num_classes=config.num_classes,
+        num_classes=len(loaded.class_names),
         batch_size=batch_size or recipe.train.batch_size,
         mean=recipe.mean,
         std=recipe.std,
     )
-    return score(model.predict(batches, verbose=0), classes[images.labels], names or loaded.class_names)
+    logits, names = model.predict(batches, verbose=0), names or loaded.class_names
+    if not is_multi(images.labels):
+        return score(logits, classes[images.labels], names)
+    labels = np.zeros((len(images), config.num_classes), np.int8)
+    labels[:, classes] = images.labels
+    return score_labels(logits, labels, names)
 
 
 def match_classes(data: DataSet, names: list[str] | None, num_classes: int) -> np.ndarray:
@@ -129,46 +137,77 @@ def shown(names):
     return ", ".join([*names][:10]) + ", ..." * (len(names) > 10)
 
 
-def write_evaluation(evaluation: Evaluation, run: RunFolder, *, data: str | None = None, split: str = "test") -> list[Path]:
-    """Writes an evaluation into its run: numbers as JSON, the confusion matrix and the reliability diagram as pictures.
+def write_evaluation(
+    evaluation: Evaluation | MultiLabelEvaluation, run: RunFolder, *, data: str | None = None, split: str = "test"
+) -> list[Path]:
+    """Writes an evaluation into its run: numbers as JSON, and pictures.
+
+    These are the confusion matrix and the reliability diagram; where an image may have several classes, the average precision of
+    each class.
 
     File names include the split, and the data set if it is not the run's own.
 
     Args:
-        evaluation: An `Evaluation`.
+        evaluation: As of `evaluate`.
         run: Its `RunFolder`.
         data: As for `evaluate`.
         split: As for `evaluate`.
 
     Returns:
-        The paths of the three files.
+        The paths of the files.
     """
     own = data is None or data == run.recipe.data
     name = split if own else re.sub(r"[^\w.]+", "-", f"{data}-{split}").strip("-.")
-    paths = [
-        run.path / f"evaluation-{name}.json",
-        run.plots / f"confusion-{name}.png",
-        run.plots / f"reliability-{name}.png",
-    ]
     data = data or run.recipe.data
-    title = f"{plots.shorten(data, 30)}, {split}: {100 * evaluation.accuracy:.2f}% of {evaluation.count.sum():,} images right"
-    content = {"data": data, "split": split, **evaluation.to_dict()}
+    content, title = {"data": data, "split": split, **evaluation.to_dict()}, f"{plots.shorten(data, 30)}, {split}"
+    paths = [run.path / f"evaluation-{name}.json"]
     write_text(paths[0], json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    if evaluation.multi_label:
+        paths.append(run.plots / f"precision-{name}.png")
+        values, names = evaluation.average_precision, evaluation.class_names
+        average_precision_bars(values, names, paths[1], title=f"{title}: average precision, {evaluation.images:,} images")
+        return paths
+    paths += [run.plots / f"confusion-{name}.png", run.plots / f"reliability-{name}.png"]
+    title = f"{title}: {100 * evaluation.accuracy:.2f}% of {evaluation.images:,} images right"
     plots.confusion(evaluation.confusion, evaluation.class_names, paths[1], title=title)
     plots.reliability(evaluation.calibration, paths[2], title=title)
     return paths
 
 
-def evaluation_table(evaluation: Evaluation, most: int = 40) -> Table:
+def evaluation_lines(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
+    """The numbers of an evaluation in lines, without those of single classes."""
+    if evaluation.multi_label:
+        return [
+            f"mean average precision (mAP) {share(evaluation.map)}",
+            f"mean F1, at probability 0.5  {share(evaluation.mean_f1)}",
+            f"exactly the right classes    {share(evaluation.exact)}",
+            f"binary cross-entropy         {evaluation.loss:8.4f} nats",
+        ]
+    return [
+        f"accuracy                    {share(evaluation.accuracy)}",
+        f"balanced accuracy           {share(evaluation.balanced_accuracy)} (mean of the classes' recalls)",
+        f"top-{evaluation.top_k} accuracy              {share(evaluation.top_k_accuracy)}",
+        f"cross-entropy               {evaluation.loss:8.4f} nats",
+        f"expected calibration error  {share(evaluation.calibration.error)} (mean |accuracy - confidence|, {BINS} bins)",
+    ]
+
+
+def share(value):
+    return f"{'-':>8}" if value is None else f"{value:8.2%}"
+
+
+def evaluation_table(evaluation: Evaluation | MultiLabelEvaluation, most: int = 40) -> Table:
     """A rich table of each class's precision, recall, F1 and images; beyond `most` classes only the ones with the lowest F1."""
-    table = Table("class")
-    for name in ("precision (%)", "recall (%)", "F1 (%)", "images"):
+    table, columns = Table("class"), {"precision": "precision (%)", "recall": "recall (%)", "f1": "F1 (%)"}
+    if evaluation.multi_label:
+        columns = {"average_precision": "average precision (%)", **columns}
+    for name in (*columns.values(), "images"):
         table.add_column(name, justify="right")
     rows = evaluation.to_dict()["classes"]
     if len(rows) > most:
         table.caption = f"the {most} of {len(rows)} classes with the lowest F1"
         rows = sorted((row for row in rows if row["f1"] is not None), key=lambda row: row["f1"])[:most]
     for row in rows:
-        shares = ("-" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("precision", "recall", "f1"))
+        shares = ("-" if row[name] is None else f"{100 * row[name]:.1f}" for name in columns)
         table.add_row(escape(row["name"]), *shares, f"{row['count']:,}")
     return table

@@ -2,7 +2,7 @@
 
     recipe.yaml            the resolved recipe
     metrics.csv            a row an epoch
-    best.keras             the model with the best validation accuracy; its averaged weights if the run averages them
+    best.keras             the model of the best epoch by its validation; its averaged weights if the run averages them
     last/state.safetensors the full training state after the last finished epoch
     summary.json           the outcome, once the run has ended
     plots/  tensorboard/   pictures and event files
@@ -40,8 +40,14 @@ METRICS = (
     "accuracy",
     "val_loss",
     "val_accuracy",
+    "val_balanced_accuracy",
     "memory_mb",
 )
+
+
+def columns_of(rows: list[dict]) -> list[str]:
+    """The columns of metrics.csv for these rows: the usual ones, and those that only some runs have, such as `val_map`."""
+    return [*METRICS, *dict.fromkeys(name for row in rows for name in row if name not in METRICS)]
 
 
 class RunFolder:
@@ -143,7 +149,7 @@ class RunFolder:
 
     def write_metrics(self, rows: list[dict]) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+        writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.path / "metrics.csv", text.getvalue())
@@ -183,12 +189,21 @@ class RunFolder:
         """The names of the classes in the order of the logits; None if the run has not ended."""
         return self.summary.get("class_names") if self.is_finished else None
 
-    def predict(self, paths: str | os.PathLike | Sequence[str | os.PathLike], *, top: int = 1) -> list[Prediction]:
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.recipe.labels == "multi"
+
+    def predict(
+        self, paths: str | os.PathLike | Sequence[str | os.PathLike], *, top: int | None = None, threshold: float | None = None
+    ) -> list[Prediction]:
         """The likeliest classes of pictures, by the best model.
 
         Args:
             paths: Picture files, folders with pictures and patterns.
-            top: Number of classes for each picture, the likeliest first.
+            top: Number of classes for each picture, the likeliest first; None = 1, or where a picture may have several those above
+                the threshold.
+            threshold: Probability above which a class counts, where a picture may have several; None = 0.5.
 
         Returns:
             A `Prediction` for each picture; those that cannot be read are left out, with a warning.
@@ -197,7 +212,8 @@ class RunFolder:
             ValueError: As `model`; for paths without pictures.
         """
         recipe = self.recipe
-        return predict(self.model(), paths, mean=recipe.mean, std=recipe.std, class_names=self.class_names, top=top)
+        known = {"mean": recipe.mean, "std": recipe.std, "class_names": self.class_names, "multi_label": self.multi_label}
+        return predict(self.model(), paths, top=top, threshold=threshold, **known)
 
     def write_model(self, model: keras.Model) -> None:
         with atomic_path(self.model_path) as temporary:

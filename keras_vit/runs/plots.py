@@ -96,7 +96,7 @@ def label_lines(target, class_names, characters):
 
 
 def curves(runs: dict[str, list[dict]], path: str | os.PathLike) -> None:
-    """Draws loss and accuracy over epochs and over seconds, and the time of every epoch.
+    """Draws loss and accuracy over epochs and over seconds, and the time of every epoch; mAP where no run has an accuracy.
 
     Args:
         runs: The rows of each run's metrics, as `RunFolder.metrics`, by the run's name. A run without rows has no line.
@@ -106,20 +106,22 @@ def curves(runs: dict[str, list[dict]], path: str | os.PathLike) -> None:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     grid = figure.subplots(2, 3)
     colors = run_colors(len(runs))
+    accurate = any("accuracy" in row for metrics in runs.values() for row in metrics) or not any(runs.values())
+    quality, word = ("accuracy", "Accuracy") if accurate else ("map", "Mean average precision")
     for metrics, color in zip(runs.values(), colors, strict=True):
         marker = {"marker": "o", "markersize": 3} if len(metrics) <= 30 else {}
         training = {"color": color, "linestyle": "--", "linewidth": 1.2, "alpha": 0.8, **marker}
         validation = {"color": color, "linewidth": 1.8, **marker}
-        for row, (metric, factor) in enumerate((("loss", 1), ("accuracy", 100))):
+        for row, (metric, factor) in enumerate((("loss", 1), (quality, 100))):
             for axes, x in zip(grid[row], ("epoch", "seconds"), strict=False):
                 axes.plot(*series(metrics, x, metric, factor), **training)
                 axes.plot(*series(metrics, x, f"val_{metric}", factor), **validation)
         grid[0, 2].plot(*series(metrics, "epoch", "epoch_seconds"), **validation)
     for axes, title, y, x in (
-        (grid[0, 0], "Loss over epochs", "cross-entropy (nats)", "epoch"),
-        (grid[0, 1], "Loss over time", "cross-entropy (nats)", "training time (s)"),
-        (grid[1, 0], "Accuracy over epochs", "accuracy (%)", "epoch"),
-        (grid[1, 1], "Accuracy over time", "accuracy (%)", "training time (s)"),
+        (grid[0, 0], "Loss over epochs", "loss (nats)", "epoch"),
+        (grid[0, 1], "Loss over time", "loss (nats)", "training time (s)"),
+        (grid[1, 0], f"{word} over epochs", f"{word.lower()} (%)", "epoch"),
+        (grid[1, 1], f"{word} over time", f"{word.lower()} (%)", "training time (s)"),
         (grid[0, 2], "Time per epoch", "time (s)", "epoch"),
     ):
         axes.set(title=title, xlabel=x, ylabel=y)

@@ -16,25 +16,26 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_vit.checks import as_moments, check_int
+from keras_vit.checks import as_moments, check_int, check_number
 from keras_vit.data.decode import one_line, parallel, picture, read_image
 from keras_vit.data.folder import image_files, printable
 from keras_vit.images import normalize
 from keras_vit.model.vit import ViT
 
 BATCH_SIZE = 64
+THRESHOLD = 0.5  # probability above which a class is on an image that may have several
 SHOWN = 3  # files named in a note
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # a terminal would obey them
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one image.
+    """The likeliest classes of one image; where it may have several, those above a threshold, which may be none.
 
     Attributes:
         image: Path of the file, or the index of the image in an array.
-        classes: Names of the likeliest classes, the likeliest first.
-        probabilities: Their softmax probabilities, each from 0 to 1.
+        classes: Names of the classes, the likeliest first.
+        probabilities: Their probabilities, each from 0 to 1: by softmax, or by sigmoid where an image may have several classes.
         thumbnail: A small JPEG of what the model saw; empty if it was not asked for.
     """
 
@@ -57,15 +58,17 @@ class Classifier:
         class_names: K names.
         logits: uint8 images (B, H, W, C) -> logits (B, K).
         batch_size: The only B that it takes; None = any.
+        multi_label: Whether an image may have any number of classes.
     """
 
     shape: tuple[int, int, int]
     class_names: list[str]
     logits: Callable[[np.ndarray], np.ndarray]
     batch_size: int | None = None
+    multi_label: bool = False
 
 
-def classifier(model: ViT, mean=0.5, std=0.5, class_names: Sequence[str] | None = None) -> Classifier:
+def classifier(model: ViT, mean=0.5, std=0.5, class_names: Sequence[str] | None = None, multi_label: bool = False) -> Classifier:
     """A `ViT` as a `Classifier`; arguments as of `predict`."""
     config = model.config
     if not config.num_classes:
@@ -87,7 +90,7 @@ def classifier(model: ViT, mean=0.5, std=0.5, class_names: Sequence[str] | None 
         finally:
             model.jit_compile = before
 
-    return Classifier((*config.image_size, config.channels), names, logits)
+    return Classifier((*config.image_size, config.channels), names, logits, multi_label=multi_label)
 
 
 def predict(
@@ -97,7 +100,9 @@ def predict(
     mean: float | Sequence[float] = 0.5,
     std: float | Sequence[float] = 0.5,
     class_names: Sequence[str] | None = None,
-    top: int = 1,
+    multi_label: bool = False,
+    top: int | None = None,
+    threshold: float | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> list[Prediction]:
     """The likeliest classes of images.
@@ -110,7 +115,9 @@ def predict(
         mean: Of pixels scaled to 0..1, as in training: one number or one a channel.
         std: Their standard deviation, likewise.
         class_names: K names; None = the numbers of the classes.
-        top: Number of classes for each image, the likeliest first.
+        multi_label: Whether an image may have any number of classes: each then has a probability of its own.
+        top: Number of classes for each image, the likeliest first; None = 1, or with `multi_label` those above the threshold.
+        threshold: Probability above which a class counts, with `multi_label` and without `top`; None = 0.5.
         batch_size: Images at a time.
 
     Returns:
@@ -119,31 +126,34 @@ def predict(
     Raises:
         ValueError: For paths without pictures, arrays of another shape or type, and settings that do not fit the model.
     """
-    chosen = classifier(model, mean, std, class_names)
+    chosen, notes = classifier(model, mean, std, class_names, multi_label), []
+    settings = {"top": top, "threshold": threshold, "batch_size": batch_size}
     if isinstance(images, np.ndarray) and images.dtype != object and images.dtype.kind != "U":
-        return [*predict_arrays(chosen, images, top, batch_size)]
-    notes = []
-    found = [*predict_files(chosen, find_images(images), top=top, batch_size=batch_size, notes=notes)]
+        return [*predict_arrays(chosen, images, **settings)]
+    found = [*predict_files(chosen, find_images(images), notes=notes, **settings)]
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return found
 
 
-def predict_arrays(classifier: Classifier, images: np.ndarray, top: int, batch_size: int) -> Iterator[Prediction]:
+def predict_arrays(
+    classifier: Classifier, images: np.ndarray, *, top: int | None, threshold: float | None, batch_size: int
+) -> Iterator[Prediction]:
     if images.dtype != np.uint8 or images.shape[1:] != classifier.shape:
         allowed = ", ".join(map(str, ("N", *classifier.shape)))
         raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 of shape ({allowed})")
-    batch_size = check_numbers(classifier, top, batch_size)
+    batch_size, choose = check_numbers(classifier, top, threshold, batch_size)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        yield from ranked(classifier, range(start, start + len(batch)), batch, top, filled_to(classifier, images, batch_size))
+        yield from ranked(classifier, range(start, start + len(batch)), batch, choose, filled_to(classifier, images, batch_size))
 
 
 def predict_files(
     classifier: Classifier,
     files: Sequence[Path],
     *,
-    top: int = 1,
+    top: int | None = None,
+    threshold: float | None = None,
     batch_size: int = BATCH_SIZE,
     thumbnails: bool = False,
     notes: list[str],
@@ -153,18 +163,14 @@ def predict_files(
     Args:
         classifier: The `Classifier`.
         files: Paths, as of `find_images`.
-        top: As of `predict`.
-        batch_size: As of `predict`.
+        top, threshold, batch_size: As of `predict`.
         thumbnails: Whether predictions get one.
         notes: Gets a line on the files that cannot be read.
 
     Raises:
         ValueError: If no file can be read.
     """
-    batch_size = check_numbers(classifier, top, batch_size)
-    if classifier.shape[-1] not in (1, 3):
-        raise ValueError(f"channels: received a model with {classifier.shape[-1]}; allowed for files: 1 or 3")
-    broken = []
+    (batch_size, choose), broken = check_numbers(classifier, top, threshold, batch_size), []
     for start in range(0, len(files), batch_size):
         some = files[start : start + batch_size]
         with warnings.catch_warnings():
@@ -175,7 +181,7 @@ def predict_files(
         if good:
             names, images = zip(*good, strict=True)
             size = filled_to(classifier, files, batch_size)
-            yield from ranked(classifier, names, np.stack(images), top, size, thumbnails=thumbnails)
+            yield from ranked(classifier, names, np.stack(images), choose, size, thumbnails=thumbnails)
     if broken:
         named = "; ".join(f"{visible(printable(file))}: {reason}" for file, reason in broken[:SHOWN])
         note = f"{len(broken):,} of {len(files):,} files could not be read ({named}{'; ...' * (len(broken) > SHOWN)})"
@@ -184,13 +190,22 @@ def predict_files(
         notes.append(note)
 
 
-def check_numbers(classifier, top, batch_size):
-    """The number of images at a time; a ValueError for settings that do not fit."""
+def check_numbers(classifier, top, threshold, batch_size):
+    """The number of images at a time, and a function that counts an image's classes; a ValueError for settings that do not fit."""
     check_int("batch_size", batch_size, at_least=1)
-    check_int("top", top, at_least=1)
-    if top > len(classifier.class_names):
-        raise ValueError(f"top: received {top}; allowed: 1 to {len(classifier.class_names)}, the classes of the model")
-    return classifier.batch_size or batch_size
+    if top is not None:
+        check_int("top", top, at_least=1)
+        if top > len(classifier.class_names):
+            raise ValueError(f"top: received {top}; allowed: 1 to {len(classifier.class_names)}, the classes of the model")
+    if threshold is not None:
+        check_number("threshold", threshold, at_least=0, at_most=1)
+        if top is not None or not classifier.multi_label:
+            where = "together with top" if top is not None else "where an image has one class"
+            raise ValueError(f"threshold: received {threshold:g}; allowed: none {where}")
+    if classifier.multi_label and top is None:
+        limit = THRESHOLD if threshold is None else threshold
+        return classifier.batch_size or batch_size, lambda probabilities: int((probabilities > limit).sum())
+    return classifier.batch_size or batch_size, lambda probabilities: top or 1
 
 
 def filled_to(classifier, images, batch_size):
@@ -214,21 +229,31 @@ def visible(text: str) -> str:
     return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def ranked(classifier, names, images, top, size=0, thumbnails=False):
+def ranked(classifier, names, images, choose, size=0, thumbnails=False):
     """Predictions of a batch, which is filled up to `size`: another number of images would be compiled again."""
     filled = np.concatenate([images, images[:1].repeat(max(0, size - len(images)), axis=0)])
     logits = classifier.logits(filled)[: len(images)].astype(np.float64)  # (B, K)
     if broken := np.count_nonzero(~np.isfinite(logits).all(axis=1)):
         raise ValueError(f"logits: received NaN or infinity for {broken:,} of {len(images):,} images; allowed: finite numbers")
-    values = np.exp(logits - logits.max(axis=1, keepdims=True))
-    values /= values.sum(axis=1, keepdims=True)
-    order = np.argsort(-values, axis=1, kind="stable")[:, :top]
+    values = probabilities_of(logits, classifier.multi_label)
+    order = np.argsort(-values, axis=1, kind="stable")
     for name, image, row, best in zip(names, images, values, order, strict=True):
+        best = best[: choose(row)]
         classes = [classifier.class_names[label] for label in best]
         yield Prediction(name, classes, row[best].tolist(), thumbnail(image) if thumbnails else b"")
 
 
+def probabilities_of(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Softmax of logits (B, K), or the sigmoid of each where an image may have several classes."""
+    if multi_label:
+        return 0.5 * (1 + np.tanh(0.5 * logits))
+    values = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return values / values.sum(axis=1, keepdims=True)
+
+
 def thumbnail(image, side=96):
+    if image.shape[-1] not in (1, 3):  # of other channels the first one, or the first three
+        image = image[..., :3] if image.shape[-1] > 3 else image[..., :1]
     small, out = picture(image), io.BytesIO()
     small.thumbnail((side, side))
     small.save(out, "JPEG", quality=80)

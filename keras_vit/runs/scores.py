@@ -7,6 +7,9 @@ import dataclasses
 
 import numpy as np
 
+from keras_vit.data.labels import is_multi
+from keras_vit.runs.multilabel import average_precisions, check_logits, mean, precision_recall_f1, rows_of
+
 BINS = 15  # of a reliability diagram
 
 
@@ -50,6 +53,8 @@ class Evaluation:
         class_names: K names.
     """
 
+    multi_label = False
+
     accuracy: float
     top_k: int
     top_k_accuracy: float
@@ -66,12 +71,22 @@ class Evaluation:
         """Images of each class (K,)."""
         return self.confusion.sum(axis=1)
 
+    @property
+    def images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have images."""
+        return float(np.nanmean(self.recall))
+
     def to_dict(self) -> dict:
         """Plain Python values for JSON: NaN becomes None."""
         bins = self.calibration
         return {
-            "images": int(self.confusion.sum()),
+            "images": self.images,
             "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
             "top_k": self.top_k,
             "top_k_accuracy": self.top_k_accuracy,
             "loss": self.loss,
@@ -88,10 +103,30 @@ class Evaluation:
         }
 
 
-def rows_of(**columns):
-    """Columns of equal length as a list of dictionaries, NaN as None."""
-    values = {name: [None if v != v else v for v in np.asarray(column).tolist()] for name, column in columns.items()}
-    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+def metrics_of(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> tuple[dict[str, float | None], dict[str, dict]]:
+    """The metrics that a training keeps, without the loss: of all images by name, and of each class by its name.
+
+    Args:
+        logits: (N, K).
+        labels: Integers (N,), or zeros and ones (N, K) where an image may have several classes.
+        class_names: K names.
+
+    Returns:
+        `accuracy` and `balanced_accuracy` with each class's `recall`; or `map` and `f1` with each class's `average_precision`,
+        `recall` and `f1`. None where no image decides it.
+    """
+    if is_multi(labels):
+        precision = average_precisions(logits, labels)
+        _, recall, f1 = precision_recall_f1(logits > 0, labels == 1)
+        found = {"map": mean(precision), "f1": mean(f1)}
+        columns = {"average_precision": precision, "recall": recall, "f1": f1}
+    else:
+        right = logits.argmax(axis=1) == labels
+        with np.errstate(invalid="ignore"):
+            recall = np.bincount(labels, right, len(class_names)) / np.bincount(labels, minlength=len(class_names))
+        found, columns = {"accuracy": mean(right), "balanced_accuracy": mean(recall)}, {"recall": recall}
+    rows = rows_of(**columns)
+    return found, dict(zip(class_names, rows, strict=True))
 
 
 def score(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Evaluation:
@@ -113,11 +148,7 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Eva
 
     logits, labels, class_names = np.asarray(logits, np.float64), np.asarray(labels), [str(name) for name in class_names]
     images, classes = len(labels), len(class_names)
-    if logits.shape != (images, classes) or not images:
-        raise ValueError(f"logits: received shape {logits.shape}; allowed: ({images or 'at least 1'}, {classes})")
-    broken = np.count_nonzero(~np.isfinite(logits).all(axis=1))
-    if broken:
-        raise ValueError(f"logits: received NaN or infinity for {broken:,} of {images:,} images; allowed: finite numbers")
+    check_logits(logits, images, classes)
     everything = np.arange(classes)
     log_probabilities = log_softmax(logits, axis=1)
     ranked = np.argsort(-logits, axis=1, kind="stable")  # (N, K), the largest first

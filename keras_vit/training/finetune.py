@@ -26,7 +26,7 @@ LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "probe": 3e-3}
 
 # Fields of a ViTConfig that the recipe decides, not the checkpoint: they change no weight, or only the head.
 OWN_FIELDS = ("num_classes", "dropout", "attention_dropout", "drop_path", "data_format")
-RESIZED_FIELDS = ("image_size", "patch_size")  # the checkpoint's by default; other values resample its weights
+RESIZED_FIELDS = ("image_size", "channels", "patch_size")  # the checkpoint's by default; other values resample its weights
 
 
 # Weights of a checkpoint
@@ -45,16 +45,29 @@ def open_finetune(config: FinetuneConfig) -> "Checkpoint":
     return open_checkpoint(config.checkpoint, config.source, architecture=config.architecture or None)
 
 
-def checkpoint_settings(checkpoint: "Checkpoint") -> dict:
-    """The settings of a recipe that a checkpoint decides, as {"model.depth": 12, ..., "mean": [...], "std": [...]}."""
+def checkpoint_settings(checkpoint: "Checkpoint", channels: int | None = None) -> dict:
+    """The settings of a recipe that a checkpoint decides, as {"model.depth": 12, ..., "mean": [...], "std": [...]}.
+
+    Args:
+        checkpoint: The `Checkpoint`.
+        channels: Of the images, to which mean and std are adapted as the first layer is; None = the checkpoint's.
+    """
     model = checkpoint.config.to_dict()
     settings = {f"model.{name}": value for name, value in model.items() if name not in OWN_FIELDS}
-    return {**settings, "mean": list(checkpoint.mean), "std": list(checkpoint.std)}
+    mean, std = (moments_for(values, channels or checkpoint.config.channels) for values in (checkpoint.mean, checkpoint.std))
+    return {**settings, "mean": mean, "std": std}
+
+
+def moments_for(values: list[float], channels: int) -> list[float]:
+    """Mean or std of each channel for another number of channels: in turn, or the mean of all for one."""
+    if len(values) in (1, channels):
+        return list(values)
+    return [sum(values) / len(values)] if channels == 1 else [values[index % len(values)] for index in range(channels)]
 
 
 def check_architecture(config: ViTConfig, checkpoint: ViTConfig) -> None:
     """Raises a ValueError that names the first field that must equal the checkpoint's and does not."""
-    free = (*OWN_FIELDS, *(RESIZED_FIELDS if checkpoint.stem == "patch" else RESIZED_FIELDS[:1]))
+    free = (*OWN_FIELDS, *(RESIZED_FIELDS if checkpoint.stem == "patch" else RESIZED_FIELDS[:2]))
     for field in dataclasses.fields(ViTConfig):
         ours, theirs = getattr(config, field.name), getattr(checkpoint, field.name)
         if field.name not in free and ours != theirs:
@@ -186,9 +199,11 @@ def parse_finetune(name: str | os.PathLike, arguments: list[str]) -> tuple[Recip
 class Completion:
     """Gives `parse_settings` the settings that a checkpoint decides, and checks the parsed recipe against the checkpoint."""
 
-    def __call__(self, finetune: FinetuneConfig) -> dict:
-        self.checkpoint = open_finetune(finetune)
-        return {"train.learning_rate": LEARNING_RATES[finetune.method], **checkpoint_settings(self.checkpoint)}
+    checkpoint = None
+
+    def __call__(self, finetune: FinetuneConfig, channels: int | None = None) -> dict:
+        self.checkpoint = self.checkpoint or open_finetune(finetune)
+        return {"train.learning_rate": LEARNING_RATES[finetune.method], **checkpoint_settings(self.checkpoint, channels)}
 
     def check(self, recipe: Recipe) -> None:
         """Raises a ValueError if the recipe's architecture differs from the checkpoint's."""

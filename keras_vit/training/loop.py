@@ -19,6 +19,7 @@ from keras_vit.runs.folder import RunFolder
 from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
 from keras_vit.training.finetune import describe_trained
 from keras_vit.training.given import Given
+from keras_vit.training.losses import class_weights
 from keras_vit.training.models import compiled_model
 from keras_vit.training.optimizer import average_decay
 from keras_vit.training.session import Session, WriteState
@@ -110,7 +111,8 @@ def train(
         state = run.read_state() if resume else None
         done = max(state[1]["epoch"] - 1, 0) if state else 0
         stage = next(stage for first, last, stage in stages if first <= done < last)
-        model, notes = prepared or compiled_model(stage, total_steps, None if state else data.class_names)
+        weights = class_weights(recipe.train.class_weights, data)
+        model, notes = prepared or compiled_model(stage, total_steps, None if state else data.class_names, weights)
         last_epoch = total_epochs if until is None else min(until, total_epochs)
         session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names)
         first_epoch = session.restore(state) if resume else 0
@@ -156,7 +158,8 @@ def prepare(recipe, data, run_dir, seconds, verbose):
     if resolved.reason and verbose:
         print(resolved.reason, flush=True)
     if recipe.finetune.checkpoint and prepared is None:
-        prepared = compiled_model(recipe.stages()[0][2], total_steps=1, class_names=data.class_names)
+        weights = class_weights(recipe.train.class_weights, data)
+        prepared = compiled_model(recipe.stages()[0][2], 1, data.class_names, weights)
     return with_length(recipe, data, seconds, prepared) if seconds is not None else (recipe, prepared)
 
 
@@ -203,7 +206,7 @@ def average_note(config, total_steps):
 def first_batch(data, recipe, stage, first, steps):
     """The images and targets of a stage's first step, not normalised."""
     settings = stream_settings(stage, data, recipe.train.schedule_end(first) * steps)
-    del settings["mean"], settings["std"], settings["class_weights"]
+    del settings["mean"], settings["std"]
     return training_batch(data.train, stage.augment, first * steps, **settings)
 
 

@@ -1,7 +1,7 @@
 """Models ready for `fit`, and the transfer of training state from one stage to the next."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ from keras_vit.model.resample import resample_weight
 from keras_vit.model.vit import ViT, build_vit
 from keras_vit.recipes.schema import Recipe
 from keras_vit.training.finetune import learning_rate_factors, load_finetune, select_weights
+from keras_vit.training.losses import make_loss, make_metrics
 from keras_vit.training.optimizer import iterations, make_optimizer, own_optimizer
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -19,13 +20,16 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 Prepared = tuple[ViT, list[str]]  # a compiled model, and notes for the user
 
 
-def compiled_model(recipe: Recipe, total_steps: int, class_names: list[str] | None = None) -> Prepared:
+def compiled_model(
+    recipe: Recipe, total_steps: int, class_names: list[str] | None = None, weights: np.ndarray | None = None
+) -> Prepared:
     """The model of a recipe or of one of its stages, ready for `fit`, and notes for the user.
 
     Args:
         recipe: The `Recipe`, with a precision other than `auto`.
         total_steps: Steps of the learning rate's schedule.
         class_names: The data's classes, needed to load the recipe's checkpoint, if any. None = initial weights from the seed.
+        weights: Of the classes in the loss, as of `class_weights`.
     """
     keras.utils.set_random_seed(recipe.seed)
     model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
@@ -36,7 +40,8 @@ def compiled_model(recipe: Recipe, total_steps: int, class_names: list[str] | No
         select_weights(model, recipe.finetune)
         if recipe.finetune.layer_decay < 1:
             factors = learning_rate_factors(model, recipe.finetune.layer_decay)
-    compile_model(model, make_optimizer(recipe.train, total_steps, factors), recipe.train.jit)
+    optimizer = make_optimizer(recipe.train, total_steps, factors)
+    compile_model(model, optimizer, recipe.train.jit, make_loss(recipe, weights), make_metrics(recipe))
     return model, notes
 
 
@@ -86,12 +91,18 @@ def carry_over(old: ViT, new: ViT) -> None:
         target.assign(value)
 
 
-def compile_model(model: keras.Model, optimizer: keras.optimizers.Optimizer | str, jit: str) -> None:
-    """Compiles a model for classification; `jit` as in `TrainConfig`."""
+def compile_model(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer | str,
+    jit: str,
+    loss: keras.losses.Loss | None = None,
+    metrics: Sequence[keras.metrics.Metric] | None = None,
+) -> None:
+    """Compiles a model for classification, by default with cross-entropy and accuracy; `jit` as in `TrainConfig`."""
     jit = {"auto": "auto", "on": True, "off": False}[jit]
     if jit == "auto" and keras.backend.backend() == "tensorflow" and not accelerator():
         jit = False  # on a CPU TensorFlow's own kernels are as fast as XLA's in float32 and faster in bfloat16
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
-    model.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=jit)
+    loss = loss or keras.losses.CategoricalCrossentropy(from_logits=True)
+    metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")] if metrics is None else list(metrics)
+    model.compile(optimizer, loss=loss, metrics=metrics, jit_compile=jit)
     model.optimizer.build(model.trainable_variables)  # otherwise TensorFlow traces the first step twice

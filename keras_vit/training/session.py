@@ -15,13 +15,17 @@ import psutil
 from keras import ops
 
 from keras_vit.data.batches import evaluation_batches
+from keras_vit.data.labels import targets_of
 from keras_vit.machine import machine, peak_memory_mb
 from keras_vit.model.adapters import merged_weights
 from keras_vit.model.resample import resample_weight
 from keras_vit.model.vit import build_vit
-from keras_vit.runs.folder import METRICS
+from keras_vit.recipes.schema import RECALL
+from keras_vit.runs.folder import columns_of
+from keras_vit.runs.scores import metrics_of
 from keras_vit.training.callbacks import Diverged
 from keras_vit.training.finetune import trained_parameters
+from keras_vit.training.losses import class_weights, make_loss
 from keras_vit.training.models import averaged, carry_over, compile_model, compiled_model
 from keras_vit.training.optimizer import iterations, own_optimizer
 
@@ -53,7 +57,8 @@ class Session(keras.callbacks.Callback):
         self.training_model, self.stage = model, stage
         self.evaluated = build_vit(recipe.model, dtype="float32")
         self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
-        compile_model(self.scorer, "sgd", recipe.train.jit)
+        self.loss = make_loss(recipe)
+        compile_model(self.scorer, "sgd", recipe.train.jit, self.loss, [])
         self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
         # Made once: TensorFlow never frees what a pipeline is made of.
         self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
@@ -70,7 +75,12 @@ class Session(keras.callbacks.Callback):
         if not (config.patience and self.rows):
             return False
         epoch = self.rows[-1]["epoch"]
-        return epoch - max(best_row(self.rows)["epoch"], config.schedule_start(epoch)) >= config.patience
+        return epoch - max(self.best["epoch"], config.schedule_start(epoch)) >= config.patience
+
+    @property
+    def best(self):
+        """The row of the best epoch so far."""
+        return best_row(self.rows, self.recipe.train.monitor)
 
     @property
     def optimizer(self):
@@ -150,7 +160,8 @@ class Session(keras.callbacks.Callback):
         before, self.stage = self.stage, stage
         changed = stage.model != before.model or stage.finetune != before.finetune
         if changed:
-            model, _ = compiled_model(stage, self.steps_per_epoch * stage.train.epochs)
+            weights = class_weights(stage.train.class_weights, self.data)
+            model, _ = compiled_model(stage, self.steps_per_epoch * stage.train.epochs, weights=weights)
             carry_over(self.training_model, model)
             self.training_model = model
         if first_epoch == self.recipe.train.schedule_start(first_epoch):
@@ -188,7 +199,8 @@ class Session(keras.callbacks.Callback):
         self.copy_weights()
         last = epoch + 1 == self.last_epoch or epoch + 1 in (part.after for part in config.extensions)
         if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
-            logs.update({f"val_{name}": value for name, value in loss_and_accuracy(self.scorer, self.validation).items()})
+            found, _ = self.scores(self.data.validation, self.validation)
+            logs.update({f"val_{name}": value for name, value in found.items()})
         row = {
             **logs,
             "epoch": epoch + 1,
@@ -197,9 +209,9 @@ class Session(keras.callbacks.Callback):
             "learning_rate": float(ops.convert_to_numpy(self.optimizer.learning_rate)),
             "memory_mb": psutil.Process().memory_info().rss / 2**20,
         }
-        row = {name: row[name] for name in METRICS if name in row}
+        row = {name: row[name] for name in columns_of([row]) if name in row}
         self.rows.append(row)
-        if best_row(self.rows) is row:
+        if self.best is row:
             self.run.write_model(self.evaluated)
         self.run.write_metrics(self.rows)
         self.write_events(row)
@@ -246,12 +258,23 @@ class Session(keras.callbacks.Callback):
             for target in self.evaluated.weights:
                 target.assign(resample_weight(target.path, weights[target.path], theirs, ours))
 
+    def scores(self, split, batches):
+        """Metrics of the evaluated model on a split by name, and of each class by its name."""
+        logits = self.scorer.predict(batches, verbose=0)
+        targets = targets_of(split.labels, self.recipe.model.num_classes)
+        found, classes = metrics_of(logits, split.labels, self.data.class_names)
+        monitor = self.recipe.train.monitor
+        if monitor.startswith(RECALL):
+            found[monitor] = classes[monitor.removeprefix(RECALL)]["recall"]
+        found = {"loss": float(ops.convert_to_numpy(self.loss(targets, logits))), **found}
+        return {name: value for name, value in found.items() if value is not None}, classes
+
     def finish(self):
         """Reads the test images once, with the best model, and writes the summary."""
         recipe, data, rows = self.recipe, self.data, self.rows
         self.evaluated.load_weights(self.run.model_path)
-        test = loss_and_accuracy(self.scorer, batches_of(data.test, recipe)) if data.test is not None else {}
-        best = best_row(rows)
+        test, classes = self.scores(data.test, batches_of(data.test, recipe)) if data.test is not None else ({}, {})
+        best = self.best
         origin = {"checkpoint": recipe.finetune.checkpoint, "checkpoint_notes": self.notes} if recipe.finetune.checkpoint else {}
         self.run.write_summary(
             {
@@ -259,10 +282,14 @@ class Session(keras.callbacks.Callback):
                 "data": data.name,
                 "data_notes": data.notes,
                 "class_names": data.class_names,
+                "multi_label": data.multi_label,
                 "fingerprint": data.fingerprint,
                 **{f"test_{name}": value for name, value in test.items()},
+                **({"test_classes": classes} if classes else {}),
                 "best_epoch": best["epoch"],
-                "val_accuracy": best.get("val_accuracy"),
+                "monitor": recipe.train.monitor,
+                f"val_{recipe.train.monitor}": None,
+                **{name: value for name, value in best.items() if name.startswith("val_")},
                 "epochs": len(rows),
                 **({"callbacks": self.callbacks} if self.callbacks else {}),
                 "parameters": self.evaluated.count_params(),
@@ -306,11 +333,6 @@ def batches_of(split, recipe):
     )
 
 
-def loss_and_accuracy(model, batches):
-    """Loss and accuracy of a compiled model, as floats."""
-    return {name: float(value) for name, value in model.evaluate(batches, verbose=0, return_dict=True).items()}
-
-
 def even_batch_size(count, largest):
     """The largest batch size up to `largest` that divides `count` and exceeds a fifth of `largest`; else the smaller of both.
 
@@ -319,7 +341,8 @@ def even_batch_size(count, largest):
     return next((size for size in range(largest, largest // 5, -1) if count % size == 0), min(largest, count))
 
 
-def best_row(rows: list[dict]) -> dict:
-    """The epoch with the highest validation accuracy; of equal ones the lowest loss; the last epoch if none was validated."""
-    validated = [row for row in rows if "val_accuracy" in row]
-    return max(validated, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=rows[-1])
+def best_row(rows: list[dict], monitor: str = "accuracy") -> dict:
+    """The epoch with the best validation metric; of equal ones the lowest loss; the last epoch if none was validated."""
+    name, sign = f"val_{monitor}", -1 if monitor == "loss" else 1
+    validated = [row for row in rows if name in row]
+    return max(validated, key=lambda row: (sign * row[name], -row["val_loss"]), default=rows[-1])

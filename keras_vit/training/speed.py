@@ -7,12 +7,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vit.checks import unknown
 from keras_vit.data.batches import training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.machine import accelerator, has_bfloat16
 from keras_vit.recipes.schema import Recipe
 from keras_vit.training.callbacks import Clock
+from keras_vit.training.losses import class_weights
 from keras_vit.training.models import Prepared, compiled_model
 
 CANDIDATES = ("float32", "bfloat16")  # of `train.precision: auto`
@@ -56,7 +56,7 @@ def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
         return Resolved(with_precision(recipe, precision), f"precision: {precision}; {where} {WHY[precision]}")
     recipes = [with_precision(recipe, precision) for precision in CANDIDATES]
     stages = [max(each.stages(), key=lambda stage: stage[1] - stage[0])[2] for each in recipes]
-    prepared = [compiled_model(stage, 1, data.class_names) for stage in stages]
+    prepared = [compiled_model(stage, 1, data.class_names, class_weights(stage.train.class_weights, data)) for stage in stages]
     rates = training_rates([model for model, _ in prepared], data, stages[0], turns=TURNS, seconds=TURN_SECONDS)
     chosen = int(rates[1] > MARGIN * rates[0])
     speeds = " and ".join(f"{rate:,.0f} in {precision}" for precision, rate in zip(CANDIDATES, rates, strict=True))
@@ -80,10 +80,11 @@ def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepare
     """
     needed = 0.0  # seconds for an image, on the average over the epochs
     measured = None  # the last stage's recipe
-    epochs = recipe.train.total_epochs
+    epochs, weights = recipe.train.total_epochs, class_weights(recipe.train.class_weights, data)
     for first, last, stage in recipe.stages():
         if measured is None or (stage.model, stage.finetune) != (measured.model, measured.finetune):
-            model, measured = (prepared if prepared and measured is None else compiled_model(stage, total_steps=1)), stage
+            model = prepared if prepared and measured is None else compiled_model(stage, 1, weights=weights)
+            measured = stage
         prepared = prepared or model
         needed += (last - first) / epochs / training_rates([model[0]], data, stage)[0]
     steps = max(1, round(seconds / needed / recipe.train.batch_size / epochs))
@@ -130,26 +131,5 @@ def stream_settings(recipe: Recipe, data: DataSet, total_steps: int) -> dict:
         "mean": recipe.mean,
         "std": recipe.std,
         "total_steps": total_steps,
-        "class_weights": class_weights(recipe.train.class_weights, data),
+        "sampling": recipe.train.sampling,
     }
-
-
-def class_weights(config: str | dict[str, float], data: DataSet) -> np.ndarray | None:
-    """The weight of each class (K,) in the loss; None if all weigh the same.
-
-    Args:
-        config: `TrainConfig.class_weights`. Balanced weights are N / (K * images of the class), as scikit-learn's.
-        data: The `DataSet`.
-
-    Raises:
-        ValueError: For a name that is no class.
-    """
-    if config == "none":
-        return None
-    if config == "balanced":
-        counts = np.bincount(data.train.labels, minlength=len(data.class_names))
-        return len(data.train) / (len(counts) * np.maximum(counts, 1))
-    for name in config:
-        if name not in data.class_names:
-            raise ValueError(unknown("class_weights", name, data.class_names))
-    return np.array([config.get(name, 1.0) for name in data.class_names])

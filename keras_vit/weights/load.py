@@ -72,7 +72,8 @@ def load_model(
         architecture: See `open_checkpoint`.
         dtype: Keras dtype policy; None = the global one.
         name: Name of the model.
-        **overrides: Fields of `ViTConfig`. `image_size` and `patch_size` resample positions and projection. Another `num_classes`
+        **overrides: Fields of `ViTConfig`. `image_size` and `patch_size` resample positions and projection; `channels` adapts the
+            first layer (`keras_vit.model.resample.adapt_channels`). Another `num_classes`
             makes a new head, which starts at zero; 0 makes none. `dropout`, `attention_dropout`, `drop_path`, `patch_dropout`,
             `merge_tokens`, `data_format` and `norm_epsilon` may differ. All other fields must equal the checkpoint's.
 
@@ -88,7 +89,7 @@ def load_model(
         theirs = getattr(checkpoint.config, field)
         if field in ("image_size", "patch_size"):
             overrides[field] = as_pair(field, value)
-        elif field not in (*FREE, "num_classes") and value != theirs:
+        elif field not in (*FREE, "num_classes", "channels") and value != theirs:
             raise ValueError(f"{field}: received {value!r}; allowed: {theirs!r}, as in the checkpoint")
     model = build_vit(replace(checkpoint.config, **overrides), name=name, dtype=dtype)
     for note in transfer(model, checkpoint, new_head="num_classes" in overrides, resize=True):
@@ -113,7 +114,7 @@ def load_weights(
         source: See `open_checkpoint`.
         architecture: See `open_checkpoint`.
         new_head: Whether the number of classes may differ; the model then keeps its head.
-        resize: Whether image and patch size may differ; positions and the projection of patches are then resampled.
+        resize: Whether image size, patch size and channels may differ; positions are then resampled and the first layer is adapted.
 
     Returns:
         Lines for the user about everything that goes beyond copying the weights.
@@ -135,7 +136,7 @@ def transfer(model: ViT, checkpoint: Checkpoint, new_head: bool, resize: bool) -
         was, now = (f"{count} classes" if count else "no head" for count in (theirs.num_classes, ours.num_classes))
         notes.append(f"head: {was} in the checkpoint, {now} here{': a new head' if ours.num_classes else ''}")
     if resize:
-        adapted = replace(adapted, image_size=ours.image_size, patch_size=ours.patch_size)
+        adapted = replace(adapted, image_size=ours.image_size, patch_size=ours.patch_size, channels=ours.channels)
     check_same(checkpoint, adapted, ours)
     heads = ("head/", "head_dist/")
     for path in ours.weight_shapes:
@@ -148,6 +149,9 @@ def transfer(model: ViT, checkpoint: Checkpoint, new_head: bool, resize: bool) -
         if path == "encoder/projection/kernel" and ours.patch_size != theirs.patch_size:
             was, now = (f"{rows}x{columns}" for rows, columns in (theirs.patch_size, ours.patch_size))
             notes.append(f"patches: {was} pixels in the checkpoint, {now} here: the projection is resampled")
+    if ours.channels != theirs.channels:
+        how = "the sum of its kernels" if ours.channels == 1 else "its kernels in turn, scaled"
+        notes.append(f"channels: {theirs.channels} in the checkpoint, {ours.channels} here: the first layer takes {how}")
     for weight in model.weights:
         if weight.path in arrays:
             weight.assign(arrays[weight.path])
@@ -164,8 +168,9 @@ def check_same(checkpoint, theirs, ours):
     if listed:
         more = f"; and {len(listed) - 3 * SHOWN} more" if len(listed) > 3 * SHOWN else ""
         hint = "; new_head=True allows another number of classes" if theirs.num_classes != ours.num_classes else ""
-        if (theirs.image_size, theirs.patch_size) != (ours.image_size, ours.patch_size):
-            hint += "; resize=True allows another image or patch size"
+        names = ("image_size", "patch_size", "channels")
+        if any(getattr(theirs, name) != getattr(ours, name) for name in names):
+            hint += "; resize=True allows another image or patch size, or channels"
         text = "; ".join(listed[: 3 * SHOWN])
         raise ValueError(f"{where}; allowed: the model's architecture (- missing, + extra, ! shape): {text}{more}{hint}")
     for field in fields(ViTConfig):

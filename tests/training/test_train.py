@@ -13,9 +13,6 @@ from helpers import SMALL, numpy
 
 import keras_vit
 from keras_vit import ViTConfig
-from keras_vit.data.augment import AugmentConfig
-from keras_vit.data.batches import training_batch
-from keras_vit.data.dataset import DataSet, Split
 from keras_vit.model.counts import kept_patches
 from keras_vit.model.resample import resample_positions
 from keras_vit.recipes.parse import load_recipe
@@ -26,7 +23,6 @@ from keras_vit.training.callbacks import Clock, Diverged
 from keras_vit.training.loop import train
 from keras_vit.training.models import carry_over, compiled_model
 from keras_vit.training.session import best_row, even_batch_size
-from keras_vit.training.speed import class_weights
 
 backend = pytest.mark.backend
 
@@ -330,6 +326,10 @@ def test_full_disk_leaves_the_last_state(copied, monkeypatch):
         ("ema", 1.0),
         ("patience", -1),
         ("class_weights", "even"),
+        ("loss", "hinge"),
+        ("focal_gamma", -1),
+        ("sampling", "random"),
+        ("monitor", "precision"),
         ("clip_norm", -1),
         ("optimizer", "adagrad"),
         ("schedule", "step"),
@@ -356,7 +356,7 @@ def test_patience_ends_the_training_also_after_a_kill(tmp_path, monkeypatch):
     recipe = small_recipe(train={"epochs": 9, "patience": 2, "learning_rate": 1e-9, "schedule": "constant", "steps_per_epoch": 1})
     losses = iter((3.0, 2.0, 2.5, 2.0, 1.0, 1.0))
     monkeypatch.setattr(
-        "keras_vit.training.session.loss_and_accuracy", lambda model, batches: {"accuracy": 0.5, "loss": next(losses)}
+        "keras_vit.training.session.Session.scores", lambda self, split, batches: ({"accuracy": 0.5, "loss": next(losses)}, {})
     )
     run = trained(recipe, tmp_path / "run")
     assert [row["epoch"] for row in run.metrics] == [1, 2, 3, 4]
@@ -365,21 +365,6 @@ def test_patience_ends_the_training_also_after_a_kill(tmp_path, monkeypatch):
     assert trained(recipe, run.path, resume=True).summary["epochs"] == 4
     with pytest.raises(ValueError, match=r"^patience: received 2; allowed: 0 without validation images$"):
         trained(dataclasses.replace(recipe, validation=0), tmp_path / "none")
-
-
-def test_class_weights():
-    x, labels = np.zeros((12, 8, 8, 1), np.uint8), np.array([0] * 6 + [1] * 4 + [2] * 2)
-    data = DataSet("made", Split(x, labels), None, None, ["a", "b", "c"], "f", [])
-    assert class_weights("none", data) is None
-    weights = class_weights("balanced", data)
-    np.testing.assert_allclose(weights, [12 / 3 / 6, 1, 2])
-    assert class_weights({"b": 3}, data).tolist() == [1, 3, 1]
-    with pytest.raises(ValueError, match=r"^class_weights: received 'd'; allowed: a, b, c$"):
-        class_weights({"d": 1}, data)
-    settings = {"num_classes": 3, "batch_size": 12, "seed": 0, "total_steps": 5}
-    _, plain = training_batch(data.train, AugmentConfig(crop=0, label_smoothing=0.3), 0, **settings)
-    _, weighted = training_batch(data.train, AugmentConfig(crop=0, label_smoothing=0.3), 0, class_weights=weights, **settings)
-    np.testing.assert_allclose(weighted, plain * weights, rtol=1e-6)
 
 
 def test_a_decay_too_long_for_the_run_is_said():

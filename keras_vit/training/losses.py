@@ -1,0 +1,90 @@
+"""Losses of a training, the weights of the classes in them, and what is measured beside them.
+
+Shapes: B images of a batch, K classes.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vit.checks import unknown
+from keras_vit.data.dataset import DataSet
+from keras_vit.data.labels import class_counts
+from keras_vit.recipes.schema import Recipe
+
+SMALLEST = 1e-7  # of 1 - p in the focal loss, whose power has no slope at 0
+
+
+class ClassLoss(keras.losses.Loss):
+    """The loss of logits (B, K) against targets (B, K), which may be soft: (B,).
+
+    Softmax over the classes: -sum_k w_k t_k (1 - p_k)^gamma log p_k, with gamma = 0 the cross-entropy.
+    Each class for itself, p_k a sigmoid: the mean over k of -w_k t_k (1 - p_k)^gamma log p_k - (1 - t_k) p_k^gamma log(1 - p_k),
+    with gamma = 0 the binary cross-entropy (as DeiT III, arXiv 2204.07118). A weight w_k thus counts the images that have class k.
+
+    Args:
+        binary: Whether each class is a decision for itself.
+        gamma: Of the focal loss (arXiv 1708.02002), equation 4; 0 = none.
+        weights: w, numbers (K,); None = 1.
+    """
+
+    def __init__(self, binary: bool, gamma: float = 0.0, weights: np.ndarray | None = None, name: str = "loss"):
+        super().__init__(name=name)
+        self.binary, self.gamma = binary, gamma
+        self.weights = weights
+
+    def call(self, targets, logits):
+        counted = targets if self.weights is None else targets * ops.convert_to_tensor(self.weights, targets.dtype)
+        if not self.binary:
+            likelihood = ops.log_softmax(logits)
+            part = counted * likelihood
+            if self.gamma:
+                part = part * ops.maximum(1 - ops.exp(likelihood), SMALLEST) ** self.gamma
+            return -ops.sum(part, axis=-1)
+        likelihood, rest = ops.log_sigmoid(logits), ops.log_sigmoid(-logits)  # log p, log(1 - p)
+        present, absent = counted * likelihood, (1 - targets) * rest
+        if self.gamma:
+            present, absent = present * ops.exp(self.gamma * rest), absent * ops.exp(self.gamma * likelihood)
+        return -ops.mean(present + absent, axis=-1)
+
+
+def make_loss(recipe: Recipe, weights: np.ndarray | None = None) -> keras.losses.Loss:
+    """The loss of a recipe.
+
+    Args:
+        recipe: A `Recipe`; `auto` is the cross-entropy, with several labels an image the binary one.
+        weights: As of `class_weights`.
+    """
+    kind, multi = recipe.train.loss, recipe.labels == "multi"
+    gamma = recipe.train.focal_gamma if kind == "focal" else 0.0
+    binary = multi or kind == "binary_cross_entropy"
+    if not binary and not gamma and weights is None:
+        return keras.losses.CategoricalCrossentropy(from_logits=True)
+    return ClassLoss(binary, gamma, weights)
+
+
+def make_metrics(recipe: Recipe) -> list[keras.metrics.Metric]:
+    """What is measured on the training batches: the accuracy, where an image has one class."""
+    return [] if recipe.labels == "multi" else [keras.metrics.CategoricalAccuracy(name="accuracy")]
+
+
+def class_weights(config: str | dict[str, float], data: DataSet) -> np.ndarray | None:
+    """The weight of each class (K,) in the loss; None if all weigh the same.
+
+    Args:
+        config: `TrainConfig.class_weights`. Balanced weights are N / (K * images of the class), as scikit-learn's; N counts an
+            image for each of its classes.
+        data: The `DataSet`.
+
+    Raises:
+        ValueError: For a name that is no class.
+    """
+    if config == "none":
+        return None
+    if config == "balanced":
+        counts = class_counts(data.train.labels, len(data.class_names))
+        return counts.sum() / (len(counts) * np.maximum(counts, 1))
+    for name in config:
+        if name not in data.class_names:
+            raise ValueError(unknown("class_weights", name, data.class_names))
+    return np.array([config.get(name, 1.0) for name in data.class_names])
