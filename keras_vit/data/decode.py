@@ -65,11 +65,11 @@ def inspect_image(file: str | os.PathLike | typing.BinaryIO, channels: int = 3) 
     """Height and width of a picture once it is upright, and a hash of its bytes (16); reads it to its end and closes it.
 
     Raises:
-        ValueError: If there is no such file, or as `read_image`. Pillow has errors of its own for a file that is cut off.
+        ValueError: For what is no file, and as `read_image`. Pillow has errors of its own for a file that is cut off.
     """
     named = isinstance(file, (str, os.PathLike))
-    if named and not os.path.isfile(file):  # a pipe would be waited for
-        raise ValueError("image: there is no such file")
+    if named and os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for
+        raise ValueError("image: received a folder, pipe or device; allowed: a file")
     with open(file, "rb") if named else file as opened:
         digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
         opened.seek(0)

@@ -144,7 +144,9 @@ def test_weights_reach_the_loss_of_a_training_but_not_of_its_validation(tmp_path
 @pytest.mark.backend
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "focal"])
 def test_one_label_an_image_is_learned_with_every_loss(tmp_path, loss):
-    run = train(recipe_of(epochs=12, loss=loss), tmp_path / "run", data=made(single_labels()), verbose=0, pictures=False)
+    run = train(
+        recipe_of(epochs=16, loss=loss, learning_rate=2e-2), tmp_path / "run", data=made(single_labels()), verbose=0, pictures=False
+    )
     assert run.recipe.train.loss == loss
     assert run.summary["test_accuracy"] == 1
     assert run.summary["test_balanced_accuracy"] == 1
