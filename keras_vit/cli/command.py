@@ -261,12 +261,13 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
             console.print(f"\nGo on with: {program(command)} --resume {escape(str(out))}")
         raise
     summary = run.summary
-    accuracy = f"{summary['test_accuracy']:.2%}" if "test_accuracy" in summary else "no test images"
+    measure, word = ("test_map", "test mAP") if summary["multi_label"] else ("test_accuracy", "test accuracy")
+    accuracy = f"{summary[measure]:.2%}" if measure in summary else "no test images"
     parameters = f"{summary['parameters']:,} parameters"
     if recipe.finetune.checkpoint:
         parameters += f", {summary['trained_parameters']:,} trained"
     console.print(
-        f"{summary['data']}: test accuracy {accuracy}; {parameters}, {summary['epochs']} epochs, "
+        f"{summary['data']}: {word} {accuracy}; {parameters}, {summary['epochs']} epochs, "
         f"{summary['process_seconds']:.0f} s with {backend}; run folder {escape(str(run.path))}"
     )
 

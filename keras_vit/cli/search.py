@@ -80,7 +80,7 @@ def make_parser():
         "--worker", metavar="ADDRESS", help="HOST:PORT of a chief whose trials run here. Options: --worker X --help."
     )
     parser.add_setting("--method", "method", "NAME", f"{', '.join(METHODS)}.")
-    parser.add_setting("--objective", "objective", "NAMES", "accuracy; more after commas: latency, batch_latency, params, flops.")
+    parser.add_setting("--objective", "objective", "NAMES", "accuracy, balanced_accuracy, map...; after commas latency, params...")
     parser.add_setting("--max-time", "max_time", "TIME", "Time of the search: 15m, 2h.")
     parser.add_setting("--trials", "trials", "N", "Largest number of trials.", default="as many as --max-time allows")
     parser.add_setting(

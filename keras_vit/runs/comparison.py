@@ -10,12 +10,18 @@ from keras_vit.runs.folder import RunFolder
 # How the table shows a row's numbers.
 FORMATS = {
     "test accuracy": "{:.2%}",
+    "test balanced accuracy": "{:.2%}",
+    "test mAP": "{:.2%}",
     "best validation accuracy": "{:.2%}",
+    "best validation mAP": "{:.2%}",
     "training time (s)": "{:,.0f}",
     "images/s (median epoch)": "{:,.0f}",
     "parameters": "{:,}",
     "FLOPs per image": "{:,}",
 }
+
+
+OF_SOME = ("test balanced accuracy", "test mAP", "best validation mAP")  # rows that are left out if no run has them
 
 
 def compare(runs: list[RunFolder]) -> dict[str, list]:
@@ -30,6 +36,9 @@ def compare(runs: list[RunFolder]) -> dict[str, list]:
     results = [results_of(run) for run in runs]
     settings = [flatten(run.recipe.to_dict(), "") for run in runs]
     rows = {name: [result[name] for result in results] for name in results[0]}
+    for name in OF_SOME:
+        if not any(value is not None for value in rows[name]):
+            del rows[name]
     for name in dict.fromkeys(name for setting in settings for name in setting):
         values = [setting.get(name) for setting in settings]
         if name != "data" and any(value != values[0] for value in values):
@@ -41,11 +50,14 @@ def results_of(run):
     """The results of a run by name; None for results that it does not have yet."""
     metrics = run.metrics
     summary = run.summary if run.is_finished else {}
-    validated = [row["val_accuracy"] for row in metrics if "val_accuracy" in row]
+    validated, precise = ([row[name] for row in metrics if name in row] for name in ("val_accuracy", "val_map"))
     speeds = [row["images_per_second"] for row in metrics if "images_per_second" in row]
     return {
         "test accuracy": summary.get("test_accuracy"),
+        "test balanced accuracy": summary.get("test_balanced_accuracy"),
+        "test mAP": summary.get("test_map"),
         "best validation accuracy": max(validated, default=None),
+        "best validation mAP": max(precise, default=None),
         "epochs done": len(metrics),
         "training time (s)": metrics[-1]["seconds"] if metrics else None,
         "images/s (median epoch)": float(np.median(speeds)) if speeds else None,

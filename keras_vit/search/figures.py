@@ -2,7 +2,7 @@
 
 import math
 
-from keras_vit.search.labels import LOGARITHMIC, describe, escape, label, plain_text, show
+from keras_vit.search.labels import LOGARITHMIC, describe, escape, is_share, label, plain_text, show
 from keras_vit.search.pareto import front, metric, number
 
 # Groups of trials by rank. Viridis from dark to light, and grey: on white the best stand out.
@@ -144,7 +144,7 @@ def trace(name, points, color, line=(), marker=(), **style):
 
 
 def axis_of(name, **more):
-    percent = {"tickformat": "~%", "minallowed": 0, "maxallowed": 1} if name.endswith("accuracy") else {}
+    percent = {"tickformat": "~%", "minallowed": 0, "maxallowed": 1} if is_share(name) else {}
     return {"title": {"text": escape(label(name))}, **percent, **more}
 
 

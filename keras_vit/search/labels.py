@@ -6,6 +6,9 @@ from keras_vit.search.pareto import metric, number
 
 LABELS = {  # of metrics, in the order of the leaderboard's columns
     "val_accuracy": "validation accuracy",
+    "val_balanced_accuracy": "balanced validation accuracy",
+    "val_map": "validation mAP",
+    "val_f1": "validation F1",
     "best_val_accuracy": "best epoch's accuracy",
     "latency_ms": "latency (ms)",
     "batch_latency_ms": "batch latency (ms)",
@@ -22,8 +25,17 @@ LABELS = {  # of metrics, in the order of the leaderboard's columns
 LOGARITHMIC = ("params", "flops")  # metrics that span orders of magnitude
 
 
+SHARES = ("val_map", "val_f1")  # metrics from 0 to 1, beside accuracies and recalls
+RECALL = "val_recall:"  # and the name of a class
+
+
 def label(name):
-    return LABELS.get(name, name)
+    return f"validation recall of {name.removeprefix(RECALL)}" if name.startswith(RECALL) else LABELS.get(name, name)
+
+
+def is_share(name):
+    """Whether a metric is a share of 1, shown in percent."""
+    return name.endswith("accuracy") or name in SHARES or name.startswith(RECALL)
 
 
 def describe(trial, *metrics):
@@ -38,7 +50,7 @@ def show(name, value):
     amount = number(value)
     if amount is None:
         return plain_text(value)
-    if name.endswith("accuracy"):
+    if is_share(name):
         return f"{amount:.2%}"
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if name in LOGARITHMIC and amount >= 0.9995 * size:

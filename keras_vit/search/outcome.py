@@ -15,6 +15,7 @@ from tensorboardX.summary import hparams, scalar
 from keras_vit.files import write_text
 from keras_vit.runs.folder import RunFolder
 from keras_vit.search.axes import is_countable, values_of
+from keras_vit.search.labels import label
 from keras_vit.search.oracle import FAILED, metrics_of
 from keras_vit.search.pareto import front, smallest_within
 
@@ -114,16 +115,14 @@ def conclude(search, folder, console):
         metrics = ", ".join(f"{name} {trial['metrics'][name]:.4g}" for name in search["settings"]["objectives"])
         console.print(f"front: trial {trial['id']}  {metrics}  {short(trial['values'])}")
     best = points[0]
-    small = smallest_within(search["trials"], points=1.0, size="params")
+    goal = next(iter(search["settings"]["objectives"]))
+    small = smallest_within(search["trials"], points=1.0, size="params", accuracy=goal)
     if small:
         console.print(
-            f"smallest within 1 point of the best: trial {small['id']}, {small['metrics']['val_accuracy']:.2%} with "
+            f"smallest within 1 point of the best: trial {small['id']}, {small['metrics'][goal]:.2%} with "
             f"{small['metrics']['params']:,.0f} parameters (best: {best['metrics']['params']:,.0f})"
         )
-    console.print(
-        f"best: trial {best['id']}, validation accuracy {best['metrics']['val_accuracy']:.2%}; "
-        f"{train_command(folder / 'best.yaml')}"
-    )
+    console.print(f"best: trial {best['id']}, {label(goal)} {best['metrics'][goal]:.2%}; {train_command(folder / 'best.yaml')}")
     overhead = [trial["metrics"]["overhead_seconds"] for trial in search["trials"] if "overhead_seconds" in trial["metrics"]]
     if overhead:
         console.print(f"overhead of a trial: {statistics.median(overhead):.1f} s (median) for start, build and measurements")

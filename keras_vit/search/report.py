@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from keras_vit.files import write_text
 from keras_vit.search.figures import front_picture, importance_picture, learning_curves, parallel_coordinates
 from keras_vit.search.importance import FEWEST_TRIALS, METHOD, importance
-from keras_vit.search.labels import LABELS, describe, label, plain_text, show
+from keras_vit.search.labels import LABELS, describe, is_share, label, plain_text, show
 from keras_vit.search.pareto import front, metric, number, signs, smallest_within
 
 NEEDED = ("settings", "axes", "trials", "now", "remaining", "finished")
@@ -34,7 +34,7 @@ def write_report(search: dict[str, typing.Any], path: str | os.PathLike) -> None
         search: Plain values: `settings`, a dictionary; `axes`, each with name, kind ("choice", "int" or "float"), log and
             values; `trials`, each with id, status ("COMPLETED", "RUNNING" or "FAILED"), values, metrics, reason, curve,
             command and continues; `now`, a date; `remaining`, a number or None; `finished`; and, if trials were trained again,
-            `retrained`, each with id and test_accuracies. The first of `settings["objectives"]` ranks the trials, by default
+            `retrained`, each with id and test_scores. The first of `settings["objectives"]` ranks the trials, by default
             val_accuracy.
         path: The file.
 
@@ -116,7 +116,7 @@ def tiles(search, trials, done, goal):
 def found(done, goal):
     """The trials that the page begins with, {why: {"words", "command"}}."""
     trials = {"Best": done[0]} if done else {}
-    if goal == "val_accuracy" and (small := smallest_within(done)):
+    if is_share(goal) and (small := smallest_within(done, accuracy=goal)):
         trials["Smallest within 1 point of the best"] = small
         if small is done[0]:
             trials = {"Best, and smallest within 1 point of it": small}
@@ -156,8 +156,8 @@ def failure(trial):
 
 
 def retraining(result):
-    """The test accuracies of a trial that was trained again: mean, standard deviation and each seed."""
-    seeds = result["test_accuracies"]
+    """The results on the test images of a trial that was trained again: mean, standard deviation and each seed."""
+    seeds = result["test_scores"]
     mean = f"{np.mean(seeds):.2%}" if seeds else ""
     spread = f"{100 * np.std(seeds, ddof=1):.2f} points" if len(seeds) > 1 else ""
     return [cell(result["id"]), cell(mean), cell(spread), cell(", ".join(f"{seed:.2%}" for seed in seeds) or "failed")]

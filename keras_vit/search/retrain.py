@@ -19,26 +19,26 @@ def retrain(tuner, config, console) -> list[dict]:
         console: A rich console.
 
     Returns:
-        A list of {"id", "test_accuracies"}, which is also written to retrain.json.
+        A list of {"id", "test_scores"}, which is also written to retrain.json: the quality that the search is after.
     """
-    budget, results = config.final_budget, []
+    budget, results, goal = config.final_budget, [], f"test_{config.quality}"
     tuner = copy.copy(tuner)
     tuner.settings = dataclasses.replace(tuner.settings, time_limit=config.limit(budget))
     for trial_id, recipe in best_recipes(tuner.oracle, config.retrain).items():
-        accuracies = []
+        scores = []
         for seed in range(config.seeds):
             name = f"{trial_id}-seed-{seed}"
             place = tuner.folder / "retrain" / f"{name}-{show_budget(budget).replace(' ', '-')}"
             result, reason = train_again(tuner, dataclasses.replace(recipe, seed=seed, validation=0), budget, place)
             if reason:
                 console.print(f"retrain {name}: failed: {reason}")
-            if result and "test_accuracy" in result:
-                accuracies.append(result["test_accuracy"])
-                console.print(f"retrain {name}: test accuracy {accuracies[-1]:.2%}")
-        results.append({"id": trial_id, "test_accuracies": accuracies})
-        if len(accuracies) > 1:
-            mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-            console.print(f"retrain {trial_id}: {mean:.2%} ± {100 * spread:.2f} over {len(accuracies)} seeds")
+            if result and goal in result:
+                scores.append(result[goal])
+                console.print(f"retrain {name}: test {config.quality.replace('_', ' ')} {scores[-1]:.2%}")
+        results.append({"id": trial_id, "test_scores": scores})
+        if len(scores) > 1:
+            mean, spread = statistics.mean(scores), statistics.stdev(scores)
+            console.print(f"retrain {trial_id}: {mean:.2%} ± {100 * spread:.2f} over {len(scores)} seeds")
     write_text(tuner.folder / "retrain.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -46,7 +46,8 @@ def retrain(tuner, config, console) -> list[dict]:
 def best_recipes(oracle, count):
     """{trial: recipe} of the best finished trials; of trials with one recipe, which Hyperband has, only the best."""
     best = {}
-    done = [(metrics["val_accuracy"], trial) for trial, metrics in oracle.results() if not metrics.get(FAILED)]
+    goal = next(iter(oracle.objectives))
+    done = [(metrics[goal], trial) for trial, metrics in oracle.results() if not metrics.get(FAILED)]
     for _, trial in sorted(done, key=lambda row: -row[0]):
         recipe = oracle.space.recipe(trial.hyperparameters.values)
         if len(best) < count and recipe not in best.values():

@@ -32,7 +32,8 @@ class Lines:
         with self.lock:
             seconds = time.monotonic() - self.running.pop(trial.trial_id, time.monotonic())
             if reason is None:
-                result = f"{metrics['val_accuracy']:7.2%}"
+                quality = next(name for name in metrics if name.startswith("val_"))
+                result = f"{metrics[quality]:7.2%}"
                 if "params" in metrics:
                     result += f"  {metrics['params'] / 1e6:6.2f}M"
             else:
@@ -100,7 +101,8 @@ class Screen(Lines):
 
     def update(self):
         results = self.oracle.results()
-        good = [row["val_accuracy"] for _, row in results if not row.get("failed")]
+        goal = next(iter(self.oracle.objectives))
+        good = [row[goal] for _, row in results if not row.get("failed")]
         parts = [f"{len(results)} done"]
         if len(results) > len(good):
             parts.append(f"{len(results) - len(good)} failed")

@@ -93,8 +93,10 @@ def search(
     started = time.monotonic() if started is None else started
     if not facts["validation"]:
         raise ValueError(f"validation: received 0 images of {facts['data']}; allowed: at least 1, on which the search chooses")
+    config.check_labels(facts["multi_label"], facts["class_names"])
     # Parameters and FLOPs include the head.
-    recipe = dataclasses.replace(recipe, data=facts["data"], model=dataclasses.replace(recipe.model, num_classes=facts["classes"]))
+    model = dataclasses.replace(recipe.model, num_classes=len(facts["class_names"]))
+    recipe = dataclasses.replace(recipe, data=facts["data"], model=model).with_train(monitor=config.quality)
     folder = Path(out or f"searches/{short_name(facts['data'])}-{facts['backend']}-{config.method}").absolute()
     recipe = with_found_precision(recipe, facts, None if overwrite else folder, console)
     images = facts["train"] + facts["validation"]

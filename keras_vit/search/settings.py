@@ -5,11 +5,12 @@ import math
 import re
 import typing
 
-from keras_vit.checks import check_int, check_number, make_plain
+from keras_vit.checks import check_int, check_number, make_plain, unknown
+from keras_vit.recipes.schema import RECALL
 
 METHODS = ("bayesian", "random", "grid", "hyperband")
-OBJECTIVES = {
-    "accuracy": ("val_accuracy", "max"),
+SINGLE_QUALITIES, MULTI_QUALITIES = ("accuracy", "balanced_accuracy"), ("map", "f1")  # with one label an image, with several
+COSTS = {
     "latency": ("latency_ms", "min"),
     "batch_latency": ("batch_latency_ms", "min"),
     "params": ("params", "min"),
@@ -29,7 +30,8 @@ class SearchConfig:
 
     Attributes:
         method: `bayesian` (a Gaussian process; with several objectives ParEGO), `random`, `grid` or `hyperband`.
-        objective: One or more of accuracy, latency, batch_latency (of 64 images), params and flops; accuracy comes first.
+        objective: What is best on the validation images: accuracy, balanced_accuracy or recall:CLASS; with several labels an image
+            map, f1 or recall:CLASS. After it, separated by commas, any of latency, batch_latency (of 64 images), params and flops.
         budget: Length of one trial's training: `9epochs`, `90s`, `2m` or `1e15flops`. Seconds and FLOPs give every patch size
             the same compute. Null = about 15 trials fit max_time.
         trials: Largest number of trials; null = as many as max_time allows.
@@ -57,8 +59,9 @@ class SearchConfig:
     def __post_init__(self):
         make_plain(self)
         names = self.objective.split(",")
-        if names[0] != "accuracy" or len(set(names)) != len(names) or not set(names) <= set(OBJECTIVES):
-            allowed = f"accuracy alone, or accuracy and after it any of {', '.join(list(OBJECTIVES)[1:])}"
+        if not is_quality(names[0]) or len(set(names)) != len(names) or not set(names[1:]) <= set(COSTS):
+            qualities = ", ".join((*SINGLE_QUALITIES, *MULTI_QUALITIES))
+            allowed = f"one of {qualities}, {RECALL}CLASS, and after it any of {', '.join(COSTS)}"
             raise ValueError(f"objective: received {self.objective!r}; allowed: {allowed}")
         for name in ("workers", "seeds"):
             check_int(name, getattr(self, name), at_least=1)
@@ -81,7 +84,26 @@ class SearchConfig:
     @property
     def objectives(self) -> dict[str, str]:
         """Metrics with their directions, {"val_accuracy": "max", ...}."""
-        return dict(OBJECTIVES[name] for name in self.objective.split(","))
+        quality, *costs = self.objective.split(",")
+        return {f"val_{quality}": "max", **dict(COSTS[name] for name in costs)}
+
+    @property
+    def quality(self) -> str:
+        """The validation metric that decides, as `TrainConfig.monitor`."""
+        return self.objective.split(",")[0]
+
+    def check_labels(self, multi_label: bool, class_names: list[str]) -> None:
+        """Raises a ValueError for a quality that the data's labels do not have."""
+        if self.quality.startswith(RECALL):
+            if self.quality.removeprefix(RECALL) not in class_names:
+                raise ValueError(unknown("objective", self.quality, [f"{RECALL}{name}" for name in class_names]))
+            return
+        qualities = MULTI_QUALITIES if multi_label else SINGLE_QUALITIES
+        if self.quality not in qualities:
+            kind = "several labels" if multi_label else "one label"
+            raise ValueError(
+                f"objective: received {self.quality!r}; allowed with {kind} an image: {', '.join(qualities)}, {RECALL}CLASS"
+            )
 
     @property
     def seconds(self) -> float | None:
@@ -103,6 +125,10 @@ class SearchConfig:
     def limit(self, budget: Budget) -> float:
         """Seconds after which a training with this budget is ended."""
         return self.time_limit or (10 * budget["amount"] + 60 if budget["kind"] == "seconds" else DAY)
+
+
+def is_quality(name):
+    return name in (*SINGLE_QUALITIES, *MULTI_QUALITIES) or (name.startswith(RECALL) and name != RECALL)
 
 
 def read_seconds(name, text):

@@ -130,7 +130,8 @@ def facts(recipe):
         "fallback": data.fallback,
         "notes": data.notes,
         "fingerprint": data.fingerprint,
-        "classes": len(data.class_names),
+        "class_names": data.class_names,
+        "multi_label": data.multi_label,
         "train": len(data.train),
         "picture_side": picture_side(data),
         "validation": len(data.validation) if data.validation is not None else 0,
@@ -190,12 +191,12 @@ def main():
         verbose=2,
     )
     rows = run.metrics
-    summary = run.summary if run.is_finished else {}
+    summary, quality = run.summary if run.is_finished else {}, run.recipe.train.monitor
     outcome = {
-        # The accuracy at the end of the schedule, or of its part so far: not the luckiest epoch's. A final training has no
-        # validation images and reads the test images.
-        **({"val_accuracy": rows[-1]["val_accuracy"]} if data.validation is not None else {}),
-        **({"test_accuracy": summary["test_accuracy"]} if data.validation is None and "test_accuracy" in summary else {}),
+        # At the end of the schedule, or of its part so far: not in the luckiest epoch. A final training has no validation images
+        # and reads the test images.
+        **({f"val_{quality}": rows[-1][f"val_{quality}"]} if data.validation is not None else {}),
+        **({f"test_{quality}": summary[f"test_{quality}"]} if data.validation is None and f"test_{quality}" in summary else {}),
         "epochs": len(rows),
         "params": run.recipe.model.num_params,
         "flops": run.recipe.model.flops,

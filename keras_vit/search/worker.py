@@ -12,7 +12,7 @@ from keras_vit.search.distribute import ChiefClient, join
 from keras_vit.search.folder import differences, read_search
 from keras_vit.search.screen import Lines
 from keras_vit.search.session import load_facts, make_tuner, worker_environments
-from keras_vit.search.settings import OBJECTIVES, SearchConfig
+from keras_vit.search.settings import COSTS, SearchConfig
 from keras_vit.search.space import Limits, Space
 
 
@@ -64,7 +64,8 @@ def work(
 def config_of(search):
     """The settings of a search, as far as they concern its trials."""
     identity = search["identity"]
-    names = {metric: name for name, (metric, _) in OBJECTIVES.items()}
-    objective = ",".join(names[metric] for metric in identity["objectives"])
+    names = {metric: name for name, (metric, _) in COSTS.items()}
+    quality, *costs = identity["objectives"]
+    objective = ",".join([quality.removeprefix("val_"), *(names[cost] for cost in costs)])
     budget = "{amount}{kind}".format(**identity["budget"]).replace("seconds", "s")
     return SearchConfig(identity["method"], objective, budget, time_limit=search["time_limit"], stall_limit=search["stall_limit"])

@@ -12,9 +12,10 @@ import keras
 from keras_vit.checks import check_int, check_number
 from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.data.dataset import DataSet
+from keras_vit.data.labels import class_counts
 from keras_vit.machine import tune
 from keras_vit.recipes.parse import flatten
-from keras_vit.recipes.schema import Recipe
+from keras_vit.recipes.schema import RECALL, Recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
 from keras_vit.training.finetune import describe_trained
@@ -102,6 +103,7 @@ def train(
             print(said, flush=True)
         if recipe.train.patience and data.validation is None:
             raise ValueError(f"patience: received {recipe.train.patience}; allowed: 0 without validation images")
+        check_monitor(recipe.train.monitor, data)
         stages = recipe.stages()
         first_batches = [first_batch(data, recipe, stage, first, steps_per_epoch) for first, _, stage in stages]
         run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
@@ -192,6 +194,16 @@ def check_extension(extend, extend_rate, resume):
         raise ValueError(f"extend: received {extend}; allowed: 0 unless a run is resumed")
     if extend_rate is not None and not extend:
         raise ValueError(f"extend_rate: received {extend_rate}; allowed: none without extend")
+
+
+def check_monitor(monitor, data):
+    """Raises a ValueError for the recall of a class without validation images."""
+    if not monitor.startswith(RECALL) or data.validation is None:
+        return
+    found = class_counts(data.validation.labels, len(data.class_names))
+    if not found[data.class_names.index(monitor.removeprefix(RECALL))]:
+        known = ", ".join(f"{RECALL}{name}" for name, count in zip(data.class_names, found, strict=True) if count)
+        raise ValueError(f"monitor: received {monitor!r}, a class without validation images; allowed: {known}")
 
 
 def average_note(config, total_steps):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 job = json.loads(Path(sys.argv[1]).read_text())
 recipe = Path(job["recipe"]).read_text()
+quality = re.search(r"monitor: (\S+)", recipe)[1]
 number = Path(job["recipe"]).parent.name.split("-")[1].lstrip("0") or "0"
 run = Path(job["run"])
 run.mkdir(exist_ok=True)
@@ -26,7 +28,7 @@ if what == "nan":
     sys.exit(2)
 metrics = run / "metrics.csv"
 if not metrics.is_file():
-    metrics.write_text("epoch,seconds,val_accuracy\n")
+    metrics.write_text(f"epoch,seconds,val_{quality}\n")
     (run / "recipe.yaml").write_text(recipe)
 done = metrics.read_text().count("\n") - 1
 if "garbage" in metrics.read_text():
@@ -36,7 +38,7 @@ for epoch in range(done, job["until"] or 3):  # a killed one goes on behind its 
     time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
     with metrics.open("a") as file:
         file.write(f"{epoch + 1},{epoch + 1.5},{score}\n")
-outcome = {"val_accuracy": score, "params": 10 + len(recipe), "latency_ms": 1 / score, "overhead_seconds": 7.5}
+outcome = {f"val_{quality}": score, "params": 10 + len(recipe), "latency_ms": 1 / score, "overhead_seconds": 7.5}
 if job["data"] is None:  # a final training
-    outcome = {"test_accuracy": score}
+    outcome = {f"test_{quality}": score}
 Path(job["result"]).write_text(json.dumps(outcome))

@@ -29,7 +29,8 @@ FACTS = {
     "fallback": "",
     "notes": [],
     "fingerprint": "f0",
-    "classes": 10,
+    "class_names": [str(digit) for digit in range(10)],
+    "multi_label": False,
     "train": 1294,
     "validation": 144,
     "backend": keras.backend.backend(),
@@ -88,7 +89,7 @@ def test_a_whole_search(command, capsys):
     assert begun.model.num_classes == 10  # predicted parameters and FLOPs are those of the head that is trained
 
     retrained = json.loads((folder / "retrain.json").read_text())
-    assert [len(row["test_accuracies"]) for row in retrained] == [2, 2]
+    assert [len(row["test_scores"]) for row in retrained] == [2, 2]
     assert retrained[0]["id"] == str(best)
     for seed in range(2):
         recipe = load_recipe(folder / "retrain" / f"{best}-seed-{seed}-3-epochs" / "recipe.yaml")
@@ -228,8 +229,14 @@ def test_each_worker_has_a_gpu_that_is_the_users(monkeypatch, visible, accelerat
         (["--retrain", "-1"], "retrain: received -1"),
         (
             ["--objective", "latency"],
-            "objective: received 'latency'; allowed: accuracy alone, or accuracy and after it",
+            "objective: received 'latency'; allowed: one of accuracy, balanced_accuracy, map, f1, recall:CLASS, and after it any",
         ),
+        (["--objective", "accuracy,map"], "objective: received 'accuracy,map'; allowed: one of "),
+        (
+            ["--objective", "map"],
+            "objective: received 'map'; allowed with one label an image: accuracy, balanced_accuracy, recall",
+        ),
+        (["--objective", "recall:12"], r"objective: received 'recall:12' .*; allowed: recall:0, recall:1, "),
         (["--method", "genetic"], "method.*genetic"),
         (
             ["--method", "hyperband", "--budget", "2epochs"],
@@ -247,6 +254,30 @@ def test_bad_input_is_named(command, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         command(*([] if "--worker" in arguments else SMALL), *arguments)
     assert not list(tmp_path.glob("search/trial-*"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "several", "words"),
+    [
+        ("map", True, "validation mAP"),
+        ("balanced_accuracy", False, "balanced validation accuracy"),
+        ("recall:7", False, "validation recall of 7"),
+    ],
+)
+def test_other_objectives_than_accuracy(command, capsys, objective, several, words):
+    folder = command(*ONE, "--objective", f"{objective},params", "--retrain", "1", multi_label=several)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"best: trial 0, {words} " in said
+    assert load_recipe(folder / "best.yaml").train.monitor == objective
+    (row,) = json.loads((folder / "retrain.json").read_text())
+    assert len(row["test_scores"]) == 1
+    assert f"retrain 0-seed-0: test {objective.replace('_', ' ')} " in said
+    assert words in (folder / "report.html").read_text()
+
+
+def test_accuracy_is_no_objective_of_several_labels(command):
+    with pytest.raises(ValueError, match=r"^objective: received 'accuracy'; allowed with several labels an image: map, f1, recall"):
+        command(*ONE, multi_label=True)
 
 
 def test_a_worker_with_other_data_is_refused(command):

@@ -107,3 +107,30 @@ def test_a_final_training_reads_the_test_images(trial):
     run, result = trial("final", {"kind": "epochs", "amount": 1}, data=False, validation=0)
     assert "val_accuracy" not in result
     assert result["test_accuracy"] == run.summary["test_accuracy"]
+
+
+def test_a_trial_reports_the_quality_that_the_search_is_after(tmp_path, monkeypatch):
+    """Several labels an image, from arrays: images and labels of the first trial serve the second."""
+    monkeypatch.setattr(trials, "end_with_parent", lambda: None)
+    monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
+    monkeypatch.setitem(sys.modules, "tensorflow", sys.modules.get("tensorflow"))
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x_train=rng.integers(256, size=(60, 8, 8), dtype=np.uint8), y_train=rng.integers(2, size=(60, 3)))
+    recipe = load_recipe(
+        "digits", data=f"arrays:{tmp_path / 'a.npz'}", model=TINY, train={**TRAIN, "batch_size": 16, "monitor": "f1"}
+    )
+    results = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text(recipe.to_yaml())
+        job = {
+            key: str(tmp_path / name / file)
+            for key, file in {"recipe": "recipe.yaml", "run": "run", "result": "result.json"}.items()
+        }
+        job |= {"data": str(tmp_path / "images"), "until": None, "budget": {"kind": "epochs", "amount": 2}, "latency": False}
+        (tmp_path / name / "job.json").write_text(json.dumps(job))
+        monkeypatch.setattr(sys, "argv", ["trial", str(tmp_path / name / "job.json")])
+        trials.main()
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    assert results[0]["val_f1"] == RunFolder(tmp_path / "one" / "run").metrics[-1]["val_f1"] == results[1]["val_f1"]
+    assert trials.facts(recipe)["multi_label"]
