@@ -130,15 +130,38 @@ class Reference:
 
     def attention(self, x, name, mask=None):
         q, k, v = np.split(self.dense(x, f"{name}/qkv"), 3, axis=-1)
+        q, v = q + self.weights.get(f"{name}/query_bias", 0), v + self.weights.get(f"{name}/value_bias", 0)
         heads, scores = [], []
         for part in np.split(np.arange(self.config.width), self.config.num_heads):
             head_q, head_k = q[..., part], k[..., part]
             if self.config.qk_norm:
                 head_q, head_k = self.norm(head_q, f"{name}/q_norm"), self.norm(head_k, f"{name}/k_norm")
+            if self.config.rotary != "none":
+                head_q, head_k = self.turn(head_q), self.turn(head_k)
             y, weights = self.attend(head_q, head_k, v[..., part], mask)
             heads.append(y)
             scores.append(weights)
-        return self.dense(np.concatenate(heads, -1), f"{name}/projection"), np.stack(scores, 1)
+        y = np.concatenate(heads, -1)
+        y = self.norm(y, f"{name}/norm") if self.config.attention_norm else y
+        return self.dense(y, f"{name}/projection"), np.stack(scores, 1)
+
+    def turn(self, x):
+        """Queries or keys (B, N, d) of one head, the patches' turned in the complex plane: pair by pair, token by token."""
+        config, half = self.config, x.shape[-1] // 2
+        rows, columns = config.grid_size
+        x, prefix = x.copy(), x.shape[1] - rows * columns
+        for token in range(rows * columns):
+            for pair in range(half):
+                axis, i = divmod(pair, half // 2)  # the first half of the pairs for rows, the second for columns
+                place, count = divmod(token, columns)[axis], (rows, columns)[axis]
+                if config.rotary == "centered":
+                    coordinate = 2 * math.pi * ((place + 0.5) / count * 2 - 1)
+                else:
+                    coordinate = (place + config.rotary_offset) * (config.rotary_grid or (rows, columns))[axis] / count
+                angle = coordinate * config.rotary_base ** (-i / (half // 2))
+                number = (x[:, prefix + token, pair] + 1j * x[:, prefix + token, pair + half]) * np.exp(1j * angle)
+                x[:, prefix + token, pair], x[:, prefix + token, pair + half] = number.real, number.imag
+        return x
 
     def mlp(self, x, name):
         x = self.dense(x, f"{name}/fc1")
@@ -151,6 +174,8 @@ class Reference:
             x = x / (1 + np.exp(-1.702 * x))
         else:
             x = exact_gelu(x)
+        if self.config.mlp_norm and not name.startswith("pool"):
+            x = self.norm(x, f"{name}/norm")
         return self.dense(x, f"{name}/fc2")
 
     def block(self, x, name, mask=None):

@@ -36,6 +36,7 @@ __all__ = [
     "linear",
     "portable",
     "reshape",
+    "rotate",
     "self_attention",
     "shape",
     "split_heads",
@@ -123,6 +124,18 @@ def attention_weights(q, k, mask=None, bias=None):
     if mask is not None:
         scores = ops.where(expand_mask(mask), scores, ops.cast(-3e4, scores.dtype))  # finite in float16 too
     return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), q.dtype)
+
+
+def rotate(x, rotary):
+    """Turns channels i and i + d / 2 of each head by an angle: (B, h, N, d) -> (B, h, N, d).
+
+    Args:
+        x: Queries or keys.
+        rotary: Cosines and sines of the tokens' angles, side by side, (B, N, d).
+    """
+    a, b = ops.split(x, 2, axis=-1)  # each (B, h, N, d / 2)
+    cos, sin = ops.split(ops.expand_dims(rotary, 1), 2, axis=-1)  # each (B, 1, N, d / 2)
+    return ops.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def split_heads(x, tokens, num_heads, parts=3):

@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, D width, h heads, d = D / h.
 import keras
 from keras import ops
 
-from keras_vit.kernels.ops import attend, attention_weights, join_heads, reshape, self_attention, shape, split_heads
+from keras_vit.kernels.ops import attend, attention_weights, join_heads, reshape, rotate, self_attention, shape, split_heads
 from keras_vit.model.config import check_heads
 from keras_vit.model.layers import Layer, register
 
@@ -23,6 +23,8 @@ class Attention(Layer):
         norm_epsilon: Epsilon of the norms of queries and keys.
         qkv_bias: Whether queries, keys and values have a bias.
         use_bias: Whether the output projection has a bias.
+        key_bias: Whether the keys have a bias too, where `qkv_bias` is True.
+        attention_norm: Whether the heads' output is layer-normalised before the projection ('sub-LN', arXiv 2210.06423).
     """
 
     def __init__(
@@ -34,18 +36,23 @@ class Attention(Layer):
         norm_epsilon=1e-6,
         qkv_bias=True,
         use_bias=True,
+        key_bias=True,
+        attention_norm=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         check_heads(width, num_heads)
         self.keep(locals())
         self.supports_masking = True
-        self.qkv = self.dense(3 * width, "qkv", qkv_bias, split_glorot_uniform(3))
+        self.partial_bias = qkv_bias and not key_bias
+        self.qkv = self.dense(3 * width, "qkv", qkv_bias and key_bias, split_glorot_uniform(3))
         self.projection = self.dense(width, "projection", use_bias)
         self.scores_dropout = self.drop(attention_dropout, "dropout")
         if qk_norm:
             self.q_norm = self.norm("q_norm")
             self.k_norm = self.norm("k_norm")
+        if attention_norm:
+            self.output_norm = self.norm("norm")
 
     def build(self, input_shape):
         self.qkv.build((None, input_shape[-1]))
@@ -54,8 +61,13 @@ class Attention(Layer):
             head_shape = (None, None, None, self.width // self.num_heads)
             self.q_norm.build(head_shape)
             self.k_norm.build(head_shape)
+        if self.attention_norm:
+            self.output_norm.build((None, self.width))
+        if self.partial_bias:
+            self.query_bias = self.add_weight(shape=(self.width,), initializer="zeros", name="query_bias")
+            self.value_bias = self.add_weight(shape=(self.width,), initializer="zeros", name="value_bias")
 
-    def call(self, x, mask=None, training=None, sizes=None, residual=None):
+    def call(self, x, mask=None, training=None, sizes=None, residual=None, rotary=None):
         """Attends from every token to every token.
 
         Args:
@@ -64,35 +76,43 @@ class Attention(Layer):
             training: Whether dropout is active.
             sizes: Each token counts as this many keys (arXiv 2210.09461), (B, N, 1); None = one.
             residual: Added to the result, (B, N, D); None = nothing.
+            rotary: Cosines and sines of the tokens' angles, (B, N, d), from `RotaryPositions`; None = not rotated.
         """
         residual = None if residual is None else reshape(residual, (-1, self.width))  # (B·N, D)
-        return self.mix(self.project(x, training), shape(x)[1], mask, training, sizes, residual)
+        return self.mix(self.project(x, training), shape(x)[1], mask, training, sizes, residual, rotary)
 
     def project(self, x, training=None):
         """Queries, keys and values side by side: (B, N, D) -> (B·N, 3D)."""
         # Two-dimensional matmuls: in XLA up to 1.5 times as fast as three-dimensional ones.
-        return self.inner(self.qkv, reshape(x, (-1, x.shape[2])), training=training)
+        y = self.inner(self.qkv, reshape(x, (-1, x.shape[2])), training=training)
+        if self.partial_bias:
+            q, v = (ops.cast(bias, y.dtype) for bias in (self.query_bias, self.value_bias))
+            y = y + ops.concatenate([q, ops.zeros_like(q), v])
+        return y
 
-    def mix(self, qkv, tokens, mask=None, training=None, sizes=None, residual=None):
+    def mix(self, qkv, tokens, mask=None, training=None, sizes=None, residual=None, rotary=None):
         """The second half of `call`, after `project`: (B·N, 3D) -> (B, N, D). `tokens` is N, `residual` (B·N, D)."""
         dropout = self.scores_dropout if training and self.attention_dropout else None
-        if mask is None and dropout is None and not self.qk_norm:
+        if mask is None and dropout is None and rotary is None and not self.qk_norm:
             y = self_attention(qkv, tokens, self.num_heads, key_bias(sizes))  # (B·N, D)
         else:
-            y = join_heads(attend(*self.split(qkv, tokens, training), mask, key_bias(sizes), dropout))
+            y = join_heads(attend(*self.split(qkv, tokens, training, rotary), mask, key_bias(sizes), dropout))
+        y = self.inner(self.output_norm, y, training=training) if self.attention_norm else y
         y = self.inner_sum(residual, self.projection, y, training)
         return reshape(y, (-1, tokens, self.width))
 
-    def split(self, qkv, tokens, training=None):
+    def split(self, qkv, tokens, training=None, rotary=None):
         """Queries, keys and values that `mix` compares: (B·N, 3D) -> three of (B, h, N, d)."""
         q, k, v = split_heads(qkv, tokens, self.num_heads)
         if self.qk_norm:
             q, k = self.inner(self.q_norm, q, training=training), self.inner(self.k_norm, k, training=training)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         return q, k, v
 
-    def scores(self, x, mask=None, sizes=None):
+    def scores(self, x, mask=None, sizes=None, rotary=None):
         """The attention weights that `call` gives tokens (B, N, D): (B, h, N, N), rows summing to 1."""
-        q, k, _ = self.split(self.project(x), shape(x)[1])
+        q, k, _ = self.split(self.project(x), shape(x)[1], rotary=rotary)
         return attention_weights(q, k, mask, key_bias(sizes))
 
     def keys(self, qkv, tokens):

@@ -34,6 +34,9 @@ class TransformerBlock(Layer):
         norm_epsilon: Epsilon of the layer normalisations.
         qkv_bias: Whether queries, keys and values have a bias.
         use_bias: Whether the other dense layers have a bias.
+        key_bias: Whether the keys have a bias too, where `qkv_bias` is True.
+        attention_norm: Whether the attention's output is layer-normalised before its projection.
+        mlp_norm: Whether the MLP's hidden layer is layer-normalised before its projection.
     """
 
     def __init__(
@@ -50,6 +53,9 @@ class TransformerBlock(Layer):
         norm_epsilon=1e-6,
         qkv_bias=True,
         use_bias=True,
+        key_bias=True,
+        attention_norm=False,
+        mlp_norm=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -74,9 +80,9 @@ class TransformerBlock(Layer):
             if layer is not None:
                 layer.build(input_shape)
 
-    def call(self, x, mask=None, training=None):
-        """Transforms tokens (B, N, D); `mask` as in `Attention.call`."""
-        y = self.branch(x, self.norm1, self.attention.call, training, mask=mask)  # attention(norm1(x))
+    def call(self, x, mask=None, training=None, rotary=None):
+        """Transforms tokens (B, N, D); `mask` and `rotary` as in `Attention.call`."""
+        y = self.branch(x, self.norm1, self.attention.call, training, mask=mask, rotary=rotary)  # attention(norm1(x))
         x = self.add(x, y, self.dropout1, self.scale1, self.drop_path1, training)  # x + drop_path(scale1(y))
         y = self.branch(x, self.norm2, self.feed_forward.call, training)  # mlp(norm2(x))
         x = self.add(x, y, self.dropout2, self.scale2, self.drop_path2, training)  # x + drop_path(scale2(y))
@@ -103,10 +109,10 @@ class TransformerBlock(Layer):
         """Whether no scale, dropout or stochastic depth stands between the last matmul of a branch and the sum."""
         return self.scale1 is None and not (training and (self.dropout or self.drop_path))
 
-    def scores(self, x, mask=None, sizes=None):
+    def scores(self, x, mask=None, sizes=None, rotary=None):
         """The attention weights (B, h, N, N) for the tokens (B, N, D) that the block takes; arguments as in `Attention.call`."""
-        return self.attention.scores(self.inner(self.norm1, x), mask, sizes)
+        return self.attention.scores(self.inner(self.norm1, x), mask, sizes, rotary)
 
-    def compute_output_spec(self, x, mask=None, training=None):
+    def compute_output_spec(self, x, mask=None, training=None, rotary=None):
         # Without this method Keras runs the block once, the slowest part of building a model.
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)

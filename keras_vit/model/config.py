@@ -10,6 +10,7 @@ from keras_vit.model import counts
 POOLS = ("cls", "gap", "cls_gap", "map")
 POSITIONS = ("learned", "sincos2d", "sincos1d", "none")
 PREFIX_POSITIONS = ("none", "class", "all")
+ROTARY = ("none", "centered", "index")
 STEMS = ("patch", "conv")
 MLPS = ("gelu", "gelu_tanh", "gelu_quick", "swiglu")
 DATA_FORMATS = ("channels_last", "channels_first")
@@ -61,6 +62,13 @@ class ViTConfig:
             arXiv 1706.03762, over the tokens in row-major order) or `none`.
         prefix_positions: Which prefix tokens have a position of their own: `none`, `class` (the class token) or
             `all` (registers too). Fixed 2-D positions give prefix tokens none.
+        rotary: Rotary positions (arXiv 2104.09864), with or without those of `position`: every block turns queries and keys of
+            patches by angles that depend on row and column. `none`, `centered` (the image spans the same angles whatever its
+            size; DINOv3, arXiv 2508.10104) or `index` (rows and columns are counted; RoPE-ViT, arXiv 2403.13298).
+        rotary_base: Base of the frequencies; angles shrink from the coordinate to nearly 1/base of it over a head's channels.
+        rotary_grid: Rows and columns that the count of `index` is stretched to, as EVA-02 (arXiv 2303.11331) does with those of its
+            pretraining; None = not stretched.
+        rotary_offset: Added to the count of `index`.
         stem: `patch` (one linear projection of the flattened patch) or `conv` (3x3 convolutions of stride 2 with GELU, one for
             each halving from the image to the patch grid; arXiv 2106.14881). `conv` needs a patch size of 2^n.
         mlp: `gelu` (exact, erf), `gelu_tanh` (the approximation that Flax takes), `gelu_quick` (x sigmoid(1.702 x), CLIP's) or
@@ -76,11 +84,14 @@ class ViTConfig:
             no weights: any trained model can be loaded with it.
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
+        attention_norm: Whether the attention's output is layer-normalised before its projection ('sub-LN', arXiv 2210.06423).
+        mlp_norm: Whether the MLP's hidden layer is layer-normalised before its projection, likewise.
         norm_epsilon: Epsilon of every layer normalisation.
         pre_norm: Whether a norm precedes the first block, as in CLIP (arXiv 2103.00020); the patch projection then has no bias.
         norm_after_pool: Whether the last norm follows the pooling (`fc_norm` of timm) instead of preceding it.
         pre_logits_dim: Size of a tanh layer between pooling and head, as in checkpoints of ImageNet-21k; 0 = none.
         qkv_bias: Whether the query, key and value projections have a bias.
+        key_bias: Whether the blocks' keys have a bias too, where `qkv_bias` is True.
         use_bias: Whether the other projections of patches, attention and MLP have a bias.
         data_format: `channels_last` (B, H, W, C) or `channels_first` (B, C, H, W) images; the weights are the same.
 
@@ -102,6 +113,10 @@ class ViTConfig:
     distillation: bool = False
     position: typing.Literal[POSITIONS] = "learned"
     prefix_positions: typing.Literal[PREFIX_POSITIONS] = "class"
+    rotary: typing.Literal[ROTARY] = "none"
+    rotary_base: float = 100.0
+    rotary_grid: int | tuple[int, int] | None = None
+    rotary_offset: float = 0.0
     stem: typing.Literal[STEMS] = "patch"
     mlp: typing.Literal[MLPS] = "gelu"
     dropout: float = 0.0
@@ -111,11 +126,14 @@ class ViTConfig:
     merge_tokens: int = 0
     layer_scale: float = 0.0
     qk_norm: bool = False
+    attention_norm: bool = False
+    mlp_norm: bool = False
     norm_epsilon: float = 1e-6
     pre_norm: bool = False
     norm_after_pool: bool = False
     pre_logits_dim: int = 0
     qkv_bias: bool = True
+    key_bias: bool = True
     use_bias: bool = True
     data_format: typing.Literal[DATA_FORMATS] = "channels_last"
 
@@ -129,7 +147,8 @@ class ViTConfig:
             check_int(name, getattr(self, name), at_least=0)
         for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             check_number(name, getattr(self, name), at_least=0, below=1)
-        for name in ("distillation", "qk_norm", "pre_norm", "norm_after_pool", "qkv_bias", "use_bias"):
+        flags = ("distillation", "qk_norm", "attention_norm", "mlp_norm", "pre_norm", "norm_after_pool")
+        for name in (*flags, "qkv_bias", "key_bias", "use_bias"):
             check_choice(name, getattr(self, name), (True, False))
         for name, allowed in (
             ("pool", POOLS),
@@ -151,6 +170,12 @@ class ViTConfig:
             raise ValueError(f"patch_size: received {self.patch_size}; allowed: a square, with stem conv")
         check_heads(self.width, self.num_heads)
         check_position(self.position, self.width)
+        check_choice("rotary", self.rotary, ROTARY)
+        check_rotary(self.rotary, self.rotary_base, self.rotary_grid, self.rotary_offset, self.head_dim)
+        if self.rotary_grid is not None:
+            object.__setattr__(self, "rotary_grid", as_pair("rotary_grid", self.rotary_grid))
+        if self.rotary != "none" and self.merge_tokens:
+            raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: 0 with rotary positions: a merged token has none")
         if self.pool in ("cls", "cls_gap") and self.class_token is False:
             raise ValueError(f"class_token: received False; allowed: True, None with pool {self.pool}")
         if self.distillation:
@@ -292,6 +317,20 @@ def check_position(position, width):
     multiple = {"sincos2d": 4, "sincos1d": 2}.get(position, 1)
     if width % multiple:
         raise ValueError(f"width: received {width}; allowed: multiples of {multiple} with position {position}")
+
+
+def check_rotary(rotary, base, grid, offset, head_dim):
+    """Raises a ValueError for settings of rotary positions that do not go together, or a head that they cannot fill."""
+    check_number("rotary_base", base, above=0)
+    check_number("rotary_offset", offset)
+    if grid is not None:
+        as_pair("rotary_grid", grid)
+    if rotary != "index":
+        for name, value, allowed in (("rotary_grid", grid, None), ("rotary_offset", offset, 0)):
+            if value != allowed:
+                raise ValueError(f"{name}: received {value}; allowed: {allowed} with rotary {rotary}")
+    if rotary != "none" and head_dim % 4:
+        raise ValueError(f"num_heads: received heads of {head_dim} channels; allowed: multiples of 4 with rotary positions")
 
 
 def check_heads(width, num_heads):

@@ -20,6 +20,8 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
         dense(f"{name}/fc1", width, config.mlp_dim * (2 if config.mlp == "swiglu" else 1), bias)
         dense(f"{name}/fc2", config.mlp_dim, width, bias)
 
+    partial = config.qkv_bias and not config.key_bias
+
     patch_dim = math.prod(config.patch_size) * config.channels
     if config.stem == "conv":
         for index, (a, b) in enumerate(itertools.pairwise((config.channels, *config.stem_widths))):
@@ -38,13 +40,19 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
         norm("pre_norm", width)
     for block in (f"block_{index}" for index in range(config.depth)):
         norm(f"{block}/norm1", width)
-        dense(f"{block}/attention/qkv", width, 3 * width, config.qkv_bias)
+        dense(f"{block}/attention/qkv", width, 3 * width, config.qkv_bias and not partial)
+        if partial:
+            shapes[f"{block}/attention/query_bias"] = shapes[f"{block}/attention/value_bias"] = (width,)
         dense(f"{block}/attention/projection", width, width, bias)
         if config.qk_norm:
             norm(f"{block}/attention/q_norm", config.head_dim)
             norm(f"{block}/attention/k_norm", config.head_dim)
+        if config.attention_norm:
+            norm(f"{block}/attention/norm", width)
         norm(f"{block}/norm2", width)
         mlp(f"{block}/mlp")
+        if config.mlp_norm:
+            norm(f"{block}/mlp/norm", config.mlp_dim)
         if config.layer_scale:
             shapes[f"{block}/scale1/gamma"] = shapes[f"{block}/scale2/gamma"] = (width,)
     norm("norm", config.pooled_dim if config.norm_after_pool else width)

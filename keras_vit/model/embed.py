@@ -196,7 +196,7 @@ class PatchEncoder(Layer):
 class PatchDropout(Layer):
     """Drops patch tokens at random in training, redrawn per image and step: (B, N, D) -> (B, K, D) (arXiv 2208.07220).
 
-    K counts the prefix tokens and the kept patches (at least one). Outside training all N tokens are kept.
+    Given the rotary positions (B, N, d) too, returns those of the kept tokens as well. K counts the prefix tokens and the kept patches (at least one). Outside training all N tokens are kept.
 
     Args:
         rate: Fraction of the patches that is dropped, 0 to below 1.
@@ -208,13 +208,18 @@ class PatchDropout(Layer):
         self.keep(locals())
         self.seed_generator = keras.random.SeedGenerator()
 
-    def call(self, x, training=None):
-        if not training or not self.rate:
-            return x
+    def call(self, x, rotary=None, training=None):
+        given = (x,) if rotary is None else (x, rotary)
+        if training and self.rate:
+            patches = x.shape[1] - self.num_prefix_tokens
+            noise = keras.random.uniform((ops.shape(x)[0], patches), seed=self.seed_generator)
+            _, order = ops.top_k(noise, kept_patches(patches, self.rate), sorted=False)  # (B, kept)
+            given = tuple(self.take(values, order) for values in given)
+        return given[0] if rotary is None else given
+
+    def take(self, x, order):
+        """The prefix tokens and those patches whose indices are `order`: (B, N, F), (B, kept) -> (B, K, F)."""
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        kept = kept_patches(patches.shape[1], self.rate)
-        noise = keras.random.uniform((ops.shape(patches)[0], patches.shape[1]), seed=self.seed_generator)
-        _, order = ops.top_k(noise, kept, sorted=False)  # (B, kept)
         first = patches.shape[1] * ops.arange(shape(patches)[0], dtype=order.dtype)  # row of each image's first patch, (B,)
         patches = ops.take(reshape(patches, (-1, patches.shape[2])), first[:, None] + order, axis=0)  # whole rows
         return ops.concatenate([prefix, patches], axis=1) if self.num_prefix_tokens else patches

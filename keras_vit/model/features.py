@@ -35,7 +35,8 @@ def features(model: ViT, names: str | list[str]) -> keras.Model:
         layer = model.get_layer(layer_name)
         if attention:
             scores = AttentionScores(layer, name=f"{layer_name}_attention")
-            outputs[name] = scores(*keras.tree.flatten(layer.input))
+            x, *more = keras.tree.flatten(layer.input)  # a block also gets sizes, or rotary positions, or neither
+            outputs[name] = scores(x, **{"sizes" if model.config.merge_tokens else "rotary": value for value in more})
         else:
             outputs[name] = keras.tree.flatten(layer.output)[0]  # a block that merges tokens also gives their sizes
     return keras.Model(model.input, outputs, name=f"{model.name}_features")
@@ -51,5 +52,5 @@ class AttentionScores(keras.layers.Layer):
         super().__init__(dtype=block.dtype_policy, **kwargs)
         self.block = block
 
-    def call(self, x, sizes=None):
-        return self.block.scores(x, sizes=sizes)
+    def call(self, x, sizes=None, rotary=None):
+        return self.block.scores(x, sizes=sizes, rotary=rotary)

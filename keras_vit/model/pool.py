@@ -74,12 +74,12 @@ class AttentionPooling(Layer):
         self.query = self.dense(width, "query", qkv_bias)
         self.key_value = self.dense(2 * width, "key_value", qkv_bias, split_glorot_uniform(2))
         self.projection = self.dense(width, "projection", use_bias)
-        self.mlp_norm = self.norm("norm")
+        self.output_norm = self.norm("norm")
         self.feed_forward = MLP.of(self, name="mlp", dtype=self.dtype_policy)
 
     def build(self, input_shape):
         self.probe = self.add_weight(shape=(1, self.width), initializer="glorot_uniform", name="probe")
-        for layer in (self.query, self.key_value, self.projection, self.mlp_norm, self.feed_forward):
+        for layer in (self.query, self.key_value, self.projection, self.output_norm, self.feed_forward):
             layer.build((None, self.width))
 
     def compute_mask(self, x, previous_mask=None):
@@ -95,4 +95,4 @@ class AttentionPooling(Layer):
         k, v = split_heads(kv, shape(x)[1], self.num_heads, parts=2)  # each (B, h, N, d)
         y = reshape(attend(q, k, v, mask, key_bias(sizes)), (-1, self.width))  # (B, D)
         y = self.inner(self.projection, y, training=training)
-        return y + self.inner(self.feed_forward, self.inner(self.mlp_norm, y, training=training), training=training)
+        return y + self.inner(self.feed_forward, self.inner(self.output_norm, y, training=training), training=training)

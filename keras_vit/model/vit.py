@@ -13,6 +13,7 @@ from keras_vit.model.embed import ConvStem, PatchDropout, PatchEncoder, Patches
 from keras_vit.model.layers import LayerNormalization, register
 from keras_vit.model.merging import MergingBlock
 from keras_vit.model.pool import AttentionPooling, Pooling
+from keras_vit.model.rotary import RotaryPositions
 from keras_vit.private.keras import flatten_layers
 
 
@@ -20,7 +21,7 @@ from keras_vit.private.keras import flatten_layers
 class ViT(keras.Model):
     """A functional model (B, H, W, C) -> logits (B, num_classes), or features (B, D) if `num_classes` is 0.
 
-    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `patch_dropout`, `pre_norm`, `block_0` ... `block_{depth-1}`
+    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `rotary` (B, N, d), `patch_dropout`, `pre_norm`, `block_0` ... `block_{depth-1}`
     (B, N, D), `norm`, `pool` (B, D), `pre_logits`, `head`, and in a distilled model `pool_dist`, `head_dist` and `average`. A
     model has only the layers that its configuration needs. `features` returns the output of any layer.
 
@@ -37,8 +38,8 @@ class ViT(keras.Model):
         policies = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         dtype = getattr(policies, "default_policy", policies)
         images = keras.Input(config.image_shape, name="images")  # (B, H, W, C)
-        x = embed(config, images, dtype)  # (B, N, D)
-        x, sizes = transform(config, x, dtype)  # (B, N, D); (B, N, 1) if tokens are merged
+        x, rotary = embed(config, images, dtype)  # (B, N, D); (B, N, d) if positions are rotary
+        x, sizes = transform(config, x, rotary, dtype)  # (B, N, D); (B, N, 1) if tokens are merged
         outputs = classify(config, x, sizes, dtype)  # (B, num_classes)
         super().__init__(inputs=images, outputs=outputs, name=name)
         self.config = config
@@ -84,7 +85,7 @@ class ViT(keras.Model):
 
 
 def embed(config, images, dtype):
-    """Images (B, H, W, C) to tokens (B, N, D)."""
+    """Images (B, H, W, C) to tokens (B, N, D), and their rotary positions (B, N, d), None if there are none."""
     if config.stem == "conv":
         stem = ConvStem.of(config, filters=config.stem_widths, name="stem", dtype=dtype)
     else:
@@ -97,14 +98,16 @@ def embed(config, images, dtype):
         dtype=dtype,
     )
     x = encoder(stem(images))  # (B, N, D)
+    rotary = RotaryPositions.of(config, name="rotary", dtype=dtype)(x) if config.rotary != "none" else None
     if config.patch_dropout:
-        x = PatchDropout.of(config, rate=config.patch_dropout, name="patch_dropout", dtype=dtype)(x)
+        drop = PatchDropout.of(config, rate=config.patch_dropout, name="patch_dropout", dtype=dtype)
+        x, rotary = (drop(x), None) if rotary is None else drop(x, rotary)
     if config.pre_norm:
         x = LayerNormalization(epsilon=config.norm_epsilon, name="pre_norm", dtype=dtype)(x)
-    return x
+    return x, rotary
 
 
-def transform(config, x, dtype):
+def transform(config, x, rotary, dtype):
     """Runs tokens (B, N, D) through the blocks; returns tokens and sizes (B, N, 1), None if no tokens are merged."""
     sizes = None
     for index, (drop_path, merged) in enumerate(zip(config.drop_path_rates, config.merged_tokens, strict=True)):
@@ -112,7 +115,7 @@ def transform(config, x, dtype):
         if config.merge_tokens:
             x, sizes = MergingBlock.of(config, merge_tokens=merged, **settings)(x, sizes)
         else:
-            x = TransformerBlock.of(config, **settings)(x)
+            x = TransformerBlock.of(config, **settings)(x, rotary=rotary)
     return x, sizes
 
 

@@ -61,6 +61,8 @@ OPTIONS = (
     {"position": "none", "patch_size": (6, 3), "channels": 1, "data_format": "channels_first"},
     {"data_format": "channels_first", "stem": "conv"},
     {"dropout": 0.5, "attention_dropout": 0.5, "drop_path": 0.5, "depth": 2},
+    {"rotary": "centered", "position": "none", "registers": 2, "key_bias": False, "layer_scale": 0.1},
+    {"rotary": "index", "rotary_grid": (5, 2), "mlp": "swiglu", "mlp_norm": True, "attention_norm": True, "key_bias": False},
 )
 # Other compositions of the same operations, tried once.
 COMPOSITIONS = (
@@ -76,6 +78,9 @@ COMPOSITIONS = (
     {"norm_after_pool": True, "pool": "gap"},
     {"norm_after_pool": True, "pool": "map"},
     {"num_classes": 0, "pool": "gap"},
+    {"rotary": "index", "rotary_base": 1e4, "rotary_offset": 1.0, "qk_norm": True, "pool": "map"},
+    {"rotary": "centered", "rotary_base": 7.0, "position": "sincos2d", "pool": "gap", "stem": "conv"},
+    {"key_bias": False, "qkv_bias": False, "mlp_norm": True},
 )
 
 
