@@ -67,7 +67,7 @@ def check_number(name, value, *, at_least=-math.inf, above=-math.inf, at_most=ma
     if not (number and at_least <= value <= at_most and above < value < below):
         bounds = {"of at least": at_least, "above": above, "of at most": at_most, "below": below}
         allowed = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
-        raise ValueError(f"{name}: received {value!r}; allowed: a number {allowed}")
+        raise ValueError(f"{name}: received {value!r}; allowed: a number {allowed}".rstrip())
 
 
 def as_moments(mean, std, channels: int, where: str = "") -> tuple[list[float], list[float]]:

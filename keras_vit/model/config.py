@@ -175,7 +175,7 @@ class ViTConfig:
         if self.rotary_grid is not None:
             object.__setattr__(self, "rotary_grid", as_pair("rotary_grid", self.rotary_grid))
         if self.rotary != "none" and self.merge_tokens:
-            raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: 0 with rotary positions: a merged token has none")
+            raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: 0 with rotary positions")
         if self.pool in ("cls", "cls_gap") and self.class_token is False:
             raise ValueError(f"class_token: received False; allowed: True, None with pool {self.pool}")
         if self.distillation:

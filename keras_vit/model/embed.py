@@ -196,7 +196,8 @@ class PatchEncoder(Layer):
 class PatchDropout(Layer):
     """Drops patch tokens at random in training, redrawn per image and step: (B, N, D) -> (B, K, D) (arXiv 2208.07220).
 
-    Given the rotary positions (B, N, d) too, returns those of the kept tokens as well. K counts the prefix tokens and the kept patches (at least one). Outside training all N tokens are kept.
+    K counts the prefix tokens and the kept patches (at least one). Outside training all N tokens are kept. Given the rotary
+    positions (B, N, d) too, returns those of the kept tokens as well.
 
     Args:
         rate: Fraction of the patches that is dropped, 0 to below 1.

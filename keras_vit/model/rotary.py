@@ -80,6 +80,7 @@ def rotary_angles(grid_size, head_dim, rotary="centered", base=100.0, reference=
     coordinates = []
     for count, stretched in zip(grid_size, reference or grid_size, strict=True):
         index = np.arange(count)
-        coordinates.append(2 * math.pi * (2 * (index + 0.5) / count - 1) if rotary == "centered" else (index + offset) / count * stretched)
+        centre = 2 * (index + 0.5) / count - 1  # from -1 to 1
+        coordinates.append(2 * math.pi * centre if rotary == "centered" else (index + offset) / count * stretched)
     rows, columns = (axis.reshape(-1, 1) * frequencies for axis in np.meshgrid(*coordinates, indexing="ij"))
     return np.concatenate([rows, columns], axis=1)

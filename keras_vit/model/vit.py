@@ -1,6 +1,7 @@
 """The Vision Transformer of a `ViTConfig` as a functional Keras model.
 
-Shapes: B batch, H x W image, C channels, N' patches, N tokens, F features of a patch, D width.
+Shapes: B batch, H x W image, C channels, N' patches, N tokens, F features of a patch, D width,
+d size of a head.
 """
 
 import dataclasses
@@ -21,9 +22,9 @@ from keras_vit.private.keras import flatten_layers
 class ViT(keras.Model):
     """A functional model (B, H, W, C) -> logits (B, num_classes), or features (B, D) if `num_classes` is 0.
 
-    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `rotary` (B, N, d), `patch_dropout`, `pre_norm`, `block_0` ... `block_{depth-1}`
-    (B, N, D), `norm`, `pool` (B, D), `pre_logits`, `head`, and in a distilled model `pool_dist`, `head_dist` and `average`. A
-    model has only the layers that its configuration needs. `features` returns the output of any layer.
+    Its layers, by name: `stem` (B, N', F), `encoder` (B, N, D), `rotary` (B, N, d), `patch_dropout`, `pre_norm`, `block_0` ...
+    `block_{depth-1}` (B, N, D), `norm`, `pool` (B, D), `pre_logits`, `head`, and in a distilled model `pool_dist`, `head_dist` and
+    `average`. A model has only the layers that its configuration needs. `features` returns the output of any layer.
 
     Args:
         config: The `ViTConfig`.

@@ -26,6 +26,7 @@ class Row:
         names: Names of the tensors, one for each part.
         part: Shape of each tensor.
         axes: Order of axes that a tensor is transposed to before it is reshaped to its part of the weight.
+        order: Where each entry of the weight's last axis is in the tensors'; None = in the same place.
     """
 
     path: str
@@ -33,14 +34,17 @@ class Row:
     names: tuple[str, ...]
     part: tuple[int, ...]
     axes: tuple[int, ...]
+    order: tuple[int, ...] | None = None
 
     def load(self, tensors: list[np.ndarray]) -> np.ndarray:
         """The weight from its tensors."""
         shape = (*self.shape[:-1], self.shape[-1] // len(tensors))
-        return np.concatenate([tensor.transpose(self.axes).reshape(shape) for tensor in tensors], axis=-1)
+        weight = np.concatenate([tensor.transpose(self.axes).reshape(shape) for tensor in tensors], axis=-1)
+        return weight if self.order is None else weight[..., list(self.order)]
 
     def save(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         """The tensors by name, from the weight."""
+        weight = weight if self.order is None else weight[..., np.argsort(self.order)]
         shape = [self.part[axis] for axis in self.axes]
         parts = np.split(weight, len(self.names), axis=-1)
         back = np.argsort(self.axes)

@@ -2,7 +2,7 @@
 
 import math
 
-from keras_vit.checks import as_moments
+from keras_vit.checks import as_moments, as_pair
 from keras_vit.model.config import ViTConfig
 
 
@@ -40,6 +40,47 @@ def square_side(count: int) -> int | None:
     """The side of a square of `count` patches, or None."""
     side = math.isqrt(count) if count > 0 else 0
     return side if side and side * side == count else None
+
+
+def find_grid(length, prefix, patch, given, others):
+    """Rows and columns of patches: from the given image size, else from the first other size that fits, else a square.
+
+    A remainder of pixels is dropped, as in timm: 384 pixels make 27 patches of 14.
+
+    Args:
+        length: Number of positions, or None.
+        prefix: Number of prefix tokens.
+        patch: The patch size.
+        given: The image size in the arguments, or None.
+        others: Further image sizes, or None.
+    """
+    grids = []
+    for size in (given, *others):
+        if size:
+            size = as_pair("img_size", int(size) if isinstance(size, str) else size)
+            grids.append(tuple(side // p for side, p in zip(size, patch, strict=True)))
+    if length is None:
+        if not grids:
+            raise ValueError("config.json: model_args.img_size: received none; allowed: an image size, as there are no positions")
+        return grids[0]
+    lengths = (length, length - prefix)
+    if given and grids[0][0] * grids[0][1] not in lengths:
+        raise ValueError(
+            f"config.json: model_args.img_size: received {given}; allowed: a size with {length} positions, as in the tensors"
+        )
+    for grid in grids:
+        if grid[0] * grid[1] in lengths:
+            return grid
+    side = square_side(length - prefix) or square_side(length)
+    if not side:
+        raise ValueError(f"checkpoint: received {length} positions, no square grid; allowed: these with img_size in config.json")
+    return side, side
+
+
+def exact_ratio(hidden: int, width: int) -> float:
+    """A ratio r with int(width * r) == hidden."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def refuse_unless(target: str, config: ViTConfig, **allowed) -> None:

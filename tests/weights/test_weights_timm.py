@@ -10,8 +10,9 @@ from reference import weights_of
 
 from keras_vit import ViTConfig, build_vit, load_model, load_weights, open_checkpoint, save_weights
 from keras_vit.parity import randomise
+from keras_vit.weights import timm_eva, timm_vit
 from keras_vit.weights.rows import check_tensors
-from keras_vit.weights.timm import parse_architecture, read_config, table
+from keras_vit.weights.timm_vit import parse_architecture
 
 timm = pytest.importorskip("timm")
 LOGITS = 1e-4  # absolute, float32 against float32, logits of a few units
@@ -36,6 +37,18 @@ FAMILIES = {
     "vit_base_patch16_siglip_224": {"num_classes": 0},
     "vit_base_patch32_siglip_256": {},
     "vit_base_patch16_siglip_gap_224": {},
+    "vit_base_patch16_dinov3": {"global_pool": "token"},
+    "vit_base_patch16_dinov3_qkvb": {},
+    "vit_huge_plus_patch16_dinov3_qkvb": {"num_classes": 0},
+    "vit_giant_patch16_lingbot": {},
+    "eva_giant_patch14_224": {},
+    "eva02_tiny_patch14_224": {},
+    "eva02_base_patch14_448": {},
+    "eva02_base_patch16_clip_224": {},
+    "vit_base_patch16_rope_reg1_gap_256": {},
+    "vit_mediumd_patch16_rope_reg1_gap_256": {},
+    "vit_base_patch16_rope_224": {},
+    "vit_base_patch16_rope_ape_224": {},
 }
 # Under every backend: three that have all kinds of tensors between them. The table of names is the same under each.
 RICH = ("deit_base_distilled_patch16_224", "vit_giant_patch14_reg4_dinov2", "vit_base_patch16_siglip_224")
@@ -240,24 +253,31 @@ def known(name):
             module = timm.create_model(name)
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     try:
-        config = read_config(shapes, name, {})
-        check_tensors(name, table(config), shapes)
+        names = timm_eva if timm_eva.is_eva(name) else timm_vit
+        config, rows = names.read_config(shapes, name, {})
+        check_tensors(name, rows, shapes)
     except ValueError as error:
         return str(error)
     block = module.blocks[0]
     activation = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "gelu_quick", "SiLU": "swiglu"}
-    assert type(block).__name__ == "Block", name
+    assert type(block).__name__ in ("Block", "EvaBlock"), name
     assert config.num_heads == block.attn.num_heads, name
     assert config.norm_epsilon == block.norm1.eps, name
     assert config.mlp == activation[type(block.mlp.act).__name__], name
     assert config.pool == {"token": "cls", "avg": "gap", "map": "map"}[module.global_pool], name
     assert config.grid_size == module.patch_embed.grid_size, name
+    rope = getattr(module, "rope", None)
+    kind = type(rope).__name__.removeprefix("RotaryEmbedding") if rope else ""
+    assert config.rotary == {"Cat": "index", "DinoV3": "centered", "": "none"}[kind], name
+    if rope:
+        assert (config.rotary_base, config.rotary_offset) == (rope.temperature, rope.grid_offset), name
+        assert config.rotary_grid == getattr(rope, "ref_feat_shape", None), name
     return True
 
 
 def test_every_architecture_is_known_or_refused():
-    answers = [known(name) for name in timm.list_models() if name.startswith(("vit_", "deit"))]
-    assert answers.count(True) >= 136  # of 230 in timm 1.0.31
+    answers = [known(name) for name in timm.list_models() if name.startswith(("vit_", "deit", "eva"))]
+    assert answers.count(True) >= 175  # of 248 in timm 1.0.31
     for answer in set(answers) - {True}:
         assert answer.startswith("architecture: received ")
         assert "\n" not in answer
@@ -305,7 +325,7 @@ def changed(folder, to, **settings):
     ("settings", "message"),
     [
         ({"architecture": "resnet50"}, "architecture: received 'resnet50'"),
-        ({"architecture": "vit_base_patch16_rope_224"}, "rope is another architecture"),
+        ({"architecture": "vit_base_patch16_rope_mixed_224"}, "rope_mixed is another architecture"),
         ({"architecture": 3}, "architecture: "),
         (
             {"architecture": "vit_giant_patch14_dinov2", "model_args__num_heads": 5},
