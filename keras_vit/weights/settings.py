@@ -17,6 +17,28 @@ def read_setting(settings: dict, name: str, types: type | tuple, default=None):
     return value
 
 
+# Names of activations in transformers; of those with the same meaning, the first is written.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
+}
+
+
+def read_activation(theirs: str) -> str:
+    """`ViTConfig.mlp` for an activation of transformers; a ValueError for others."""
+    if theirs not in ACTIVATIONS:
+        raise ValueError(f"config.json: hidden_act: received {theirs!r}; allowed: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[theirs]
+
+
+def name_activation(mlp: str) -> str:
+    """The activation of transformers for `ViTConfig.mlp`, if it is not gated."""
+    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == mlp)
+
+
 def read_moments(mean, std, channels: int) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation of pixels as lists of numbers, None if one is missing; a ValueError for anything else."""
     return None if mean is None or std is None else as_moments(mean, std, channels, "config.json: ")

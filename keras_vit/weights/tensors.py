@@ -48,6 +48,42 @@ def open_safetensors(files: Mapping[Path, list[str] | None]) -> tuple[dict, Call
     return shapes, read
 
 
+# `torch.nn.MultiheadAttention` has queries, keys and values in one tensor. A layer whose queries have an input of their own has
+# two: (3D, D) is (D, D) and (2D, D).
+PACKED = r"(.*\.)in_proj_(weight|bias)"
+
+
+def split_packed(shapes: dict, read: Callable) -> tuple[dict, Callable]:
+    """The tensors that `open_safetensors` gives, with packed projections as `q_proj` and `kv_proj`."""
+    split, parts = {}, {}
+    for name, shape in shapes.items():
+        match = re.fullmatch(PACKED, name)
+        if not match or not shape or shape[0] % 3:
+            split[name] = shape
+            continue
+        size = shape[0] // 3
+        for part, rows in (("q", slice(0, size)), ("kv", slice(size, None))):
+            parts[f"{match[1]}{part}_proj.{match[2]}"] = name, rows
+            split[f"{match[1]}{part}_proj.{match[2]}"] = (size if part == "q" else 2 * size, *shape[1:])
+
+    def read_part(name):
+        whole, rows = parts.get(name, (name, slice(None)))
+        return read(whole)[rows]
+
+    return split, read_part
+
+
+def join_packed(tensors: dict) -> dict:
+    """The reverse of `split_packed`, for arrays by name."""
+    joined = dict(tensors)
+    for name in tensors:
+        match = re.fullmatch(r"(.*\.)kv_proj\.(weight|bias)", name)
+        if match:
+            query = joined.pop(f"{match[1]}q_proj.{match[2]}")
+            joined[f"{match[1]}in_proj_{match[2]}"] = np.concatenate([query, joined.pop(name)])
+    return joined
+
+
 def safetensors_files(folder: Path) -> dict[Path, list[str] | None]:
     """The safetensors files of a folder: `model.safetensors`, or the shards that its index names.
 

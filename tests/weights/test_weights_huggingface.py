@@ -25,9 +25,13 @@ FAMILIES = {
     "Dinov2ForImageClassification": {"use_swiglu_ffn": True},
     "Dinov2WithRegistersModel": {"use_swiglu_ffn": True},
     "Dinov2WithRegistersForImageClassification": {"mlp_ratio": 3, "num_register_tokens": 3},
+    "DINOv3ViTModel": {"intermediate_size": 40, "num_register_tokens": 2},
+    "SiglipVisionModel": {"intermediate_size": 40},
+    "SiglipForImageClassification": {"intermediate_size": 40},
 }
-# Under every backend: three that have all kinds of tensors between them. The table of names is the same under each.
+# Under every backend: those that have all kinds of tensors between them. The table of names is the same under each.
 RICH = ("ViTForImageClassification", "DeiTForImageClassificationWithTeacher", "Dinov2WithRegistersModel")
+RICH += ("DINOv3ViTModel", "SiglipVisionModel")
 every_family = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.backend) if name in RICH else name for name in FAMILIES]
 )
@@ -35,8 +39,10 @@ every_family = pytest.mark.parametrize(
 
 def made(name, **options):
     cls = getattr(transformers, name)
-    module = cls(cls.config_class(**{**SMALL, **FAMILIES[name], **options}))
-    return randomise_module(module)
+    settings = {**SMALL, **FAMILIES[name], **options}
+    if name == "SiglipForImageClassification":
+        settings = {"vision_config": {**settings, "vision_use_head": False}, "num_labels": settings.pop("num_labels")}
+    return randomise_module(cls(cls.config_class(**settings)))
 
 
 def output_of(module, images, **options):
@@ -98,7 +104,7 @@ def test_another_image_size(name, size, tmp_path):
     module.save_pretrained(tmp_path / "theirs")
     model = load_model(tmp_path / "theirs", image_size=size)
     images = images_of(size)
-    options = {} if name.startswith("Dinov2") else {"interpolate_pos_encoding": True}
+    options = {} if name.upper().startswith("DINO") else {"interpolate_pos_encoding": True}
     np.testing.assert_allclose(logits(model, images), output_of(module, images, **options), atol=LOGITS)
 
 
@@ -130,12 +136,17 @@ def test_class_names_and_normalisation(tmp_path):
     assert open_checkpoint(tmp_path / "dino").config.pool == "cls"
 
 
+DINOV3 = {"rotary": "centered", "position": "none", "num_classes": 0, "layer_scale": 0.3}
 OTHERS = (
     ("DeiTForImageClassification", {"registers": 1, "prefix_positions": "none"}),
     ("ViTForImageClassification", {"position": "sincos2d"}),
     ("ViTForImageClassification", {"position": "sincos1d", "channels": 1}),
     ("Dinov2WithRegistersForImageClassification", {"registers": 2, "prefix_positions": "none", "pool": "cls_gap"}),
     ("Dinov2Model", {"num_classes": 0, "mlp_dim": 56, "mlp": "swiglu"}),
+    ("DINOv3ViTModel", {**DINOV3, "mlp": "swiglu", "key_bias": False, "registers": 3, "image_size": (16, 24)}),
+    ("DINOv3ViTModel", {**DINOV3, "rotary_base": 50.0, "mlp": "gelu_tanh", "qkv_bias": False, "patch_size": (8, 4)}),
+    ("SiglipForImageClassification", {"pool": "gap", "position": "sincos2d", "image_size": 24, "mlp": "gelu"}),
+    ("SiglipVisionModel", {"pool": "map", "num_classes": 0, "image_size": 24, "mlp": "gelu_tanh"}),
 )
 
 
@@ -157,7 +168,18 @@ def test_what_transformers_has_not_is_named(tmp_path):
     small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
     for name, options in (
         ("stem", {"stem": "conv"}),
-        ("pool", {"pool": "gap"}),
+        ("pool", {"pool": "map"}),
+        ("pool", {"pool": "gap", "num_classes": 0}),
+        ("class_token", {"pool": "gap", "class_token": True}),
+        ("registers", {"pool": "gap", "registers": 2}),
+        ("layer_scale", {"pool": "gap", "layer_scale": 0.1}),
+        ("image_size", {"pool": "gap", "image_size": (16, 24)}),
+        ("rotary", {"rotary": "index"}),
+        ("position", {"rotary": "centered"}),
+        ("num_classes", {"rotary": "centered", "position": "none"}),
+        ("layer_scale", {"rotary": "centered", "position": "none", "num_classes": 0}),
+        ("key_bias", {"key_bias": False}),
+        ("mlp_norm", {"mlp_norm": True}),
         ("pool", {"layer_scale": 0.1}),
         ("layer_scale", {"mlp": "swiglu", "pool": "cls_gap"}),
         ("qk_norm", {"qk_norm": True}),
