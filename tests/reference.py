@@ -43,13 +43,14 @@ class Reference:
         if config.pre_norm:
             x = out["pre_norm"] = self.norm(x, "pre_norm")
         for block in range(config.depth):
-            x, scores = self.block(x, f"block_{block}")
+            x, scores = (self.twins if config.twin_blocks else self.block)(x, f"block_{block}")
             out[f"block_{block}"], out[f"block_{block}/attention"] = x, scores
         if config.norm_after_pool:
             x = out["pool"] = self.pool(x)
             x = out["norm"] = self.norm(x, "norm")
         else:
-            x = out["norm"] = self.norm(x, "norm")
+            if config.final_norm:
+                x = out["norm"] = self.norm(x, "norm")
             x = out["pool"] = self.pool(x)
         if config.pre_logits_dim:
             x = out["pre_logits"] = np.tanh(self.dense(x, "pre_logits"))
@@ -184,6 +185,19 @@ class Reference:
         y = self.mlp(self.norm(x, f"{name}/norm2"), f"{name}/mlp")
         return x + y * self.weights.get(f"{name}/scale2/gamma", 1), scores
 
+    def twins(self, x, name):
+        scores = []
+        for branch, norm, scale in ((self.attention, "norm1", "scale1"), (self.mlp, "norm2", "scale2")):
+            total = x
+            for part in (name, f"{name}/twin"):
+                y = branch(self.norm(x, f"{part}/{norm}"), f"{part}/{'attention' if norm == 'norm1' else 'mlp'}")
+                if norm == "norm1":
+                    y, weights = y
+                    scores.append(weights)
+                total = total + y * self.weights.get(f"{part}/{scale}/gamma", 1)
+            x = total
+        return x, np.concatenate(scores, 1)
+
     def pool(self, x):
         config = self.config
         if config.pool == "cls":
@@ -191,10 +205,12 @@ class Reference:
         if config.pool in ("gap", "cls_gap"):
             mean = x[:, -math.prod(config.grid_size) :].mean(1)
             return mean if config.pool == "gap" else np.concatenate([x[:, 0], mean], axis=-1)
+        if not config.pool_prefix:
+            x = x[:, -math.prod(config.grid_size) :]
         q = self.dense(self.weights["pool/probe"], "pool/query")  # (1, D)
         k, v = np.split(self.dense(x, "pool/key_value"), 2, axis=-1)
         heads = []
-        for part in np.split(np.arange(config.width), config.num_heads):
+        for part in np.split(np.arange(config.width), config.pool_heads or config.num_heads):
             query = np.broadcast_to(q[:, part], (len(x), 1, len(part)))
             heads.append(self.attend(query, k[..., part], v[..., part])[0])
         y = self.dense(np.concatenate(heads, -1), "pool/projection")[:, 0]

@@ -9,6 +9,7 @@ from keras_vit.model.vit import ViT
 def adapted_layers(model: ViT, first: int = 0) -> list[keras.layers.Layer]:
     """The dense layers that LoRA adapts, in the blocks from index `first` on."""
     blocks = [model.get_layer(f"block_{index}") for index in range(first, model.config.depth)]
+    blocks = [part for block in blocks for part in (block, getattr(block, "twin", None)) if part is not None]
     return [
         layer
         for block in blocks

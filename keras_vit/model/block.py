@@ -82,20 +82,27 @@ class TransformerBlock(Layer):
 
     def call(self, x, mask=None, training=None, rotary=None):
         """Transforms tokens (B, N, D); `mask` and `rotary` as in `Attention.call`."""
-        y = self.branch(x, self.norm1, self.attention.call, training, mask=mask, rotary=rotary)  # attention(norm1(x))
-        x = self.add(x, y, self.dropout1, self.scale1, self.drop_path1, training)  # x + drop_path(scale1(y))
-        y = self.branch(x, self.norm2, self.feed_forward.call, training)  # mlp(norm2(x))
-        x = self.add(x, y, self.dropout2, self.scale2, self.drop_path2, training)  # x + drop_path(scale2(y))
-        return x
+        x = self.add_attention(x, x, training, mask=mask, rotary=rotary)
+        return self.add_mlp(x, x, training)
 
-    def branch(self, x, norm, function, training, **arguments):
-        """function(norm(x)). If the block is `direct`, `function` also adds x, in its last matmul."""
+    def add_attention(self, total, x, training, **arguments):
+        """total + drop_path(scale1(attention(norm1(x))))."""
+        y = self.branch(total, x, self.norm1, self.attention.call, training, **arguments)  # attention(norm1(x))
+        return self.add(total, y, self.dropout1, self.scale1, self.drop_path1, training)  # total + drop_path(scale1(y))
 
-        def compute(x):
+    def add_mlp(self, total, x, training):
+        """total + drop_path(scale2(mlp(norm2(x))))."""
+        y = self.branch(total, x, self.norm2, self.feed_forward.call, training)  # mlp(norm2(x))
+        return self.add(total, y, self.dropout2, self.scale2, self.drop_path2, training)  # total + drop_path(scale2(y))
+
+    def branch(self, total, x, norm, function, training, **arguments):
+        """function(norm(x)). If the block is `direct`, `function` also adds `total`, in its last matmul."""
+
+        def compute(total, x):
             y = self.inner(norm, x, training=training)
-            return function(y, training=training, residual=x if self.direct(training) else None, **arguments)
+            return function(y, training=training, residual=total if self.direct(training) else None, **arguments)
 
-        return keras.remat(compute)(x) if self.remat and training else compute(x)
+        return keras.remat(compute)(total, x) if self.remat and training else compute(total, x)
 
     def add(self, x, y, dropout, scale, drop_path, training):
         """x + drop_path(scale(dropout(y))) for the result y of `branch`; y itself if it already includes x."""

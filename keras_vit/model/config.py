@@ -82,6 +82,7 @@ class ViTConfig:
         merge_tokens: Number of patch tokens that each block merges into their most similar tokens after its attention (ToMe,
             arXiv 2210.09461), at most half of the patch tokens present. Saves operations and changes the output slightly. Needs
             no weights: any trained model can be loaded with it.
+        twin_blocks: Whether each block is two side by side: two attentions that are added, then two MLPs (arXiv 2203.09795).
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
         attention_norm: Whether the attention's output is layer-normalised before its projection ('sub-LN', arXiv 2210.06423).
@@ -89,6 +90,10 @@ class ViTConfig:
         norm_epsilon: Epsilon of every layer normalisation.
         pre_norm: Whether a norm precedes the first block, as in CLIP (arXiv 2103.00020); the patch projection then has no bias.
         norm_after_pool: Whether the last norm follows the pooling (`fc_norm` of timm) instead of preceding it.
+        final_norm: Whether there is a last norm at all.
+        pool_heads: Heads of the attention pooling; 0 = `num_heads`. Divides `width`.
+        pool_mlp_dim: Size of the hidden layer of the attention pooling's MLP; 0 = `mlp_dim`.
+        pool_prefix: Whether the attention pooling sees class token and registers too.
         pre_logits_dim: Size of a tanh layer between pooling and head, as in checkpoints of ImageNet-21k; 0 = none.
         qkv_bias: Whether the query, key and value projections have a bias.
         key_bias: Whether the blocks' keys have a bias too, where `qkv_bias` is True.
@@ -124,6 +129,7 @@ class ViTConfig:
     drop_path: float = 0.0
     patch_dropout: float = 0.0
     merge_tokens: int = 0
+    twin_blocks: bool = False
     layer_scale: float = 0.0
     qk_norm: bool = False
     attention_norm: bool = False
@@ -131,6 +137,10 @@ class ViTConfig:
     norm_epsilon: float = 1e-6
     pre_norm: bool = False
     norm_after_pool: bool = False
+    final_norm: bool = True
+    pool_heads: int = 0
+    pool_mlp_dim: int = 0
+    pool_prefix: bool = True
     pre_logits_dim: int = 0
     qkv_bias: bool = True
     key_bias: bool = True
@@ -143,12 +153,12 @@ class ViTConfig:
             object.__setattr__(self, name, as_pair(name, getattr(self, name)))
         for name in ("channels", "width", "depth", "num_heads", "mlp_dim"):
             check_int(name, getattr(self, name), at_least=1)
-        for name in ("num_classes", "registers", "pre_logits_dim", "merge_tokens"):
+        for name in ("num_classes", "registers", "pre_logits_dim", "merge_tokens", "pool_heads", "pool_mlp_dim"):
             check_int(name, getattr(self, name), at_least=0)
         for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             check_number(name, getattr(self, name), at_least=0, below=1)
-        flags = ("distillation", "qk_norm", "attention_norm", "mlp_norm", "pre_norm", "norm_after_pool")
-        for name in (*flags, "qkv_bias", "key_bias", "use_bias"):
+        flags = ("distillation", "twin_blocks", "qk_norm", "attention_norm", "mlp_norm", "pre_norm", "norm_after_pool")
+        for name in (*flags, "final_norm", "pool_prefix", "qkv_bias", "key_bias", "use_bias"):
             check_choice(name, getattr(self, name), (True, False))
         for name, allowed in (
             ("pool", POOLS),
@@ -174,6 +184,15 @@ class ViTConfig:
         check_rotary(self.rotary, self.rotary_base, self.rotary_grid, self.rotary_offset, self.head_dim)
         if self.rotary_grid is not None:
             object.__setattr__(self, "rotary_grid", as_pair("rotary_grid", self.rotary_grid))
+        if self.pool == "map" and self.pool_heads:
+            check_heads(self.width, self.pool_heads, "pool_heads")
+        for name, default in (("pool_heads", 0), ("pool_mlp_dim", 0), ("pool_prefix", True)):
+            if self.pool != "map" and getattr(self, name) != default:
+                raise ValueError(f"{name}: received {getattr(self, name)}; allowed: {default} with pool {self.pool}")
+        if self.norm_after_pool and not self.final_norm:
+            raise ValueError("norm_after_pool: received True; allowed: False without final_norm")
+        if self.twin_blocks and self.merge_tokens:
+            raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: 0 with twin_blocks")
         if self.rotary != "none" and self.merge_tokens:
             raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: 0 with rotary positions")
         if self.pool in ("cls", "cls_gap") and self.class_token is False:
@@ -333,10 +352,10 @@ def check_rotary(rotary, base, grid, offset, head_dim):
         raise ValueError(f"num_heads: received heads of {head_dim} channels; allowed: multiples of 4 with rotary positions")
 
 
-def check_heads(width, num_heads):
+def check_heads(width, num_heads, name="num_heads"):
     """Raises a ValueError unless the heads divide the width."""
     if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads: received {num_heads}; allowed: the divisors of width {width}: {divisors(width)}")
+        raise ValueError(f"{name}: received {num_heads}; allowed: the divisors of width {width}: {divisors(width)}")
 
 
 def divisors(number):

@@ -16,9 +16,9 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
     def norm(name, size):
         shapes[f"{name}/gamma"] = shapes[f"{name}/beta"] = (size,)
 
-    def mlp(name):
-        dense(f"{name}/fc1", width, config.mlp_dim * (2 if config.mlp == "swiglu" else 1), bias)
-        dense(f"{name}/fc2", config.mlp_dim, width, bias)
+    def mlp(name, size):
+        dense(f"{name}/fc1", width, size * (2 if config.mlp == "swiglu" else 1), bias)
+        dense(f"{name}/fc2", size, width, bias)
 
     partial = config.qkv_bias and not config.key_bias
 
@@ -38,7 +38,8 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
         shapes["encoder/position"] = (1, config.num_prefix_positions + config.num_patches, width)
     if config.pre_norm:
         norm("pre_norm", width)
-    for block in (f"block_{index}" for index in range(config.depth)):
+    twins = ("", "/twin") if config.twin_blocks else ("",)
+    for block in (f"block_{index}{twin}" for index in range(config.depth) for twin in twins):
         norm(f"{block}/norm1", width)
         dense(f"{block}/attention/qkv", width, 3 * width, config.qkv_bias and not partial)
         if partial:
@@ -50,19 +51,20 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
         if config.attention_norm:
             norm(f"{block}/attention/norm", width)
         norm(f"{block}/norm2", width)
-        mlp(f"{block}/mlp")
+        mlp(f"{block}/mlp", config.mlp_dim)
         if config.mlp_norm:
             norm(f"{block}/mlp/norm", config.mlp_dim)
         if config.layer_scale:
             shapes[f"{block}/scale1/gamma"] = shapes[f"{block}/scale2/gamma"] = (width,)
-    norm("norm", config.pooled_dim if config.norm_after_pool else width)
+    if config.final_norm:
+        norm("norm", config.pooled_dim if config.norm_after_pool else width)
     if config.pool == "map":
         shapes["pool/probe"] = (1, width)
         dense("pool/query", width, width, config.qkv_bias)
         dense("pool/key_value", width, 2 * width, config.qkv_bias)
         dense("pool/projection", width, width, bias)
         norm("pool/norm", width)
-        mlp("pool/mlp")
+        mlp("pool/mlp", config.pool_mlp_dim or config.mlp_dim)
     if config.pre_logits_dim:
         dense("pre_logits", config.pooled_dim, config.pre_logits_dim, True)
     if config.num_classes:
@@ -87,11 +89,11 @@ def flops(config, patches: int) -> int:
     """
     width, tokens = config.width, config.num_prefix_tokens + patches
     gate = 2 if config.mlp == "swiglu" else 1
-    mlp = width * gate * config.mlp_dim + config.mlp_dim * width
-    blocks = 0
+    mlp, blocks = (gate + 1) * width * config.mlp_dim, 0
     for merged in config.merged_tokens:
         blocks += tokens * 4 * width * width + 2 * tokens * tokens * width + (tokens - merged) * mlp
         tokens -= merged
+    blocks *= 1 + config.twin_blocks
     embed = config.num_patches * math.prod(config.patch_size) * config.channels * width
     if config.stem == "conv":
         widths, pixels, embed = (config.channels, *config.stem_widths), math.prod(config.image_size), 0
@@ -101,7 +103,8 @@ def flops(config, patches: int) -> int:
         embed += config.num_patches * width * width
     pool = 0
     if config.pool == "map":
-        pool = 2 * width * width * (1 + tokens) + 2 * tokens * width + mlp
+        pooled = tokens if config.pool_prefix else tokens - config.num_prefix_tokens
+        pool = 2 * width * width * (1 + pooled) + 2 * pooled * width + (gate + 1) * width * (config.pool_mlp_dim or config.mlp_dim)
     features = config.pooled_dim
     head = features * config.pre_logits_dim
     head += (config.pre_logits_dim or features) * config.num_classes * (1 + config.distillation)

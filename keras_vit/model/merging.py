@@ -38,12 +38,10 @@ class MergingBlock(TransformerBlock):
         """Transforms tokens (B, N, D) that stand for `sizes` patches each, (B, N, 1); None = one. Takes no mask."""
         if mask is not None:
             raise ValueError("mask: received one; allowed: None in a block that merges tokens")
-        y, keys = self.branch(x, self.norm1, self.attend, training, sizes=sizes)
+        y, keys = self.branch(x, x, self.norm1, self.attend, training, sizes=sizes)
         x = self.add(x, y, self.dropout1, self.scale1, self.drop_path1, training)
         x, sizes = merge_tokens(x, sizes, keys, self.merge_tokens, self.num_prefix_tokens)  # (B, N - r, D), (B, N - r, 1)
-        y = self.branch(x, self.norm2, self.feed_forward.call, training)
-        x = self.add(x, y, self.dropout2, self.scale2, self.drop_path2, training)
-        return x, sizes
+        return self.add_mlp(x, x, training), sizes
 
     def attend(self, x, training, sizes, residual):
         """The attention of tokens (B, N, D), and the keys (B, N, d) that measure similarity."""

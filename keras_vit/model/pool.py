@@ -51,7 +51,7 @@ class Pooling(Layer):
 
 @register
 class AttentionPooling(Layer):
-    """One learned query attends to all tokens, an MLP follows: (B, N, D) -> (B, D).
+    """One learned query attends to the tokens, an MLP follows: (B, N, D) -> (B, D).
 
     The 'MAP head' of 'Scaling Vision Transformers' (arXiv 2106.04560), section 3.1: y + mlp(norm(y)), where y is the attention's
     output.
@@ -64,9 +64,10 @@ class AttentionPooling(Layer):
         norm_epsilon: Epsilon of the layer normalisation.
         qkv_bias: Whether query, keys and values have a bias.
         use_bias: Whether the other dense layers have a bias.
+        skipped: How many tokens at the front are left out.
     """
 
-    def __init__(self, width, num_heads, mlp_dim, mlp="gelu", norm_epsilon=1e-6, qkv_bias=True, use_bias=True, **kwargs):
+    def __init__(self, width, num_heads, mlp_dim, mlp="gelu", norm_epsilon=1e-6, qkv_bias=True, use_bias=True, skipped=0, **kwargs):
         super().__init__(**kwargs)
         check_heads(width, num_heads)
         self.keep(locals())
@@ -87,6 +88,9 @@ class AttentionPooling(Layer):
 
     def call(self, x, mask=None, training=None, sizes=None):
         """Pools tokens (B, N, D); `mask` (B, N) is True for tokens to attend to, `sizes` as in `Attention.call`."""
+        if self.skipped:
+            x = x[:, self.skipped :]
+            mask, sizes = (values if values is None else values[:, self.skipped :] for values in (mask, sizes))
         head_dim = self.width // self.num_heads
         q = self.inner(self.query, ops.cast(self.probe, x.dtype), training=training)
         q = reshape(q, (1, self.num_heads, 1, head_dim))

@@ -15,6 +15,7 @@ from keras_vit.model.layers import LayerNormalization, register
 from keras_vit.model.merging import MergingBlock
 from keras_vit.model.pool import AttentionPooling, Pooling
 from keras_vit.model.rotary import RotaryPositions
+from keras_vit.model.twin import TwinBlock
 from keras_vit.private.keras import flatten_layers
 
 
@@ -116,20 +117,25 @@ def transform(config, x, rotary, dtype):
         if config.merge_tokens:
             x, sizes = MergingBlock.of(config, merge_tokens=merged, **settings)(x, sizes)
         else:
-            x = TransformerBlock.of(config, **settings)(x, rotary=rotary)
+            x = (TwinBlock if config.twin_blocks else TransformerBlock).of(config, **settings)(x, rotary=rotary)
     return x, sizes
 
 
 def classify(config, x, sizes, dtype):
     """Tokens (B, N, D) and their sizes to logits (B, num_classes)."""
-    norm = LayerNormalization(epsilon=config.norm_epsilon, name="norm", dtype=dtype)
+    norm = LayerNormalization(epsilon=config.norm_epsilon, name="norm", dtype=dtype) if config.final_norm else None
     if config.pool == "map":
-        pool = AttentionPooling.of(config, name="pool", dtype=dtype)
+        settings = {
+            "num_heads": config.pool_heads or config.num_heads,
+            "mlp_dim": config.pool_mlp_dim or config.mlp_dim,
+            "skipped": 0 if config.pool_prefix else config.num_prefix_tokens,
+        }
+        pool = AttentionPooling.of(config, **settings, name="pool", dtype=dtype)
     else:
         pool = Pooling.of(config, kind=config.pool, name="pool", dtype=dtype)
-    tokens = x if config.norm_after_pool else norm(x)  # (B, N, D)
+    tokens = norm(x) if norm and not config.norm_after_pool else x  # (B, N, D)
     x = pool(tokens, sizes=sizes)  # (B, D)
-    x = norm(x) if config.norm_after_pool else x
+    x = norm(x) if norm and config.norm_after_pool else x
     if config.pre_logits_dim:
         x = keras.layers.Dense(config.pre_logits_dim, activation="tanh", name="pre_logits", dtype=dtype)(x)
     if config.num_classes:

@@ -1,0 +1,42 @@
+"""Two transformer blocks side by side ('Three things everyone should know about Vision Transformers', arXiv 2203.09795).
+
+Shapes: B batch, N tokens, D width, h heads.
+"""
+
+from keras import ops
+
+from keras_vit.model.block import TransformerBlock
+from keras_vit.model.layers import register
+
+
+@register
+class TwinBlock(TransformerBlock):
+    """Two attentions side by side, then two MLPs, each with its own norm and scale: (B, N, D) -> (B, N, D).
+
+        x = x + sum of drop_path(scale1(attention(norm1(x)))) over the block and its twin
+        x = x + sum of drop_path(scale2(mlp(norm2(x)))) over the block and its twin
+
+    Args:
+        **kwargs: The arguments of `TransformerBlock`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.twin = TransformerBlock.of(self, name="twin", dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.twin.build(input_shape)
+
+    def call(self, x, mask=None, training=None, rotary=None):
+        """Transforms tokens (B, N, D); `mask` and `rotary` as in `Attention.call`."""
+        self.twin.remat = self.remat
+        y = self.add_attention(x, x, training, mask=mask, rotary=rotary)
+        x = self.twin.add_attention(y, x, training, mask=mask, rotary=rotary)
+        y = self.add_mlp(x, x, training)
+        return self.twin.add_mlp(y, x, training)
+
+    def scores(self, x, mask=None, sizes=None, rotary=None):
+        """The attention weights (B, 2h, N, N) of both attentions, those of the twin last; see `TransformerBlock.scores`."""
+        scores = [super().scores(x, mask, sizes, rotary), self.twin.scores(x, mask, sizes, rotary)]
+        return ops.concatenate(scores, axis=1)
