@@ -73,8 +73,8 @@ def save_timm(config: ViTConfig, weights: dict, path: Path, mean: list, std: lis
         config, weights = place_prefix(config, weights, "all" if all_have else "none")
         if config.distillation and not config.num_prefix_positions:
             config, weights = place_prefix(config, weights, "all")
-    eva = config.rotary != "none" or config.mlp_norm or config.attention_norm or (config.qkv_bias and not config.key_bias)
-    architecture, args, rows = (timm_eva if eva else timm_vit).describe(config)
+    names = timm_eva if timm_eva.is_needed(config) else timm_vit
+    architecture, args, rows = names.describe(config)
     settings = {
         "architecture": architecture,
         "num_classes": config.num_classes,

@@ -10,10 +10,11 @@ import re
 from keras_vit.checks import as_pair
 from keras_vit.model.config import ViTConfig
 from keras_vit.weights.rows import Row
-from keras_vit.weights.settings import check_found, check_rank, exact_ratio, find_grid, read_setting, refuse_unless
+from keras_vit.weights.settings import cannot_hold, check_found, check_rank, exact_ratio, find_grid, read_setting, refuse_unless
 from keras_vit.weights.timm_vit import HARMLESS, POOLS, check_shown, plain_row
 
 SIZES = {"tiny": 3, "small": 6, "small_plus": 6, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12, "large": 16, "giant": 16}
+SIZES |= {"gigantic": 16}
 SIZES |= {"huge_plus": 20, "7b": 32}
 
 CAT = {"use_rot_pos_emb": True, "rope_type": "cat"}
@@ -28,6 +29,9 @@ DINOV3 = {
     "rope_temperature": 100.0,
     "rope_rotate_half": True,
 }
+PE = {**CAT, "ref_feat_shape": 32, "rope_grid_indexing": "xy", "rope_grid_offset": 1.0}
+PE_CORE = {**PE, "global_pool": "map", "attn_pool_num_heads": 8}
+PE_OTHER = {**PE, "use_post_transformer_norm": False}
 # Architectures by the parts of their names: size, and arguments that differ from the class's.
 NAMES = (
     (r"eva_(giant)_patch14_\d+", {}),
@@ -38,16 +42,22 @@ NAMES = (
     (r"vit_(small|base|large)_patch16_rope_\d+", {**ROPE, **ALONE}),
     (r"vit_(small|base|large)_patch16_rope_ape_\d+", ROPE),
     (r"vit_(tiny|small|small_plus|base|large|huge_plus|7b)_patch16_dinov3(?:_qkvb)?", DINOV3),
-    (r"vit_(small|base|large|giant)_patch16_lingbot", {**DINOV3, "global_pool": "token"}),
+    (r"vit_(small|base|large|giant)_patch16_lingbot", {**DINOV3, "img_size": 512, "global_pool": "token"}),
+    (r"vit_pe_core_(tiny|small|large)_patch\d+_\d+", {**PE_CORE, "ref_feat_shape": 24}),
+    (r"vit_pe_core_(base)_patch\d+_\d+", {**PE_CORE, "ref_feat_shape": 14}),
+    (r"vit_pe_core_(gigantic)_patch\d+_\d+", {**PE_CORE, "rope_grid_offset": 0.0}),
+    (r"vit_pe_(?:lang|spatial)_(tiny|small|base|large)_patch\d+_\d+", PE_OTHER),
+    (r"vit_pe_(?:lang|spatial)_(gigantic)_patch\d+_\d+", {**PE_OTHER, "rope_grid_offset": 0.0}),
 )
-WIDE_EPSILON = r".*_(dinov3|dinov3_qkvb|lingbot)"  # 1e-5, else 1e-6
+WIDE_EPSILON = r".*_(dinov3|dinov3_qkvb|lingbot)|vit_pe_.*"  # 1e-5, else 1e-6
 NORMALISED_AS = (("_clip_", "clip"), ("eva", "clip"), ("dinov3", "imagenet"), ("lingbot", "imagenet"))  # else half
 
 # Arguments that are read, or that change no number at inference; those of `HARMLESS` too.
 ROTARY = ("use_rot_pos_emb", "rope_type", "rope_temperature", "rope_rotate_half", "rope_grid_indexing", "rope_grid_offset")
-READ = (*ROTARY, "use_abs_pos_emb", "ref_feat_shape", "num_heads", "global_pool")
+READ = (*ROTARY, "use_abs_pos_emb", "ref_feat_shape", "num_heads", "global_pool", "attn_pool_num_heads")
+READ += ("use_post_transformer_norm",)
 UNREAD = ("qkv_fused", "swiglu_mlp", "swiglu_align_to", "scale_mlp", "scale_attn_inner", "attn_type", "head_init_scale")
-UNREAD += ("use_pre_transformer_norm", "use_post_transformer_norm", "use_fc_norm")
+UNREAD += ("use_pre_transformer_norm", "use_fc_norm", "attn_pool_mlp_ratio")
 UNREAD += ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords")
 
 
@@ -71,6 +81,12 @@ class Layout:
 def is_eva(architecture: str) -> bool:
     """Whether an architecture's name is one of this class."""
     return find_name(architecture) is not None
+
+
+def is_needed(config: ViTConfig) -> bool:
+    """Whether a configuration has anything that `VisionTransformer` has not."""
+    norms, partial_bias = config.attention_norm or config.mlp_norm, config.qkv_bias and not config.key_bias
+    return config.rotary != "none" or norms or partial_bias or bool(config.pool_heads or config.pool_mlp_dim)
 
 
 def find_name(architecture):
@@ -152,8 +168,9 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
     found = {"embed_dim": width, "depth": depth, "in_chans": channels, "num_reg_tokens": registers, "patch_size": tuple(patch)}
     check_shown(args, found)
     pool = read_setting(settings, "global_pool", str, "avg")
-    if pool not in ("token", "avg"):
-        raise ValueError(f"config.json: model_args.global_pool: received {pool!r}; allowed: token, avg")
+    mapped = "attn_pool.latent" in shapes
+    if pool not in POOLS or (pool == "map") != mapped:
+        raise ValueError(f"config.json: model_args.global_pool: received {pool!r}; allowed: {'map' if mapped else 'token, avg'}")
     prefix = class_token + registers
     length = shapes["pos_embed"][1] if "pos_embed" in shapes else None
     check_found("model_args.use_abs_pos_emb", read_setting(settings, "use_abs_pos_emb", bool, True), length is not None)
@@ -166,14 +183,16 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
     gated = not fused_gate or shapes.get("blocks.0.mlp.fc1.weight", (0,))[0] == 2 * mlp_dim
     whole_bias = {"blocks.0.attn.qkv.bias", "blocks.0.attn.k_proj.bias"} & set(shapes)
     partial_bias = {"blocks.0.attn.q_bias", "blocks.0.attn.q_proj.bias"} & set(shapes)
-    heads = 24 if base.endswith("giant_patch16_lingbot") else SIZES[size]
+    heads = read_setting(args, "num_heads", int, 24 if base.endswith("giant_patch16_lingbot") else SIZES[size])
+    pool_heads = read_setting(settings, "attn_pool_num_heads", int, heads) if mapped else heads
+    pool_mlp_dim = shapes.get("attn_pool.mlp.fc2.weight", (0, mlp_dim))[1]
     config = ViTConfig(
         image_size=tuple(side * size for side, size in zip(grid, patch, strict=True)),
         channels=channels,
         patch_size=tuple(patch),
         width=width,
         depth=depth,
-        num_heads=read_setting(args, "num_heads", int, heads),
+        num_heads=heads,
         mlp_dim=mlp_dim,
         num_classes=shapes["head.weight"][0] if "head.weight" in shapes else 0,
         pool=POOLS[pool],
@@ -189,6 +208,9 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         norm_epsilon=1e-5 if re.fullmatch(WIDE_EPSILON, base) else 1e-6,
         pre_norm="norm_pre.weight" in shapes,
         norm_after_pool="fc_norm.weight" in shapes,
+        final_norm="fc_norm.weight" in shapes or read_setting(settings, "use_post_transformer_norm", bool, True),
+        pool_heads=0 if pool_heads == heads else pool_heads,
+        pool_mlp_dim=0 if pool_mlp_dim == mlp_dim else pool_mlp_dim,
         qkv_bias=bool(whole_bias or partial_bias),
         key_bias=not partial_bias or bool(whole_bias),
     )
@@ -231,13 +253,17 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
         "timm",
         config,
         stem="patch",
-        pool=("cls", "gap"),
+        pool=("cls", "gap", "map"),
         pre_logits_dim=0,
         use_bias=True,
         norm_epsilon=(1e-6, 1e-5),
         mlp=("gelu", "swiglu"),
         distillation=False,
+        twin_blocks=False,
     )
+    if config.pool == "map" and (config.mlp != "gelu" or not (config.pool_prefix or not config.num_prefix_tokens)):
+        name = "mlp" if config.mlp != "gelu" else "pool_prefix"
+        raise cannot_hold("timm", config, name, "gelu with attention pooling" if name == "mlp" else "True")
     wide, gated = config.norm_epsilon == 1e-5, config.mlp == "swiglu"
     centered, whole_bias = config.rotary == "centered", config.qkv_bias and config.key_bias
     layout = Layout(not config.mlp_norm, not (config.mlp_norm or wide), half=centered, xy=whole_bias and not centered)
@@ -265,8 +291,10 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
         "use_abs_pos_emb": config.position != "none",
         "use_rot_pos_emb": config.rotary != "none",
         "use_pre_transformer_norm": config.pre_norm,
-        "use_post_transformer_norm": not config.norm_after_pool,
+        "use_post_transformer_norm": config.final_norm and not config.norm_after_pool,
         "use_fc_norm": config.norm_after_pool,
+        "attn_pool_num_heads": config.pool_heads or config.num_heads,
+        "attn_pool_mlp_ratio": exact_ratio(config.pool_mlp_dim or config.mlp_dim, config.width),
         "dynamic_img_size": config.position == "none",
         "rope_type": "dinov3" if centered else "cat",
         "rope_temperature": config.rotary_base,

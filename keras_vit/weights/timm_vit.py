@@ -13,13 +13,19 @@ from keras_vit.weights.settings import cannot_hold, check_found, check_rank, exa
 
 # Attention heads by the size in an architecture's name.
 HEADS = {"tiny": 3, "wee": 4, "xsmall": 4, "little": 5, "small": 6, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12}
-HEADS |= {"so150m": 14, "so150m2": 13, "large": 16, "so400m": 16, "huge": 16, "giant": 16, "giantopt": 16, "gigantic": 16}
+HEADS |= {"so150m": 14, "so150m2": 13, "large": 16, "so400m": 16, "intern300m": 16, "huge": 16}
+HEADS |= {"giant": 16, "giantopt": 16, "gigantic": 16}
 # The exceptions, by a pattern of size and rest of the name.
-OTHER_HEADS = ((r"giant_patch14_(reg\d_)?(dinov2|tipsv2)", 24), (r"base_patch\d+_plus_.*", 14), (r"base_patch16_gap_224", 16))
+OTHER_HEADS = (
+    (r"giant_patch14_(reg\d_)?(dinov2|tipsv2)|giant_patch16_radio_v\d", 24),
+    (r"base_patch\d+_plus_.*", 14),
+    (r"base_patch16_gap_224", 16),
+)
 
 # Parts of a name that change nothing, or only what the tensors show. All others are refused: `rope`, for example, changes the
 # numbers but has no tensors.
-PARTS = r"distilled|patch\d+|plus|clip|quickgelu|siglip|gap|map|reg\d+|dinov2|tipsv2|miil|36x1|\d+"
+PARTS = r"distilled|patch\d+|plus|clip|quickgelu|siglip|gap|map|reg\d+|dinov2|tipsv2|radio|v3|v4|miil|36x1|18x2|\d+"
+WITHOUT_NORM = r"intern300m_.*|.*_radio_v\d"
 TANH = r"(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*|large_patch16_siglip_(gap_)?512"  # SigLIP 2
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "gelu_quick"}
 POOLS = {"token": "cls", "avg": "gap", "map": "map"}
@@ -29,7 +35,16 @@ POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 SHOWN = ("embed_dim", "depth", "patch_size", "in_chans", "reg_tokens")
 HARMLESS = ("num_classes", "class_token", "mlp_ratio", "qkv_bias", "qk_norm", "pre_norm", "fc_norm", "pos_embed", "weight_init")
 HARMLESS += ("dynamic_img_size", "strict_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
-HARMLESS += ("attn_drop_rate", "drop_path_rate", "fix_init", "no_embed_class", "pool_include_prefix", "init_values", "img_size")
+HARMLESS += (
+    "final_norm",
+    "attn_drop_rate",
+    "drop_path_rate",
+    "fix_init",
+    "no_embed_class",
+    "pool_include_prefix",
+    "init_values",
+    "img_size",
+)
 
 LAYERS = (  # ours, theirs
     (r"encoder/projection", "patch_embed.proj"),
@@ -47,6 +62,8 @@ LAYERS = (  # ours, theirs
     (r"pool/mlp/(fc[12])", r"attn_pool.mlp.\1"),
     (r"(head|head_dist)", r"\1"),
 )
+TWINS = (("norm1", "attns.{}.norm"), ("attn", "attns.{}.attn"), ("ls1", "attns.{}.ls"))
+TWINS += (("norm2", "ffns.{}.norm"), ("mlp", "ffns.{}.mlp"), ("ls2", "ffns.{}.ls"))
 VARIABLES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
 TOKENS = {"encoder/class_token": "cls_token", "encoder/position": "pos_embed", "pool/probe": "attn_pool.latent"}
 
@@ -58,6 +75,8 @@ def table(config: ViTConfig) -> list[Row]:
 
 def plain_row(config: ViTConfig, path: str, shape: tuple, names: tuple[str, ...] | None = None) -> Row:
     """The row of a weight, with the names of this class or others."""
+    given = path
+    twin, path = "/twin/" in path, path.replace("/twin/", "/")
     layer, variable = path.rsplit("/", 1)
     if names is None and path in TOKENS:
         names = TOKENS[path]
@@ -68,14 +87,22 @@ def plain_row(config: ViTConfig, path: str, shape: tuple, names: tuple[str, ...]
     elif names is None:
         pattern, theirs = next(row for row in LAYERS if re.fullmatch(row[0], layer))
         names = f"{re.sub(pattern, theirs, layer)}.{'gamma' if '/scale' in layer else VARIABLES[variable]}"
-    row = torch_row(config, path, shape, names)
+        names = twin_name(names, int(twin)) if config.twin_blocks else names
+    row = torch_row(config, given, shape, names)
     return row if path != "pool/probe" else Row(path, shape, row.names, (1, 1, config.width), (0, 1, 2))
+
+
+def twin_name(name: str, twin: int) -> str:
+    """The name of a tensor in a `ParallelThingsBlock`, from its name in a plain block: attentions and MLPs are numbered."""
+    for part, theirs in TWINS:
+        name = re.sub(rf"^(blocks\.\d+)\.{part}\b", rf"\1.{theirs.format(twin)}", name)
+    return name
 
 
 def parse_architecture(name: str) -> tuple[str, set[str], int]:
     """An architecture's name without family and tag, its parts after the size, and its number of heads."""
     base = name.partition(".")[0]  # without the tag of the pretraining
-    match = re.fullmatch(r"(?:vit|deit|deit3)_(([a-z0-9]+)_(.*))", base)
+    match = re.fullmatch(r"(?:vit|deit|deit3|eva(?=_large))_(([a-z0-9]+)_(.*))", base)
     parts = match[3].split("_") if match else []
     if not match or match[2] not in HEADS or not all(re.fullmatch(PARTS, part) for part in parts):
         odd = [part for part in parts if not re.fullmatch(PARTS, part)]
@@ -98,14 +125,20 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         image_size: The image size in the rest of config.json.
     """
     base, parts, heads = parse_architecture(architecture)
+    twin = "18x2" in parts
+
+    def of_block(name):
+        return shapes.get(twin_name(f"blocks.0.{name}", 0) if twin else f"blocks.0.{name}")
+
     for name in args:
         if name not in (*SHOWN, *HARMLESS, "num_heads", "act_layer", "global_pool"):
             raise ValueError(f"config.json: model_args.{name}: received {args[name]!r}; allowed: none, as it is unknown here")
-    for name, rank in (("patch_embed.proj.weight", 4), ("blocks.0.mlp.fc2.weight", 2)):
+    hidden = twin_name("blocks.0.mlp.fc2.weight", 0) if twin else "blocks.0.mlp.fc2.weight"
+    for name, rank in (("patch_embed.proj.weight", 4), (hidden, 2)):
         check_rank(shapes, name, rank, architecture)
     width, channels, *patch = shapes["patch_embed.proj.weight"]
-    mlp_dim = shapes["blocks.0.mlp.fc2.weight"][1]
-    gated = shapes.get("blocks.0.mlp.fc1.weight", (0,))[0] == 2 * mlp_dim
+    mlp_dim = shapes[hidden][1]
+    gated = (of_block("mlp.fc1.weight") or (0,))[0] == 2 * mlp_dim
     distilled = "dist_token" in shapes
     registers = shapes["reg_token"][1] if "reg_token" in shapes else int(distilled)
     class_token = "cls_token" in shapes
@@ -115,19 +148,17 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
     )
     if activation not in ACTIVATIONS and not gated:
         raise ValueError(f"config.json: model_args.act_layer: received {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-    pool = read_setting(args, "global_pool", str) or ("map" if mapped else "avg" if "gap" in parts else "token")
+    mean = "gap" in parts or architecture.startswith("eva")
+    pool = read_setting(args, "global_pool", str) or ("map" if mapped else "avg" if mean else "token")
     if pool not in POOLS or (pool == "map") != mapped:
         raise ValueError(f"config.json: model_args.global_pool: received {pool!r}; allowed: {'map' if mapped else 'token, avg'}")
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     found = {"embed_dim": width, "depth": depth, "in_chans": channels, "reg_tokens": 0 if distilled else registers}
     found["patch_size"] = tuple(patch)
     check_shown(args, found)
-    if mapped and (class_token or registers) and not args.get("pool_include_prefix"):
-        raise ValueError(
-            f"architecture: received {architecture!r}, whose attention pooling leaves out prefix tokens; "
-            "allowed: pool_include_prefix, or no prefix tokens"
-        )
     prefix = class_token + registers
+    # Without prefix tokens the argument means nothing.
+    pool_prefix = not (mapped and prefix) or read_setting(args, "pool_include_prefix", bool, False)
     length = shapes["pos_embed"][1] if "pos_embed" in shapes else None
     grid = find_grid(length, prefix, patch, args.get("img_size"), (image_size, *re.findall(r"\d+$", base)))
     learned = {"position": "learned"} if length else {"position": "none"}
@@ -148,12 +179,15 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         distillation=distilled,
         **learned,
         mlp="swiglu" if gated else ACTIVATIONS[activation],
-        layer_scale=(read_setting(args, "init_values", (int, float)) or 1e-5) if "blocks.0.ls1.gamma" in shapes else 0.0,
-        qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+        layer_scale=(read_setting(args, "init_values", (int, float)) or 1e-5) if of_block("ls1.gamma") else 0.0,
+        twin_blocks=twin,
+        qk_norm=of_block("attn.q_norm.weight") is not None,
         norm_epsilon=1e-5 if "clip" in parts else 1e-6,
         pre_norm="norm_pre.weight" in shapes,
         norm_after_pool="fc_norm.weight" in shapes,
-        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+        final_norm=read_setting(args, "final_norm", bool, not re.fullmatch(WITHOUT_NORM, base)),
+        pool_prefix=pool_prefix,
+        qkv_bias=of_block("attn.qkv.bias") is not None,
     )
     return config, table(config)
 
@@ -162,7 +196,7 @@ def normalisation(architecture: str) -> str:
     """Key of the pixels' mean and standard deviation in `timm.NORMALISATION`."""
     parts = parse_architecture(architecture)[1]
     plain = architecture.startswith("deit") or "dinov2" in parts
-    return "clip" if "clip" in parts else "imagenet" if plain else "half"
+    return "clip" if parts & {"clip", "radio"} or architecture.startswith("eva") else "imagenet" if plain else "half"
 
 
 def check_shown(args: dict, found: dict) -> None:
@@ -191,6 +225,8 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
         raise cannot_hold("timm", config, "mlp", "swiglu only without attention pooling and with norm_epsilon 1e-06")
     if config.distillation and (config.registers != 1 or config.norm_epsilon != 1e-6 or config.mlp == "swiglu"):
         raise cannot_hold("timm", config, "distillation", "True only with one register, norm_epsilon 1e-06 and a plain MLP")
+    if config.twin_blocks and (config.norm_epsilon != 1e-6 or config.mlp == "swiglu" or config.distillation):
+        raise cannot_hold("timm", config, "twin_blocks", "True only with norm_epsilon 1e-06, a plain MLP and no distillation")
     if config.pool == "map" and config.qk_norm:
         raise cannot_hold("timm", config, "qk_norm", "True only without attention pooling")
     hidden = config.mlp_dim * (2 if config.mlp == "swiglu" else 1)
@@ -206,6 +242,7 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
         "qk_norm": config.qk_norm,
         "init_values": config.layer_scale or None,
         "pre_norm": config.pre_norm,
+        "final_norm": config.final_norm,
     }
     if config.distillation:
         return "deit_base_distilled_patch16_224", args, table(config)
@@ -219,9 +256,11 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
     if config.position == "none":
         args["pos_embed"] = "none"
     if config.pool == "map" and config.num_prefix_tokens:
-        args["pool_include_prefix"] = True
+        args["pool_include_prefix"] = config.pool_prefix
     if config.mlp == "swiglu":
         return "vit_giant_patch14_dinov2", args, table(config)
     args["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.mlp)
+    if config.twin_blocks:
+        return "vit_small_patch16_18x2_224", args, table(config)
     architecture = "vit_base_patch16_clip_224" if config.norm_epsilon == 1e-5 else "vit_base_patch16_224"
     return architecture, args, table(config)

@@ -22,7 +22,7 @@ from keras_vit import (
     TransformerBlock,
     ViTConfig,
 )
-from keras_vit.model import attention, block, embed, layers, merging, mlp, pool
+from keras_vit.model import attention, block, embed, layers, merging, mlp, pool, rotary, twin
 from keras_vit.parity import gradients, randomise
 
 backend = pytest.mark.backend
@@ -59,12 +59,14 @@ CASES = {
             "norm_epsilon": 1e-5,
             "qkv_bias": False,
             "use_bias": False,
+            "key_bias": False,
+            "attention_norm": True,
         },
         (2, 6, 8),
         (2, 6, 8),
     ),
     MLP: (
-        {"width": 8, "mlp_dim": 12, "mlp": "swiglu", "dropout": 0.1, "use_bias": False},
+        {"width": 8, "mlp_dim": 12, "mlp": "swiglu", "dropout": 0.1, "use_bias": False, "mlp_norm": True, "norm_epsilon": 1e-5},
         (2, 6, 8),
         (2, 6, 8),
     ),
@@ -83,6 +85,9 @@ CASES = {
             "norm_epsilon": 1e-5,
             "qkv_bias": False,
             "use_bias": False,
+            "key_bias": False,
+            "attention_norm": True,
+            "mlp_norm": True,
         },
         (2, 6, 8),
         (2, 6, 8),
@@ -97,12 +102,26 @@ CASES = {
             "norm_epsilon": 1e-5,
             "qkv_bias": False,
             "use_bias": False,
+            "skipped": 2,
         },
         (2, 6, 8),
         (2, 8),
     ),
+    rotary.RotaryPositions: (
+        {
+            "grid_size": (2, 3),
+            "head_dim": 8,
+            "rotary": "index",
+            "rotary_base": 10.0,
+            "rotary_grid": (4, 5),
+            "rotary_offset": 1.0,
+            "num_prefix_tokens": 1,
+        },
+        (2, 7, 16),
+        (2, 7, 8),
+    ),
 }
-WITHOUT_WEIGHTS = {Patches, embed.PatchDropout, Pooling}
+WITHOUT_WEIGHTS = {Patches, embed.PatchDropout, Pooling, rotary.RotaryPositions}
 
 
 def each(layers):
@@ -123,9 +142,9 @@ def tree(layer):
 
 
 def test_every_layer_has_a_case():
-    modules = (attention, block, embed, layers, merging, mlp, pool)
+    modules = (attention, block, embed, layers, merging, mlp, pool, rotary, twin)
     defined = {c for module in modules for c in vars(module).values() if inspect.isclass(c) and issubclass(c, layers.Layer)}
-    assert defined - {layers.Layer, merging.MergingBlock} == set(CASES)  # `test_merging` has the last one
+    assert defined - {layers.Layer, merging.MergingBlock, twin.TwinBlock} == set(CASES)  # the last two have tests of their own
 
 
 @every_layer
@@ -254,6 +273,10 @@ def test_images_that_do_not_fit_are_refused():
         (lambda: TransformerBlock(8, 2, 12)(random(2, 6, 10)), "width"),
         (lambda: Pooling("max"), "kind"),
         (lambda: AttentionPooling(8, 3, 12), "num_heads"),
+        (lambda: rotary.RotaryPositions((2, 3), 6), "num_heads"),
+        (lambda: rotary.RotaryPositions((2, 0), 8), "grid_size"),
+        (lambda: rotary.RotaryPositions((2, 3), 8, rotary_grid=4), "rotary_grid"),
+        (lambda: rotary.RotaryPositions((2, 3), 8)(random(2, 7, 16)), "grid_size"),
     ],
 )
 def test_bad_arguments_are_named(make, name):

@@ -49,6 +49,13 @@ FAMILIES = {
     "vit_mediumd_patch16_rope_reg1_gap_256": {},
     "vit_base_patch16_rope_224": {},
     "vit_base_patch16_rope_ape_224": {},
+    "vit_pe_core_tiny_patch16_384": {"attn_pool_num_heads": 2, "attn_pool_mlp_ratio": 3.0},
+    "vit_pe_spatial_tiny_patch16_512": {},
+    "vit_pe_lang_gigantic_patch14_448": {"num_classes": 0},
+    "eva_large_patch14_196": {},
+    "vit_so150m_patch16_reg4_map_256": {},
+    "vit_base_patch16_radio_v3": {"num_classes": 0},
+    "vit_small_patch16_18x2_224": {},
 }
 # Under every backend: three that have all kinds of tensors between them. The table of names is the same under each.
 RICH = ("deit_base_distilled_patch16_224", "vit_giant_patch14_reg4_dinov2", "vit_base_patch16_siglip_224")
@@ -258,26 +265,33 @@ def known(name):
         check_tensors(name, rows, shapes)
     except ValueError as error:
         return str(error)
-    block = module.blocks[0]
+    block, rope = module.blocks[0], getattr(module, "rope", None)
+    if config.twin_blocks:  # its two attentions, and its two MLPs, are alike
+        assert type(block).__name__ == "ParallelThingsBlock", name
+        block = torch.nn.ModuleDict({**dict(block.attns[1].named_children()), **dict(block.ffns[1].named_children())})
+        block.norm1 = block.norm
+    else:
+        assert type(block).__name__ in ("Block", "EvaBlock"), name
     activation = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "gelu_quick", "SiLU": "swiglu"}
-    assert type(block).__name__ in ("Block", "EvaBlock"), name
     assert config.num_heads == block.attn.num_heads, name
     assert config.norm_epsilon == block.norm1.eps, name
     assert config.mlp == activation[type(block.mlp.act).__name__], name
     assert config.pool == {"token": "cls", "avg": "gap", "map": "map"}[module.global_pool], name
     assert config.grid_size == module.patch_embed.grid_size, name
-    rope = getattr(module, "rope", None)
     kind = type(rope).__name__.removeprefix("RotaryEmbedding") if rope else ""
     assert config.rotary == {"Cat": "index", "DinoV3": "centered", "": "none"}[kind], name
     if rope:
         assert (config.rotary_base, config.rotary_offset) == (rope.temperature, rope.grid_offset), name
         assert config.rotary_grid == getattr(rope, "ref_feat_shape", None), name
+    if config.pool == "map":
+        assert (config.pool_heads or config.num_heads) == module.attn_pool.num_heads, name
+        assert config.pool_prefix == (not module.num_prefix_tokens or getattr(module, "pool_include_prefix", True)), name
     return True
 
 
 def test_every_architecture_is_known_or_refused():
     answers = [known(name) for name in timm.list_models() if name.startswith(("vit_", "deit", "eva"))]
-    assert answers.count(True) >= 175  # of 248 in timm 1.0.31
+    assert answers.count(True) >= 201  # of 248 in timm 1.0.31
     for answer in set(answers) - {True}:
         assert answer.startswith("architecture: received ")
         assert "\n" not in answer
