@@ -20,15 +20,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # For processes of tests in which any backend will do: the one that is imported soonest.
 LIGHT = next(name for name in ("torch", "jax", "tensorflow") if name in installed_backends())
 
-# Small ViTs. Between them: every stem, pooling and MLP, learned and fixed positions, prefix tokens, both data formats.
+# Small ViTs. Between them: every stem, pooling and MLP, learned, fixed and rotary positions, prefix tokens, both data formats.
 COMMON = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "num_classes": 7}
 TINY = {
     "gap": {"image_size": (12, 18), "patch_size": (3, 6), "pool": "gap", "layer_scale": 0.1},
+    "rotary": {"image_size": (12, 18), "patch_size": (3, 6), "rotary": "centered", "position": "none", "registers": 2},
     "map": {"image_size": (12, 18), "patch_size": (3, 6), "pool": "map", "mlp": "swiglu", "qk_norm": True, "registers": 2},
     "conv": {"image_size": (16, 24), "patch_size": 4, "stem": "conv", "position": "sincos2d", "data_format": "channels_first"},
     "distilled": {"image_size": (16, 12), "patch_size": 4, "distillation": True, "registers": 1, "mlp": "gelu_quick"},
     "clip": {"image_size": (12, 18), "patch_size": 6, "pool": "cls_gap", "pre_norm": True, "mlp": "gelu_tanh"},
 }
+TINY["rotary"] |= {"key_bias": False, "layer_scale": 0.1, "mlp": "swiglu", "mlp_norm": True, "attention_norm": True}
 TINY = {name: {**COMMON, **settings} for name, settings in TINY.items()}
 
 # For training: as few weights and patches as there can be.

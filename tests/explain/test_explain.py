@@ -56,6 +56,22 @@ def test_fixed_2d_positions_depend_on_the_distance_alone():
     assert similarity[0, 0, 0, 1] > similarity[0, 0, 0, 2]
 
 
+@pytest.mark.parametrize("rotary", ["centered", "index"])
+def test_rotary_positions_depend_on_the_distance_alone(rotary):
+    similarity = position_similarity(make_model(position="none", rotary=rotary, registers=2, num_heads=3, rotary_base=2.0))
+    assert similarity.shape == (3, 5, 3, 5)
+    np.testing.assert_allclose(similarity[1:, 1:, 1:, 1:], similarity[:-1, :-1, :-1, :-1], atol=TOLERANCE)
+    angles = {"centered": 4 * np.pi / 5, "index": 1}[rotary]  # of a column to the next, in two of a head's four channels
+    np.testing.assert_allclose(similarity[0, 0, 0, 1], (1 + np.cos(angles)) / 2, atol=TOLERANCE)
+
+
+def test_a_learned_table_is_shown_before_rotary_positions():
+    model = make_model(rotary="centered", num_heads=3)
+    table = np.random.default_rng(0).normal(size=(16, 12)).astype("float32")
+    model.get_layer("encoder").position_embedding.assign(table[None])
+    np.testing.assert_allclose(position_similarity(model), plain_cosine(table[1:].astype("float64"), 3, 5), atol=TOLERANCE)
+
+
 def test_fixed_1d_positions_wrap_from_row_to_row():
     similarity = position_similarity(make_model(position="sincos1d"))
     np.testing.assert_allclose(similarity[0, 4, 1, 0], similarity[0, 0, 0, 1], atol=TOLERANCE)

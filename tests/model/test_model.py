@@ -63,7 +63,6 @@ OPTIONS = (
     {"dropout": 0.5, "attention_dropout": 0.5, "drop_path": 0.5, "depth": 2},
     {"rotary": "centered", "position": "none", "registers": 2, "key_bias": False, "layer_scale": 0.1},
     {"twin_blocks": True, "layer_scale": 0.1, "drop_path": 0.5},
-    {"rotary": "index", "rotary_grid": (5, 2), "mlp": "swiglu", "mlp_norm": True, "attention_norm": True, "key_bias": False},
 )
 # Other compositions of the same operations, tried once.
 COMPOSITIONS = (
@@ -118,11 +117,21 @@ FULL = {
 
 
 DISTILLED = {"depth": 2, "pre_norm": True, "distillation": True, "registers": 1, "prefix_positions": "all"}
+ROTARY = {
+    "depth": 2,
+    "rotary": "index",
+    "rotary_grid": (5, 2),
+    "registers": 2,
+    "mlp": "swiglu",
+    "mlp_norm": True,
+    "attention_norm": True,
+    "key_bias": False,
+}
 AFTER_POOL = {"pool": "gap", "norm_after_pool": True, "depth": 2}
 
 
 @backend
-@pytest.mark.parametrize("options", [FULL, AFTER_POOL, DISTILLED], ids=["full", "gap", "distilled"])
+@pytest.mark.parametrize("options", [FULL, AFTER_POOL, DISTILLED, ROTARY], ids=["full", "gap", "distilled", "rotary"])
 def test_intermediates_match_the_reference(options):
     config = make_config(**options)
     model, images = randomise(build_vit(config)), random_images(config)
@@ -151,7 +160,7 @@ def test_unknown_intermediates_are_listed():
 @backend
 @pytest.mark.parametrize(
     "options",
-    [FULL, DISTILLED, {"stem": "conv", "pool": "gap"}, {"position": "none", "pool": "cls_gap"}],
+    [FULL, DISTILLED, ROTARY, {"stem": "conv", "pool": "gap"}, {"position": "none", "pool": "cls_gap"}],
     ids=str,
 )
 def test_every_weight_gets_a_finite_gradient(options):
@@ -169,7 +178,7 @@ def test_every_weight_gets_a_finite_gradient(options):
 
 
 @backend
-@pytest.mark.parametrize("options", [FULL, {"stem": "conv", "position": "sincos1d"}], ids=["full", "conv"])
+@pytest.mark.parametrize("options", [FULL, ROTARY, {"stem": "conv", "position": "sincos1d"}], ids=["full", "rotary", "conv"])
 def test_saved_model_gives_the_same_numbers(tmp_path, options):
     config = make_config(**options)
     model, images = randomise(build_vit(config)), random_images(config)
@@ -197,7 +206,9 @@ def test_weights_files_and_clones(tmp_path):
 
 @backend
 @pytest.mark.parametrize(
-    ("policy", "options"), [("mixed_bfloat16", FULL), ("mixed_float16", {"stem": "conv"})], ids=["bfloat16", "float16"]
+    ("policy", "options"),
+    [("mixed_bfloat16", FULL), ("mixed_bfloat16", ROTARY), ("mixed_float16", {"stem": "conv"})],
+    ids=["bfloat16", "rotary", "float16"],
 )
 def test_mixed_precision(tmp_path, policy, options):
     config = make_config(**options)
