@@ -43,7 +43,7 @@ class Reference:
         if config.pre_norm:
             x = out["pre_norm"] = self.norm(x, "pre_norm")
         for block in range(config.depth):
-            x, scores = (self.twins if config.twin_blocks else self.block)(x, f"block_{block}")
+            x, scores = (self.twins if config.block == "twin" else self.block)(x, f"block_{block}")
             out[f"block_{block}"], out[f"block_{block}/attention"] = x, scores
         if config.norm_after_pool:
             x = out["pool"] = self.pool(x)
@@ -73,9 +73,9 @@ class Reference:
         return y + self.weights[f"{name}/bias"] if f"{name}/bias" in self.weights else y
 
     def norm(self, x, name):
-        centred = x - x.mean(-1, keepdims=True)
+        centred = x if self.config.rms_norm else x - x.mean(-1, keepdims=True)
         deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + self.config.norm_epsilon)
-        return centred / deviation * self.weights[f"{name}/gamma"] + self.weights[f"{name}/beta"]
+        return centred / deviation * self.weights[f"{name}/gamma"] + self.weights.get(f"{name}/beta", 0)
 
     def patches(self, images):
         """Row by row; within a patch row, column, channel."""
@@ -181,6 +181,9 @@ class Reference:
 
     def block(self, x, name, mask=None):
         y, scores = self.attention(self.norm(x, f"{name}/norm1"), f"{name}/attention", mask)
+        if self.config.block == "parallel":
+            y = y + self.mlp(self.norm(x, f"{name}/norm1"), f"{name}/mlp")
+            return x + y * self.weights.get(f"{name}/scale1/gamma", 1), scores
         x = x + y * self.weights.get(f"{name}/scale1/gamma", 1)
         y = self.mlp(self.norm(x, f"{name}/norm2"), f"{name}/mlp")
         return x + y * self.weights.get(f"{name}/scale2/gamma", 1), scores

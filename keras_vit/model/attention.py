@@ -25,6 +25,7 @@ class Attention(Layer):
         use_bias: Whether the output projection has a bias.
         key_bias: Whether the keys have a bias too, where `qkv_bias` is True.
         attention_norm: Whether the heads' output is layer-normalised before the projection ('sub-LN', arXiv 2210.06423).
+        rms_norm: Whether the norms are root-mean-square norms (arXiv 1910.07467).
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Attention(Layer):
         use_bias=True,
         key_bias=True,
         attention_norm=False,
+        rms_norm=False,
         **kwargs,
     ):
         super().__init__(**kwargs)

@@ -37,7 +37,10 @@ class TransformerBlock(Layer):
         key_bias: Whether the keys have a bias too, where `qkv_bias` is True.
         attention_norm: Whether the attention's output is layer-normalised before its projection.
         mlp_norm: Whether the MLP's hidden layer is layer-normalised before its projection.
+        rms_norm: Whether the norms are root-mean-square norms (arXiv 1910.07467).
     """
+
+    one_branch = False  # whether attention and MLP share norm, scale and sum
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class TransformerBlock(Layer):
         key_bias=True,
         attention_norm=False,
         mlp_norm=False,
+        rms_norm=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -64,19 +68,21 @@ class TransformerBlock(Layer):
         self.remat = False
         self.norm1 = self.norm("norm1")
         self.attention = Attention.of(self, name="attention", dtype=self.dtype_policy)
-        self.norm2 = self.norm("norm2")
         self.feed_forward = MLP.of(self, name="mlp", dtype=self.dtype_policy)
         self.scale1 = LayerScale(layer_scale, name="scale1", dtype=self.dtype_policy) if layer_scale else None
-        self.scale2 = LayerScale(layer_scale, name="scale2", dtype=self.dtype_policy) if layer_scale else None
         self.dropout1 = self.drop(dropout, "dropout1")
-        self.dropout2 = self.drop(dropout, "dropout2")
         self.drop_path1 = self.drop(drop_path, "drop_path1", noise_shape=(None, 1, 1))
-        self.drop_path2 = self.drop(drop_path, "drop_path2", noise_shape=(None, 1, 1))
+        if not self.one_branch:
+            self.norm2 = self.norm("norm2")
+            self.scale2 = LayerScale(layer_scale, name="scale2", dtype=self.dtype_policy) if layer_scale else None
+            self.dropout2 = self.drop(dropout, "dropout2")
+            self.drop_path2 = self.drop(drop_path, "drop_path2", noise_shape=(None, 1, 1))
 
     def build(self, input_shape):
         if input_shape[-1] != self.width:
             raise ValueError(f"width: received tokens of shape {tuple(input_shape)}; allowed: (B, N, {self.width})")
-        for layer in (self.norm1, self.attention, self.norm2, self.feed_forward, self.scale1, self.scale2):
+        second = () if self.one_branch else (self.norm2, self.scale2)
+        for layer in (self.norm1, self.attention, self.feed_forward, self.scale1, *second):
             if layer is not None:
                 layer.build(input_shape)
 

@@ -12,6 +12,7 @@ POSITIONS = ("learned", "sincos2d", "sincos1d", "none")
 PREFIX_POSITIONS = ("none", "class", "all")
 ROTARY = ("none", "centered", "index")
 STEMS = ("patch", "conv")
+BLOCKS = ("serial", "parallel", "twin")
 MLPS = ("gelu", "gelu_tanh", "gelu_quick", "swiglu")
 DATA_FORMATS = ("channels_last", "channels_first")
 
@@ -82,11 +83,13 @@ class ViTConfig:
         merge_tokens: Number of patch tokens that each block merges into their most similar tokens after its attention (ToMe,
             arXiv 2210.09461), at most half of the patch tokens present. Saves operations and changes the output slightly. Needs
             no weights: any trained model can be loaded with it.
-        twin_blocks: Whether each block is two side by side: two attentions that are added, then two MLPs (arXiv 2203.09795).
+        block: `serial` (attention, then MLP), `parallel` (both side by side, after one norm; arXiv 2302.05442) or `twin` (two
+            attentions side by side, then two MLPs; arXiv 2203.09795).
         layer_scale: Initial value of the per-channel scale of each residual branch (arXiv 2103.17239); 0 = none.
         qk_norm: Whether queries and keys are layer-normalised per head (arXiv 2302.05442).
         attention_norm: Whether the attention's output is layer-normalised before its projection ('sub-LN', arXiv 2210.06423).
         mlp_norm: Whether the MLP's hidden layer is layer-normalised before its projection, likewise.
+        rms_norm: Whether every norm is a root-mean-square norm (arXiv 1910.07467) instead of a layer normalisation.
         norm_epsilon: Epsilon of every layer normalisation.
         pre_norm: Whether a norm precedes the first block, as in CLIP (arXiv 2103.00020); the patch projection then has no bias.
         norm_after_pool: Whether the last norm follows the pooling (`fc_norm` of timm) instead of preceding it.
@@ -129,11 +132,12 @@ class ViTConfig:
     drop_path: float = 0.0
     patch_dropout: float = 0.0
     merge_tokens: int = 0
-    twin_blocks: bool = False
+    block: typing.Literal[BLOCKS] = "serial"
     layer_scale: float = 0.0
     qk_norm: bool = False
     attention_norm: bool = False
     mlp_norm: bool = False
+    rms_norm: bool = False
     norm_epsilon: float = 1e-6
     pre_norm: bool = False
     norm_after_pool: bool = False
@@ -157,13 +161,14 @@ class ViTConfig:
             check_int(name, getattr(self, name), at_least=0)
         for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             check_number(name, getattr(self, name), at_least=0, below=1)
-        flags = ("distillation", "twin_blocks", "qk_norm", "attention_norm", "mlp_norm", "pre_norm", "norm_after_pool")
+        flags = ("distillation", "qk_norm", "rms_norm", "attention_norm", "mlp_norm", "pre_norm", "norm_after_pool")
         for name in (*flags, "final_norm", "pool_prefix", "qkv_bias", "key_bias", "use_bias"):
             check_choice(name, getattr(self, name), (True, False))
         for name, allowed in (
             ("pool", POOLS),
             ("prefix_positions", PREFIX_POSITIONS),
             ("stem", STEMS),
+            ("block", BLOCKS),
             ("mlp", MLPS),
             ("data_format", DATA_FORMATS),
             ("class_token", (True, False, None)),
@@ -191,8 +196,8 @@ class ViTConfig:
                 raise ValueError(f"{name}: received {getattr(self, name)}; allowed: {default} with pool {self.pool}")
         if self.norm_after_pool and not self.final_norm:
             raise ValueError("norm_after_pool: received True; allowed: False without final_norm")
-        if self.twin_blocks and self.merge_tokens:
-            raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: 0 with twin_blocks")
+        if self.block != "serial" and self.merge_tokens:
+            raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: 0 with block {self.block}")
         if self.rotary != "none" and self.merge_tokens:
             raise ValueError(f"merge_tokens: received {self.merge_tokens}; allowed: 0 with rotary positions")
         if self.pool in ("cls", "cls_gap") and self.class_token is False:

@@ -14,7 +14,8 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
             shapes[f"{name}/bias"] = (units,)
 
     def norm(name, size):
-        shapes[f"{name}/gamma"] = shapes[f"{name}/beta"] = (size,)
+        for variable in ("gamma",) if config.rms_norm else ("gamma", "beta"):
+            shapes[f"{name}/{variable}"] = (size,)
 
     def mlp(name, size):
         dense(f"{name}/fc1", width, size * (2 if config.mlp == "swiglu" else 1), bias)
@@ -38,7 +39,7 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
         shapes["encoder/position"] = (1, config.num_prefix_positions + config.num_patches, width)
     if config.pre_norm:
         norm("pre_norm", width)
-    twins = ("", "/twin") if config.twin_blocks else ("",)
+    twins = ("", "/twin") if config.block == "twin" else ("",)
     for block in (f"block_{index}{twin}" for index in range(config.depth) for twin in twins):
         norm(f"{block}/norm1", width)
         dense(f"{block}/attention/qkv", width, 3 * width, config.qkv_bias and not partial)
@@ -50,12 +51,14 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
             norm(f"{block}/attention/k_norm", config.head_dim)
         if config.attention_norm:
             norm(f"{block}/attention/norm", width)
-        norm(f"{block}/norm2", width)
+        if config.block != "parallel":
+            norm(f"{block}/norm2", width)
         mlp(f"{block}/mlp", config.mlp_dim)
         if config.mlp_norm:
             norm(f"{block}/mlp/norm", config.mlp_dim)
         if config.layer_scale:
-            shapes[f"{block}/scale1/gamma"] = shapes[f"{block}/scale2/gamma"] = (width,)
+            for scale in ("scale1",) if config.block == "parallel" else ("scale1", "scale2"):
+                shapes[f"{block}/{scale}/gamma"] = (width,)
     if config.final_norm:
         norm("norm", config.pooled_dim if config.norm_after_pool else width)
     if config.pool == "map":
@@ -93,7 +96,7 @@ def flops(config, patches: int) -> int:
     for merged in config.merged_tokens:
         blocks += tokens * 4 * width * width + 2 * tokens * tokens * width + (tokens - merged) * mlp
         tokens -= merged
-    blocks *= 1 + config.twin_blocks
+    blocks *= 2 if config.block == "twin" else 1
     embed = config.num_patches * math.prod(config.patch_size) * config.channels * width
     if config.stem == "conv":
         widths, pixels, embed = (config.channels, *config.stem_widths), math.prod(config.image_size), 0

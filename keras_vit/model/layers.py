@@ -52,7 +52,7 @@ class Layer(keras.layers.Layer):
         return Dense(units, use_bias=use_bias, kernel_initializer=kernel_initializer, name=name, dtype=self.dtype_policy)
 
     def norm(self, name):
-        return LayerNormalization(epsilon=self.norm_epsilon, name=name, dtype=self.dtype_policy)
+        return make_norm(self, name, self.dtype_policy)
 
     def drop(self, rate, name, noise_shape=None):
         return keras.layers.Dropout(rate, noise_shape=noise_shape, name=name, dtype=self.dtype_policy)
@@ -89,6 +89,32 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
     def call(self, x, training=None):
         return layer_norm(x, self.gamma, self.beta, self.epsilon, training)
+
+
+@register
+class RMSNormalization(Layer):
+    """Root-mean-square normalisation of the last axis, without a bias (arXiv 1910.07467): (..., D) -> (..., D).
+
+    Args:
+        epsilon: Added to the mean square.
+    """
+
+    def __init__(self, epsilon=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.keep(locals())
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
+
+    def call(self, x, training=None):
+        return ops.rms_normalization(x, ops.cast(self.gamma, x.dtype), axis=-1, epsilon=self.epsilon)
+
+
+def make_norm(source, name, dtype):
+    """The norm that a layer or a `ViTConfig` asks for: `norm_epsilon`, `rms_norm`."""
+    cls = RMSNormalization if source.rms_norm else LayerNormalization
+    return cls(epsilon=source.norm_epsilon, name=name, dtype=dtype)
 
 
 @register

@@ -22,9 +22,21 @@ class MLP(Layer):
         use_bias: Whether the dense layers have a bias.
         mlp_norm: Whether the hidden layer is layer-normalised after the activation ('sub-LN', arXiv 2210.06423).
         norm_epsilon: Epsilon of that norm.
+        rms_norm: Whether it is a root-mean-square norm (arXiv 1910.07467).
     """
 
-    def __init__(self, width, mlp_dim, mlp="gelu", dropout=0.0, use_bias=True, mlp_norm=False, norm_epsilon=1e-6, **kwargs):
+    def __init__(
+        self,
+        width,
+        mlp_dim,
+        mlp="gelu",
+        dropout=0.0,
+        use_bias=True,
+        mlp_norm=False,
+        norm_epsilon=1e-6,
+        rms_norm=False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         check_choice("mlp", mlp, MLPS)
         self.keep(locals())

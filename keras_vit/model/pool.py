@@ -65,9 +65,22 @@ class AttentionPooling(Layer):
         qkv_bias: Whether query, keys and values have a bias.
         use_bias: Whether the other dense layers have a bias.
         skipped: How many tokens at the front are left out.
+        rms_norm: Whether the norm is a root-mean-square norm (arXiv 1910.07467).
     """
 
-    def __init__(self, width, num_heads, mlp_dim, mlp="gelu", norm_epsilon=1e-6, qkv_bias=True, use_bias=True, skipped=0, **kwargs):
+    def __init__(
+        self,
+        width,
+        num_heads,
+        mlp_dim,
+        mlp="gelu",
+        norm_epsilon=1e-6,
+        qkv_bias=True,
+        use_bias=True,
+        skipped=0,
+        rms_norm=False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         check_heads(width, num_heads)
         self.keep(locals())

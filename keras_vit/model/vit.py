@@ -8,14 +8,13 @@ import dataclasses
 
 import keras
 
-from keras_vit.model.block import TransformerBlock
 from keras_vit.model.config import ViTConfig
 from keras_vit.model.embed import ConvStem, PatchDropout, PatchEncoder, Patches
-from keras_vit.model.layers import LayerNormalization, register
+from keras_vit.model.layers import make_norm, register
 from keras_vit.model.merging import MergingBlock
+from keras_vit.model.parallel import BLOCKS
 from keras_vit.model.pool import AttentionPooling, Pooling
 from keras_vit.model.rotary import RotaryPositions
-from keras_vit.model.twin import TwinBlock
 from keras_vit.private.keras import flatten_layers
 
 
@@ -105,7 +104,7 @@ def embed(config, images, dtype):
         drop = PatchDropout.of(config, rate=config.patch_dropout, name="patch_dropout", dtype=dtype)
         x, rotary = (drop(x), None) if rotary is None else drop(x, rotary)
     if config.pre_norm:
-        x = LayerNormalization(epsilon=config.norm_epsilon, name="pre_norm", dtype=dtype)(x)
+        x = make_norm(config, "pre_norm", dtype)(x)
     return x, rotary
 
 
@@ -117,13 +116,13 @@ def transform(config, x, rotary, dtype):
         if config.merge_tokens:
             x, sizes = MergingBlock.of(config, merge_tokens=merged, **settings)(x, sizes)
         else:
-            x = (TwinBlock if config.twin_blocks else TransformerBlock).of(config, **settings)(x, rotary=rotary)
+            x = BLOCKS[config.block].of(config, **settings)(x, rotary=rotary)
     return x, sizes
 
 
 def classify(config, x, sizes, dtype):
     """Tokens (B, N, D) and their sizes to logits (B, num_classes)."""
-    norm = LayerNormalization(epsilon=config.norm_epsilon, name="norm", dtype=dtype) if config.final_norm else None
+    norm = make_norm(config, "norm", dtype) if config.final_norm else None
     if config.pool == "map":
         settings = {
             "num_heads": config.pool_heads or config.num_heads,

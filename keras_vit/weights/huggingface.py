@@ -14,7 +14,7 @@ from keras_vit.weights import huggingface_dinov3, huggingface_siglip, huggingfac
 from keras_vit.weights.checkpoint import Checkpoint
 from keras_vit.weights.rows import check_tensors, save_rows, weight_reader
 from keras_vit.weights.settings import read_moments, read_setting
-from keras_vit.weights.tensors import join_packed, open_safetensors, safetensors_files, split_packed
+from keras_vit.weights.tensors import join_rows, open_safetensors, safetensors_files, split_rows
 
 FAMILIES = (huggingface_vit, huggingface_dinov3, huggingface_siglip)
 KINDS = {kind: family for family in FAMILIES for kind in family.CLASSES}
@@ -25,7 +25,8 @@ ANTIALIASED = ("dinov2_with_registers",)
 def open_huggingface(path: Path) -> Checkpoint:
     """Opens a folder with config.json and safetensors."""
     settings = read_json(path / "config.json", "checkpoint")
-    shapes, read = split_packed(*open_safetensors(safetensors_files(path)))
+    shapes, read = open_safetensors(safetensors_files(path))
+    shapes, read = split_rows(shapes, read, huggingface_siglip.PACKED, lambda rows: rows // 3)
     kind = read_setting(settings, "model_type", str)
     if kind not in KINDS:
         raise ValueError(f"config.json: model_type: received {kind!r}; allowed: {', '.join(KINDS)}")
@@ -62,7 +63,7 @@ def save_huggingface(config: ViTConfig, weights: dict, path: Path, mean: list, s
         settings["id2label"] = {str(index): label for index, label in enumerate(names)}
         settings["label2id"] = {label: index for index, label in enumerate(names)}
     rows, further = family.save_table(config, kind)
-    tensors = join_packed(save_rows(rows, weights)) | further
+    tensors = join_rows(save_rows(rows, weights), huggingface_siglip.PACKED) | further
     height, width = config.image_size
     processor = {
         "image_processor_type": family.PROCESSORS[kind],

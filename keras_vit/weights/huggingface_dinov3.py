@@ -122,6 +122,7 @@ def describe(config: ViTConfig) -> dict:
     target = "DINOv3ViTModel of transformers"
     plain = {"stem": "patch", "qk_norm": False, "attention_norm": False, "mlp_norm": False, "pre_norm": False}
     plain |= {"norm_after_pool": False, "use_bias": True, "pre_logits_dim": 0, "distillation": False}
+    plain |= {"block": "serial", "rms_norm": False, "final_norm": True}
     refuse_unless(target, config, rotary="centered", position="none", pool="cls", num_classes=0, **plain)
     if not config.layer_scale:
         raise cannot_hold(target, config, "layer_scale", "a number above 0")

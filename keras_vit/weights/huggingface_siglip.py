@@ -25,6 +25,8 @@ PROCESSORS = dict.fromkeys(CLASSES, "SiglipImageProcessor")
 NORMALISATION = dict.fromkeys(CLASSES, ([0.5] * 3, [0.5] * 3))
 UNUSED = r"text_model\..*|logit_scale|logit_bias|.*embeddings\.position_ids"
 
+# `torch.nn.MultiheadAttention` has queries, keys and values in one tensor.
+PACKED = {f".in_proj_{leaf}": (f".q_proj.{leaf}", f".kv_proj.{leaf}") for leaf in ("weight", "bias")}
 NAMES = {
     "encoder/projection": "embeddings.patch_embedding",
     "norm": "post_layernorm",
@@ -33,7 +35,7 @@ NAMES = {
     "attention/projection": "self_attn.out_proj",
     "mlp/fc1": "mlp.fc1",
     "mlp/fc2": "mlp.fc2",
-    "pool/query": "head.attention.q_proj",  # these two are parts of one tensor: see `tensors.split_packed`
+    "pool/query": "head.attention.q_proj",
     "pool/key_value": "head.attention.kv_proj",
     "pool/projection": "head.attention.out_proj",
     "pool/norm": "head.layernorm",
@@ -110,6 +112,7 @@ def describe(config: ViTConfig) -> dict:
     target = "SigLIP of transformers"
     plain = {"stem": "patch", "qk_norm": False, "attention_norm": False, "mlp_norm": False, "pre_norm": False}
     plain |= {"norm_after_pool": False, "use_bias": True, "qkv_bias": True, "pre_logits_dim": 0, "layer_scale": 0.0}
+    plain |= {"block": "serial", "rms_norm": False, "final_norm": True, "key_bias": True, "pool_heads": 0, "pool_mlp_dim": 0}
     if config.has_class_token:
         raise cannot_hold(target, config, "class_token", "False")
     refuse_unless(target, config, registers=0, mlp=("gelu", "gelu_tanh", "gelu_quick"), **plain)

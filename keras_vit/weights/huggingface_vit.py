@@ -150,8 +150,9 @@ def describe(config: ViTConfig) -> dict:
     Raises:
         ValueError: For a field that transformers cannot hold.
     """
-    common = {"stem": "patch", "qk_norm": False, "attention_norm": False, "mlp_norm": False, "key_bias": True}
-    common |= {"pre_norm": False, "norm_after_pool": False, "use_bias": True}
+    common = {"stem": "patch", "qk_norm": False, "attention_norm": False, "mlp_norm": False, "pre_norm": False}
+    common |= {"norm_after_pool": False, "final_norm": True, "rms_norm": False, "block": "serial"}
+    common |= {"key_bias": True, "use_bias": True}
     refuse_unless("transformers", config, pool=("cls", "cls_gap"), **common)
     dino = config.layer_scale > 0 or config.mlp == "swiglu" or config.pool == "cls_gap" or config.registers > 1
     settings = {

@@ -198,6 +198,8 @@ def save_jax(config: ViTConfig, weights: dict, path: Path, mean: list, std: list
     """
     target = "vision_transformer and big_vision"
     plain = {"stem": "patch", "registers": 0, "mlp": "gelu_tanh", "layer_scale": 0.0, "qk_norm": False, "norm_epsilon": 1e-6}
+    plain |= {"block": "serial", "rms_norm": False, "final_norm": True, "key_bias": True, "attention_norm": False}
+    plain |= {"mlp_norm": False, "rotary": "none", "pool_heads": 0, "pool_mlp_dim": 0}
     plain |= {"pre_norm": False, "norm_after_pool": False, "qkv_bias": True, "use_bias": True, "pool": ("cls", "gap", "map")}
     refuse_unless(target, config, **plain)
     if config.position == "none":

@@ -48,39 +48,39 @@ def open_safetensors(files: Mapping[Path, list[str] | None]) -> tuple[dict, Call
     return shapes, read
 
 
-# `torch.nn.MultiheadAttention` has queries, keys and values in one tensor. A layer whose queries have an input of their own has
-# two: (3D, D) is (D, D) and (2D, D).
-PACKED = r"(.*\.)in_proj_(weight|bias)"
+def split_rows(shapes: dict, read: Callable, packed: Mapping, first: Callable[[int], int]) -> tuple[dict, Callable]:
+    """The tensors that `open_safetensors` gives; those that hold two of this library's weights are two tensors.
 
-
-def split_packed(shapes: dict, read: Callable) -> tuple[dict, Callable]:
-    """The tensors that `open_safetensors` gives, with packed projections as `q_proj` and `kv_proj`."""
+    Args:
+        shapes: The shapes by name.
+        read: Reads a tensor by its name.
+        packed: Ends of names: of a whole tensor, and of its two parts, one below the other.
+        first: The rows of the first part, from those of the whole.
+    """
     split, parts = {}, {}
     for name, shape in shapes.items():
-        match = re.fullmatch(PACKED, name)
-        if not match or not shape or shape[0] % 3:
+        end = next((end for end in packed if name.endswith(end)), None)
+        if end is None or not shape or not 0 < first(shape[0]) < shape[0]:
             split[name] = shape
             continue
-        size = shape[0] // 3
-        for part, rows in (("q", slice(0, size)), ("kv", slice(size, None))):
-            parts[f"{match[1]}{part}_proj.{match[2]}"] = name, rows
-            split[f"{match[1]}{part}_proj.{match[2]}"] = (size if part == "q" else 2 * size, *shape[1:])
+        count = first(shape[0])
+        for part, rows in zip(packed[end], (slice(0, count), slice(count, shape[0])), strict=True):
+            parts[name.removesuffix(end) + part] = name, rows
+            split[name.removesuffix(end) + part] = (rows.stop - rows.start, *shape[1:])
 
     def read_part(name):
-        whole, rows = parts.get(name, (name, slice(None)))
-        return read(whole)[rows]
+        whole, rows = parts.get(name, (name, None))
+        return read(whole) if rows is None else read(whole)[rows]
 
     return split, read_part
 
 
-def join_packed(tensors: dict) -> dict:
-    """The reverse of `split_packed`, for arrays by name."""
+def join_rows(tensors: dict, packed: Mapping) -> dict:
+    """The reverse of `split_rows`, for arrays by name."""
     joined = dict(tensors)
-    for name in tensors:
-        match = re.fullmatch(r"(.*\.)kv_proj\.(weight|bias)", name)
-        if match:
-            query = joined.pop(f"{match[1]}q_proj.{match[2]}")
-            joined[f"{match[1]}in_proj_{match[2]}"] = np.concatenate([query, joined.pop(name)])
+    for end, (one, other) in packed.items():
+        for name in [name.removesuffix(other) for name in tensors if name.endswith(other)]:
+            joined[name + end] = np.concatenate([joined.pop(name + one), joined.pop(name + other)])
     return joined
 
 

@@ -17,7 +17,7 @@ from keras_vit.weights.checkpoint import Checkpoint
 from keras_vit.weights.prefix import place_prefix
 from keras_vit.weights.rows import check_tensors, save_rows, weight_reader
 from keras_vit.weights.settings import check_found, read_moments, read_setting
-from keras_vit.weights.tensors import open_safetensors, safetensors_files
+from keras_vit.weights.tensors import join_rows, open_safetensors, safetensors_files, split_rows
 
 NORMALISATION = {
     "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
@@ -44,6 +44,8 @@ def open_timm(path: Path, architecture: str | None) -> Checkpoint:
     args = read_setting(settings, "model_args", dict, {})
     size = read_setting(pretrained, "input_size", list, ())
     names = timm_eva if timm_eva.is_eva(architecture) else timm_vit
+    width = (shapes.get("patch_embed.proj.weight") or (0,))[0]
+    shapes, read = split_rows(shapes, read, timm_vit.PACKED, lambda rows: rows - 3 * width)
     config, rows = names.read_config(shapes, architecture, args, tuple(size[1:]) if len(size) == 3 else None)
     classes = settings.get("num_classes", pretrained.get("num_classes"))
     if isinstance(classes, int):
@@ -96,7 +98,7 @@ def save_timm(config: ViTConfig, weights: dict, path: Path, mean: list, std: lis
     }
     if class_names:
         settings["label_names"] = list(class_names)
-    tensors = save_rows(rows, weights)
+    tensors = join_rows(save_rows(rows, weights), timm_vit.PACKED)
     if path.suffix == ".safetensors":
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"format": "pt", "timm": json.dumps(settings)}))

@@ -259,7 +259,8 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
         norm_epsilon=(1e-6, 1e-5),
         mlp=("gelu", "swiglu"),
         distillation=False,
-        twin_blocks=False,
+        block="serial",
+        rms_norm=False,
     )
     if config.pool == "map" and (config.mlp != "gelu" or not (config.pool_prefix or not config.num_prefix_tokens)):
         name = "mlp" if config.mlp != "gelu" else "pool_prefix"

@@ -12,7 +12,7 @@ from keras_vit.weights.rows import Row, torch_row
 from keras_vit.weights.settings import cannot_hold, check_found, check_rank, exact_ratio, find_grid, read_setting, refuse_unless
 
 # Attention heads by the size in an architecture's name.
-HEADS = {"tiny": 3, "wee": 4, "xsmall": 4, "little": 5, "small": 6, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12}
+HEADS = {"tiny": 3, "wee": 4, "pwee": 4, "xsmall": 4, "little": 5, "small": 6, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12}
 HEADS |= {"so150m": 14, "so150m2": 13, "large": 16, "so400m": 16, "intern300m": 16, "huge": 16}
 HEADS |= {"giant": 16, "giantopt": 16, "gigantic": 16}
 # The exceptions, by a pattern of size and rest of the name.
@@ -24,7 +24,7 @@ OTHER_HEADS = (
 
 # Parts of a name that change nothing, or only what the tensors show. All others are refused: `rope`, for example, changes the
 # numbers but has no tensors.
-PARTS = r"distilled|patch\d+|plus|clip|quickgelu|siglip|gap|map|reg\d+|dinov2|tipsv2|radio|v3|v4|miil|36x1|18x2|\d+"
+PARTS = r"distilled|patch\d+|plus|clip|quickgelu|siglip|gap|map|reg\d+|dinov2|tipsv2|radio|v3|v4|miil|36x1|18x2|xp|\d+"
 WITHOUT_NORM = r"intern300m_.*|.*_radio_v\d"
 TANH = r"(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*|large_patch16_siglip_(gap_)?512"  # SigLIP 2
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "gelu_quick"}
@@ -35,16 +35,8 @@ POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 SHOWN = ("embed_dim", "depth", "patch_size", "in_chans", "reg_tokens")
 HARMLESS = ("num_classes", "class_token", "mlp_ratio", "qkv_bias", "qk_norm", "pre_norm", "fc_norm", "pos_embed", "weight_init")
 HARMLESS += ("dynamic_img_size", "strict_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
-HARMLESS += (
-    "final_norm",
-    "attn_drop_rate",
-    "drop_path_rate",
-    "fix_init",
-    "no_embed_class",
-    "pool_include_prefix",
-    "init_values",
-    "img_size",
-)
+HARMLESS += ("attn_drop_rate", "drop_path_rate", "fix_init", "no_embed_class", "pool_include_prefix", "init_values", "img_size")
+HARMLESS += ("final_norm",)
 
 LAYERS = (  # ours, theirs
     (r"encoder/projection", "patch_embed.proj"),
@@ -62,8 +54,14 @@ LAYERS = (  # ours, theirs
     (r"pool/mlp/(fc[12])", r"attn_pool.mlp.\1"),
     (r"(head|head_dist)", r"\1"),
 )
+# Blocks whose branches stand side by side: their names for those of a plain block; {} is a twin's number.
 TWINS = (("norm1", "attns.{}.norm"), ("attn", "attns.{}.attn"), ("ls1", "attns.{}.ls"))
 TWINS += (("norm2", "ffns.{}.norm"), ("mlp", "ffns.{}.mlp"), ("ls2", "ffns.{}.ls"))
+PARALLEL = (("norm1", "in_norm"), (r"attn\.qkv", "qkv_in"), (r"attn\.proj", "attn_out_proj"), (r"attn\.([qk]_norm)", r"\2"))
+PARALLEL += ((r"mlp\.fc1", "mlp_in"), (r"mlp\.fc2", "mlp_out_proj"), ("ls1", "ls"))
+RENAMED = {"serial": (), "twin": TWINS, "parallel": PARALLEL}
+# A `ParallelScalingBlock` has the first layers of MLP and attention in one tensor.
+PACKED = {f".in_proj.{leaf}": (f".mlp_in.{leaf}", f".qkv_in.{leaf}") for leaf in ("weight", "bias")}
 VARIABLES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
 TOKENS = {"encoder/class_token": "cls_token", "encoder/position": "pos_embed", "pool/probe": "attn_pool.latent"}
 
@@ -87,14 +85,16 @@ def plain_row(config: ViTConfig, path: str, shape: tuple, names: tuple[str, ...]
     elif names is None:
         pattern, theirs = next(row for row in LAYERS if re.fullmatch(row[0], layer))
         names = f"{re.sub(pattern, theirs, layer)}.{'gamma' if '/scale' in layer else VARIABLES[variable]}"
-        names = twin_name(names, int(twin)) if config.twin_blocks else names
+        names = block_name(names, config.block, int(twin))
+        if config.block == "parallel" and not config.qkv_bias:
+            names = names.replace("mlp_in.bias", "mlp_bias")
     row = torch_row(config, given, shape, names)
     return row if path != "pool/probe" else Row(path, shape, row.names, (1, 1, config.width), (0, 1, 2))
 
 
-def twin_name(name: str, twin: int) -> str:
-    """The name of a tensor in a `ParallelThingsBlock`, from its name in a plain block: attentions and MLPs are numbered."""
-    for part, theirs in TWINS:
+def block_name(name: str, block: str, twin: int = 0) -> str:
+    """The name of a tensor in timm's block of the kind of `ViTConfig.block`, from its name in a plain one."""
+    for part, theirs in RENAMED[block]:
         name = re.sub(rf"^(blocks\.\d+)\.{part}\b", rf"\1.{theirs.format(twin)}", name)
     return name
 
@@ -125,15 +125,15 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         image_size: The image size in the rest of config.json.
     """
     base, parts, heads = parse_architecture(architecture)
-    twin = "18x2" in parts
+    block = "twin" if "18x2" in parts else "parallel" if parts & {"xp"} or "pwee" in base else "serial"
 
     def of_block(name):
-        return shapes.get(twin_name(f"blocks.0.{name}", 0) if twin else f"blocks.0.{name}")
+        return shapes.get(block_name(f"blocks.0.{name}", block))
 
     for name in args:
         if name not in (*SHOWN, *HARMLESS, "num_heads", "act_layer", "global_pool"):
             raise ValueError(f"config.json: model_args.{name}: received {args[name]!r}; allowed: none, as it is unknown here")
-    hidden = twin_name("blocks.0.mlp.fc2.weight", 0) if twin else "blocks.0.mlp.fc2.weight"
+    hidden = block_name("blocks.0.mlp.fc2.weight", block)
     for name, rank in (("patch_embed.proj.weight", 4), (hidden, 2)):
         check_rank(shapes, name, rank, architecture)
     width, channels, *patch = shapes["patch_embed.proj.weight"]
@@ -180,7 +180,8 @@ def read_config(shapes: dict, architecture: str, args: dict, image_size=None) ->
         **learned,
         mlp="swiglu" if gated else ACTIVATIONS[activation],
         layer_scale=(read_setting(args, "init_values", (int, float)) or 1e-5) if of_block("ls1.gamma") else 0.0,
-        twin_blocks=twin,
+        block=block,
+        rms_norm="xp" in parts,
         qk_norm=of_block("attn.q_norm.weight") is not None,
         norm_epsilon=1e-5 if "clip" in parts else 1e-6,
         pre_norm="norm_pre.weight" in shapes,
@@ -225,8 +226,10 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
         raise cannot_hold("timm", config, "mlp", "swiglu only without attention pooling and with norm_epsilon 1e-06")
     if config.distillation and (config.registers != 1 or config.norm_epsilon != 1e-6 or config.mlp == "swiglu"):
         raise cannot_hold("timm", config, "distillation", "True only with one register, norm_epsilon 1e-06 and a plain MLP")
-    if config.twin_blocks and (config.norm_epsilon != 1e-6 or config.mlp == "swiglu" or config.distillation):
-        raise cannot_hold("timm", config, "twin_blocks", "True only with norm_epsilon 1e-06, a plain MLP and no distillation")
+    if config.rms_norm and config.block != "parallel":
+        raise cannot_hold("timm", config, "rms_norm", "True only with block parallel")
+    if config.block != "serial" and (config.norm_epsilon != 1e-6 or config.mlp == "swiglu" or config.distillation):
+        raise cannot_hold("timm", config, "block", "twin, parallel only with norm_epsilon 1e-06, a plain MLP and no distillation")
     if config.pool == "map" and config.qk_norm:
         raise cannot_hold("timm", config, "qk_norm", "True only without attention pooling")
     hidden = config.mlp_dim * (2 if config.mlp == "swiglu" else 1)
@@ -260,7 +263,8 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
     if config.mlp == "swiglu":
         return "vit_giant_patch14_dinov2", args, table(config)
     args["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.mlp)
-    if config.twin_blocks:
-        return "vit_small_patch16_18x2_224", args, table(config)
+    if config.block != "serial":
+        parallel = "vit_base_patch16_xp_224" if config.rms_norm else "vit_pwee_patch16_reg1_gap_256"
+        return parallel if config.block == "parallel" else "vit_small_patch16_18x2_224", args, table(config)
     architecture = "vit_base_patch16_clip_224" if config.norm_epsilon == 1e-5 else "vit_base_patch16_224"
     return architecture, args, table(config)

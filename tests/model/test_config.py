@@ -181,7 +181,8 @@ BAD = {
     "pool_heads": (-1, 1.5, "4", None, True, 2),  # the default is no attention pooling
     "pool_mlp_dim": (-1, 1.5, "4", None, True, 24),
     "pool_prefix": (*NOT_A_FLAG, False),
-    "twin_blocks": NOT_A_FLAG,
+    "block": NOT_A_CHOICE,
+    "rms_norm": NOT_A_FLAG,
     "layer_scale": (-0.1, "0.1", None, True, math.nan, math.inf),
     "norm_epsilon": (0, -1e-6, "1e-6", None, True, math.nan, math.inf),
     "distillation": NOT_A_FLAG,
@@ -225,7 +226,7 @@ def test_bad_values_name_the_field(name, value):
         ("rotary_grid", {"rotary": "centered", "rotary_grid": 4}),
         ("rotary_offset", {"rotary": "centered", "rotary_offset": 1.0}),
         ("merge_tokens", {"rotary": "index", "merge_tokens": 1}),
-        ("merge_tokens", {"twin_blocks": True, "merge_tokens": 1}),
+        ("merge_tokens", {"block": "twin", "merge_tokens": 1}),
         ("norm_after_pool", {"norm_after_pool": True, "final_norm": False}),
         ("pool_heads", {"pool": "map", "pool_heads": 3}),
     ],

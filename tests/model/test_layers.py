@@ -22,7 +22,7 @@ from keras_vit import (
     TransformerBlock,
     ViTConfig,
 )
-from keras_vit.model import attention, block, embed, layers, merging, mlp, pool, rotary, twin
+from keras_vit.model import attention, block, embed, layers, merging, mlp, parallel, pool, rotary
 from keras_vit.parity import gradients, randomise
 
 backend = pytest.mark.backend
@@ -61,15 +61,26 @@ CASES = {
             "use_bias": False,
             "key_bias": False,
             "attention_norm": True,
+            "rms_norm": True,
         },
         (2, 6, 8),
         (2, 6, 8),
     ),
     MLP: (
-        {"width": 8, "mlp_dim": 12, "mlp": "swiglu", "dropout": 0.1, "use_bias": False, "mlp_norm": True, "norm_epsilon": 1e-5},
+        {
+            "width": 8,
+            "mlp_dim": 12,
+            "mlp": "swiglu",
+            "dropout": 0.1,
+            "use_bias": False,
+            "mlp_norm": True,
+            "norm_epsilon": 1e-5,
+            "rms_norm": True,
+        },
         (2, 6, 8),
         (2, 6, 8),
     ),
+    layers.RMSNormalization: ({"epsilon": 1e-5}, (2, 6, 8), (2, 6, 8)),
     LayerScale: ({"initial_value": 0.3}, (2, 6, 8), (2, 6, 8)),
     TransformerBlock: (
         {
@@ -88,6 +99,7 @@ CASES = {
             "key_bias": False,
             "attention_norm": True,
             "mlp_norm": True,
+            "rms_norm": True,
         },
         (2, 6, 8),
         (2, 6, 8),
@@ -103,6 +115,7 @@ CASES = {
             "qkv_bias": False,
             "use_bias": False,
             "skipped": 2,
+            "rms_norm": True,
         },
         (2, 6, 8),
         (2, 8),
@@ -142,9 +155,9 @@ def tree(layer):
 
 
 def test_every_layer_has_a_case():
-    modules = (attention, block, embed, layers, merging, mlp, pool, rotary, twin)
+    modules = (attention, block, embed, layers, merging, mlp, parallel, pool, rotary)
     defined = {c for module in modules for c in vars(module).values() if inspect.isclass(c) and issubclass(c, layers.Layer)}
-    assert defined - {layers.Layer, merging.MergingBlock, twin.TwinBlock} == set(CASES)  # the last two have tests of their own
+    assert defined - {layers.Layer, merging.MergingBlock, *parallel.BLOCKS.values()} == set(CASES) - {TransformerBlock}
 
 
 @every_layer

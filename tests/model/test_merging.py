@@ -45,7 +45,7 @@ def test_config_of_a_merging_block():
     """The constructor's arguments, those of `TransformerBlock` among them."""
     arguments = {"width": 24, "num_heads": 3, "mlp_dim": 32, "mlp": "swiglu", "dropout": 0.1, "attention_dropout": 0.2}
     arguments |= {"drop_path": 0.3, "layer_scale": 0.4, "qk_norm": True, "norm_epsilon": 1e-5, "qkv_bias": False}
-    arguments |= {"use_bias": False, "key_bias": False, "attention_norm": True, "mlp_norm": True}
+    arguments |= {"use_bias": False, "key_bias": False, "attention_norm": True, "mlp_norm": True, "rms_norm": True}
     arguments |= {"merge_tokens": 3, "num_prefix_tokens": 1}
     block = MergingBlock(**arguments)
     config = block.get_config()

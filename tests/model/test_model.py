@@ -62,7 +62,8 @@ OPTIONS = (
     {"data_format": "channels_first", "stem": "conv"},
     {"dropout": 0.5, "attention_dropout": 0.5, "drop_path": 0.5, "depth": 2},
     {"rotary": "centered", "position": "none", "registers": 2, "key_bias": False, "layer_scale": 0.1},
-    {"twin_blocks": True, "layer_scale": 0.1, "drop_path": 0.5},
+    {"block": "twin", "layer_scale": 0.1, "drop_path": 0.5},
+    {"block": "parallel", "rms_norm": True, "qk_norm": True, "pre_norm": True},
 )
 # Other compositions of the same operations, tried once.
 COMPOSITIONS = (
@@ -81,7 +82,9 @@ COMPOSITIONS = (
     {"rotary": "index", "rotary_base": 1e4, "rotary_offset": 1.0, "qk_norm": True, "pool": "map"},
     {"rotary": "centered", "rotary_base": 7.0, "position": "sincos2d", "pool": "gap", "stem": "conv"},
     {"key_bias": False, "qkv_bias": False, "mlp_norm": True},
-    {"twin_blocks": True, "depth": 2, "rotary": "centered"},
+    {"block": "twin", "depth": 2, "rotary": "centered"},
+    {"block": "parallel", "depth": 2, "layer_scale": 0.1, "rotary": "centered"},
+    {"rms_norm": True, "mlp_norm": True, "attention_norm": True, "pool": "map"},
     {"final_norm": False, "pool": "gap", "registers": 2},
     {"pool": "map", "pool_heads": 4, "pool_mlp_dim": 20, "pool_prefix": False, "class_token": True, "registers": 1},
 )

@@ -11,8 +11,8 @@ from keras_vit import Attention, TransformerBlock, ViTConfig, build_vit, feature
 from keras_vit.kernels.ops import rotate
 from keras_vit.model.adapters import adapted_layers
 from keras_vit.model.embed import PatchDropout
+from keras_vit.model.parallel import ParallelBlock, TwinBlock
 from keras_vit.model.rotary import RotaryPositions, rotary_angles
-from keras_vit.model.twin import TwinBlock
 from keras_vit.model.vit import merging_model
 from keras_vit.parity import randomise
 from keras_vit.training.models import compile_model
@@ -96,7 +96,7 @@ def test_training_with_patch_dropout_is_that_of_the_kept_patches(monkeypatch):
 
 
 @backend
-@pytest.mark.parametrize("options", [{}, {"twin_blocks": True}, {"twin_blocks": True, "layer_scale": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"block": "parallel"}, {"block": "twin"}, {"block": "twin", "layer_scale": 0.1}], ids=str)
 def test_remat_trains_to_the_same_weights(options, monkeypatch):
     config = ViTConfig(**{**ROTARY, "key_bias": False, **options})
     images, targets = random_images(config, batch=14), np.eye(7)[np.arange(14) % 7]
@@ -109,7 +109,7 @@ def test_remat_trains_to_the_same_weights(options, monkeypatch):
         for _ in range(2):
             model.train_on_batch(images, targets)
         trained.append(weights_of(model))
-    assert len({id(function) for function in calls}) >= 2 * config.depth * (1 + config.twin_blocks)
+    assert len({id(function) for function in calls}) >= config.depth
     for path, value in trained[0].items():
         np.testing.assert_allclose(trained[1][path], value, atol=FORWARD, err_msg=path)
 
@@ -141,12 +141,13 @@ def test_int8_of_keys_without_bias():
     assert np.abs(numpy(layer(x)) - expected).max() > HALF
 
 
-def test_config_of_a_twin_block():
+@pytest.mark.parametrize("cls", [ParallelBlock, TwinBlock])
+def test_config_of_other_blocks(cls):
     """The constructor's arguments are those of `TransformerBlock`."""
     arguments = {"width": 8, "num_heads": 2, "mlp_dim": 12, "mlp": "swiglu", "dropout": 0.1, "attention_dropout": 0.2}
     arguments |= {"drop_path": 0.3, "layer_scale": 0.4, "qk_norm": True, "norm_epsilon": 1e-5, "qkv_bias": False}
-    arguments |= {"use_bias": False, "key_bias": False, "attention_norm": True, "mlp_norm": True}
-    block = TwinBlock(**arguments)
+    arguments |= {"use_bias": False, "key_bias": False, "attention_norm": True, "mlp_norm": True, "rms_norm": True}
+    block = cls(**arguments)
     assert block.get_config() == {**arguments, "name": block.name, "trainable": True, "dtype": block.get_config()["dtype"]}
     x = ops.convert_to_tensor(random(2, 9, 8))
     expected = randomise_built(block, x)(x)
@@ -162,7 +163,7 @@ def randomise_built(layer, x):
 
 @backend
 def test_attention_of_twins_and_adapters():
-    config = ViTConfig(**{**ROTARY, "twin_blocks": True})
+    config = ViTConfig(**{**ROTARY, "block": "twin"})
     model, images = randomise(build_vit(config)), random_images(config)
     expected = Reference(config, weights_of(model))(images)
     names = ["block_1/attention", "rotary"]

@@ -12,6 +12,7 @@ from keras_vit import ViTConfig, build_vit, load_model, load_weights, open_check
 from keras_vit.parity import randomise
 from keras_vit.weights import timm_eva, timm_vit
 from keras_vit.weights.rows import check_tensors
+from keras_vit.weights.tensors import split_rows
 from keras_vit.weights.timm_vit import parse_architecture
 
 timm = pytest.importorskip("timm")
@@ -56,6 +57,8 @@ FAMILIES = {
     "vit_so150m_patch16_reg4_map_256": {},
     "vit_base_patch16_radio_v3": {"num_classes": 0},
     "vit_small_patch16_18x2_224": {},
+    "vit_base_patch16_xp_224": {},
+    "vit_pwee_patch16_reg1_gap_256": {},
 }
 # Under every backend: three that have all kinds of tensors between them. The table of names is the same under each.
 RICH = ("deit_base_distilled_patch16_224", "vit_giant_patch14_reg4_dinov2", "vit_base_patch16_siglip_224")
@@ -259,6 +262,7 @@ def known(name):
         except AssertionError:  # it has settings for each block
             module = timm.create_model(name)
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    shapes, _ = split_rows(shapes, None, timm_vit.PACKED, lambda rows: rows - 3 * module.embed_dim)
     try:
         names = timm_eva if timm_eva.is_eva(name) else timm_vit
         config, rows = names.read_config(shapes, name, {})
@@ -266,7 +270,10 @@ def known(name):
     except ValueError as error:
         return str(error)
     block, rope = module.blocks[0], getattr(module, "rope", None)
-    if config.twin_blocks:  # its two attentions, and its two MLPs, are alike
+    if config.block == "parallel":
+        assert type(block).__name__ == "ParallelScalingBlock", name
+        block.attn, block.norm1, block.mlp = block, block.in_norm, torch.nn.ModuleDict({"act": block.mlp_act})
+    elif config.block == "twin":  # its two attentions, and its two MLPs, are alike
         assert type(block).__name__ == "ParallelThingsBlock", name
         block = torch.nn.ModuleDict({**dict(block.attns[1].named_children()), **dict(block.ffns[1].named_children())})
         block.norm1 = block.norm
