@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keras_vit.checks import as_moments
+from keras_vit.checks import as_moments, check_number
 from keras_vit.cli.command import Parser, check_unused, refuse
 from keras_vit.data.folder import printable
 from keras_vit.export.images import to_model
@@ -57,6 +57,9 @@ def parse_options(arguments):
     parser.add_argument("--json", metavar="FILE", type=Path, help="The same as JSON.")
     parser.add_argument("--html", metavar="FILE", type=Path, help="Page to write, with thumbnails.")
     parser.add_argument("--batch-size", metavar="N", type=int, default=BATCH_SIZE, help=f"Default: {BATCH_SIZE}.")
+    parser.add_argument(
+        "--center-crop", metavar="X", type=float, help="Share of each side that the model sees. Default: the model's."
+    )
     parser.add_argument("--mean", metavar="X", type=float, nargs="+", help="Mean of pixels scaled to 0..1. Default: the model's.")
     parser.add_argument("--std", metavar="X", type=float, nargs="+", help="Deviation of such pixels. Default: the model's.")
     parser.add_argument("--class-names", metavar="NAME", nargs="+", help="The classes by index. Default: the model's.")
@@ -121,7 +124,8 @@ def open_classifier(options, notes):
             yield of_export(report, runtime, folder)
         return
     tune()  # keeps what JAX compiles to load a model: seconds, each time
-    run, stated = run_of(path), {"mean": options.mean, "std": options.std, "class_names": options.class_names}
+    run, names = run_of(path), ("mean", "std", "class_names", "center_crop")
+    stated = {name: getattr(options, name) for name in names}
     model = run.model() if run else load(path)
     if not run and not (options.mean and options.std):
         notes.append("mean and std: not in a .keras file; taken where not given: 0.5, 0.5")
@@ -129,6 +133,7 @@ def open_classifier(options, notes):
     if run:
         check_unused(options, ("multi_label",), "with a run, which knows it")
         known = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": run.class_names, "multi_label": run.multi_label}
+        known["center_crop"] = run.recipe.center_crop
     yield classifier(model, **known | {name: value for name, value in stated.items() if value is not None})
 
 
@@ -146,6 +151,9 @@ def settings_of_export(report, options):
         raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
     check_unused(options, ("multi_label",), "with an export, which knows it")
     names = names_of_classes(options.class_names or report["class_names"], count)
+    if options.center_crop is not None:
+        check_number("--center-crop", options.center_crop, above=0, at_most=1)
+        report = report | {"center_crop": options.center_crop}
     if report["input"] == "uint8":
         check_unused(options, ("mean", "std"), "with an export that normalises its images itself")
         return report | {"class_names": names}
@@ -168,7 +176,9 @@ def of_export(report, runtime, folder):
         return runtime.predict(images, folder)
 
     several = report.get("multi_label", False)
-    return Classifier((height, width, channels), report["class_names"], logits, report["batch_size"], several)
+    return Classifier(
+        (height, width, channels), report["class_names"], logits, report["batch_size"], several, report["center_crop"]
+    )
 
 
 def write(predictions, options, notes):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.checks import as_pair, check_choice, check_int, check_seed
+from keras_vit.checks import as_pair, check_choice, check_int, check_number, check_seed
 from keras_vit.data.arrays import read_arrays
 from keras_vit.data.decode import crop, picture
 from keras_vit.data.digits import read_digits
@@ -123,6 +123,7 @@ def load_data(
     validation: int | float | None = None,
     seed: int = 0,
     labels: str = "auto",
+    center_crop: float = 1.0,
 ) -> DataSet:
     """Loads a data set as uint8 images of one size.
 
@@ -139,6 +140,7 @@ def load_data(
             validation images if it has test images too, else a tenth, at most 5,000.
         seed: Decides which training images become validation images; the test images do not depend on it.
         labels: `single` (one class an image), `multi` (any number) or `auto`: the data decides.
+        center_crop: Share of a picture's height and width that its image shows, from the middle, above 0 to 1; for `Photos`.
 
     Raises:
         ValueError: If name, path or contents are not usable.
@@ -146,6 +148,7 @@ def load_data(
     height, width = as_pair("image_size", image_size)
     check_int("channels", channels, at_least=1)
     check_choice("labels", labels, KINDS)
+    check_number("center_crop", center_crop, above=0, at_most=1)
     check_seed(seed)
     shape, notes, fallback = (height, width, channels), [], ""
     if name == "auto":
@@ -156,6 +159,8 @@ def load_data(
             name, (parts, class_names) = "digits", read_source("digits", data_dir, shape, notes, labels)
     else:
         parts, class_names = read_source(name, data_dir, shape, notes, labels)
+    if center_crop != 1:
+        parts = {part: (with_center_crop(images, center_crop), given) for part, (images, given) in parts.items()}
     parts = {part: Split(*arrays) for part, arrays in parts.items() if is_known(arrays[1]).any()}
     check_labels(name, parts, class_names)
     fingerprint = fingerprint_of(name, parts, class_names)
@@ -180,6 +185,12 @@ def load_data(
     several = ", any number an image" if is_multi(parts["train"].labels) else ""
     notes.insert(0, f"{name}: {sizes}; {len(class_names)} classes{several}; {height}x{width}x{channels}")
     return DataSet(name, parts["train"], parts.get("validation"), parts.get("test"), class_names, fingerprint, notes, fallback)
+
+
+def with_center_crop(images, share):
+    if not isinstance(images, Photos):
+        raise ValueError(f"center_crop: received {share:g}; allowed: 1, for images that are kept in memory in one size")
+    return Photos(images.source, images.shape[1:], share)
 
 
 def short_name(name: str) -> str:

@@ -93,11 +93,12 @@ def is_turned(image: Image.Image) -> bool:
     return image.getexif().get(ORIENTATION, 1) >= 5
 
 
-def read_image(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, int], center_crop: float = 1.0) -> np.ndarray:
     """One encoded picture as uint8 (H, W, C) = `shape`.
 
     The image is turned upright by its EXIF orientation, laid on white where it is transparent, scaled from 16-bit grey to 8 bits,
-    resized to cover H x W (bicubic, antialiased) and cut to its middle. An animation gives its first frame.
+    cut to the middle `center_crop` of its height and width, resized to cover H x W (bicubic, antialiased) and cut to its middle. An
+    animation gives its first frame.
 
     For C other than 1 and 3 all channels stay as they are: of grey with transparency, of RGB with transparency (opaque where there
     is none), or of a TIFF file with C bands.
@@ -107,11 +108,11 @@ def read_image(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int,
             for a file that is no image, or is cut off.
     """
     if shape[-1] not in CONVERTED:
-        return fit(open_planes(file, shape[-1]), shape)
+        return fit(open_planes(file, shape[-1]), shape, center_crop)
     with open_image(file) as image:
         # Decodes a JPEG at 1/2, 1/4 or 1/8 where that is at least twice the wanted size: no visible loss, at far less cost.
-        image.draft(None, 2 * (2 * max(shape[:2]),))
-        return fit(upright(image), shape)
+        image.draft(None, 2 * (math.ceil(2 * max(shape[:2]) / center_crop),))
+        return fit(upright(image), shape, center_crop)
 
 
 def read_crop(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
@@ -150,12 +151,14 @@ def crop(image: Picture, shape: tuple[int, int, int], box: Sequence[float]) -> n
     return each_plane(resize, image, channels)
 
 
-def fit(image: Picture, shape: tuple[int, int, int]) -> np.ndarray:
-    """An upright picture as uint8 (H, W, C) = `shape`: on white, resized to cover, cut to its middle."""
+def fit(image: Picture, shape: tuple[int, int, int], center_crop: float = 1.0) -> np.ndarray:
+    """An upright picture as uint8 (H, W, C) = `shape`: on white, cut, resized to cover, cut to its middle; see `read_image`."""
     height, width, channels = shape
 
     def resize(image):
-        return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        if image.size == (width, height) and center_crop == 1:
+            return image
+        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, bleed=(1 - center_crop) / 2)
 
     return each_plane(resize, image, channels)
 

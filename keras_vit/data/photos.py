@@ -47,6 +47,7 @@ class Photos:
     Args:
         source: The `Source`.
         shape: (H, W, C) of a decoded image.
+        center_crop: As of `read_image`.
 
     Attributes:
         shape: (M, H, W, C).
@@ -54,7 +55,8 @@ class Photos:
         labels: As of the source; -1 for a picture that cannot be read.
     """
 
-    def __init__(self, source: Source, shape: tuple[int, int, int]):
+    def __init__(self, source: Source, shape: tuple[int, int, int], center_crop: float = 1.0):
+        self.center_crop = center_crop
         self.source, self.sizes, self.digests = source, source.sizes, source.digests
         self.labels = np.array(source.labels)
         self.labels[~(self.sizes > 0).all(axis=1)] = -1
@@ -70,9 +72,9 @@ class Photos:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, C): the pictures at `rows` (B,), resized to cover H x W and cut to their middle."""
         if self._kept is None:
-            return np.stack([self._read(read_image, row, self.shape[1:]) for row in rows])
+            return np.stack([self._read(read_image, row, self.shape[1:], self.center_crop) for row in rows])
         for row in rows[~self._known[rows]]:
-            self._kept[row] = self._read(read_image, row, self.shape[1:])
+            self._kept[row] = self._read(read_image, row, self.shape[1:], self.center_crop)
             self._known[row] = True
         return self._kept[rows]
 

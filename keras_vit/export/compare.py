@@ -123,7 +123,9 @@ def keras_artifact(run, folder):
     model, recipe = float32_model(run.model()), run.recipe
     folder.mkdir()
     class_names = run.summary.get("class_names") if run.is_finished else None
-    settings = describe(model, "keras", "float32", "auto", recipe.mean, recipe.std, class_names, None, run.multi_label)
+    settings = describe(
+        model, "keras", "float32", "auto", recipe.mean, recipe.std, class_names, None, run.multi_label, recipe.center_crop
+    )
     write_json(folder / "export.json", settings)
     model.save(folder / FILES["keras"])
     return folder

@@ -37,6 +37,7 @@ def export_model(
     std: float | Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
     multi_label: bool | None = None,
+    center_crop: float | None = None,
     input: str = "auto",
     images: np.ndarray | None = None,
     batch_size: int | None = None,
@@ -65,6 +66,8 @@ def export_model(
         class_names: K names; None = the class numbers.
         multi_label: Whether an image may have any number of classes: probabilities are then sigmoids, not a softmax. None = as the
             run's data has it; False without a run.
+        center_crop: Share of a picture's height and width that the model is to see, from the middle. A SavedModel cuts pictures,
+            to others the report tells it. None = the run's; 1 without a run.
         input: `uint8` (normalised inside; needs mean and std), `float32` (as the Keras model takes images), or `auto`: uint8 if
             mean and std are known.
         images: Real uint8 images (N, H, W, C). The first 64 verify the artifact; all calibrate the ranges of int8 activations.
@@ -106,7 +109,9 @@ def export_model(
         if class_names is None and run.is_finished:
             class_names = run.summary.get("class_names")
         multi_label = run.multi_label if multi_label is None else multi_label
-    report = describe(model, format, precision, input, mean, std, class_names, batch_size, bool(multi_label))
+        center_crop = recipe.center_crop if center_crop is None else center_crop
+    center_crop = 1.0 if center_crop is None else center_crop
+    report = describe(model, format, precision, input, mean, std, class_names, batch_size, bool(multi_label), center_crop)
     calibrated = precision in EVERY[format].calibrated
     calibration = calibration_images(model, run, images, precision) if calibrated else None
     cases = verification_images(model, run, images, batch_size)

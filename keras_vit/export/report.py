@@ -7,19 +7,20 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from keras_vit.checks import as_channels
+from keras_vit.checks import as_channels, check_number
 from keras_vit.export.formats import EVERY
 from keras_vit.export.runtimes import FILES
 from keras_vit.machine import machine
 
 
-def describe(model, format, precision, input, mean, std, class_names, batch_size, multi_label=False) -> dict:
+def describe(model, format, precision, input, mean, std, class_names, batch_size, multi_label=False, center_crop=1.0) -> dict:
     """The settings of an export, with which its report begins.
 
     Raises:
         ValueError: For settings that do not fit the model or each other.
     """
     config = model.config
+    check_number("center_crop", center_crop, above=0, at_most=1)
     known = mean is not None and std is not None
     if input == "uint8" and not known:
         raise ValueError("input: received 'uint8'; allowed without mean and std: float32")
@@ -37,6 +38,7 @@ def describe(model, format, precision, input, mean, std, class_names, batch_size
         "std": of_every_channel("std", std, config.channels, above=0),
         "class_names": names_of_classes(class_names, config.num_classes),
         "multi_label": multi_label,
+        "center_crop": center_crop,
         "parameters": model.count_params(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "exported_with": machine()["versions"],

@@ -13,14 +13,14 @@ ORIENTATION = 0x0112  # the tag of EXIF
 HEAD = 1 << 16  # bytes at the start of a file; by its own limit EXIF lies within them
 
 
-def cover(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Resizes pictures (B, h, w, C) to cover H x W, bicubic and antialiased, and crops the centre.
+def cover(images: tf.Tensor, size: tuple[int, int], center_crop: float = 1.0) -> tf.Tensor:
+    """Resizes the middle `center_crop` of pictures (B, h, w, C) to cover H x W, bicubic and antialiased, and crops the centre.
 
     Returns:
         float32 (B, H, W, C), whole numbers from 0 to 255.
     """
     sides, target = tf.cast(tf.shape(images)[1:3], tf.float32), tf.constant(size, tf.float32)
-    scale = tf.reduce_max(target / sides)
+    scale = tf.reduce_max(target / sides) / center_crop
     images = tf.raw_ops.ScaleAndTranslate(
         images=tf.cast(images, tf.float32),
         size=size,

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_vit.data.decode import read_image
+from keras_vit.data.decode import fit, picture, read_image
 from keras_vit.export.formats import BATCHES, THRESHOLDS
 from keras_vit.export.images import to_model
 from keras_vit.export.runtimes import Runtime
@@ -103,13 +103,14 @@ def check_signatures(runtime, model, report, images, files):
         return logits_of(model, to_model(images, report)).argmax(-1)
 
     np.save(Path(files, "images.npy"), images)
-    answers = [(runtime.ask(do="classify", images=str(Path(files, "images.npy"))), classes(images))]
+    shape, share = (*model.config.image_size, model.config.channels), report["center_crop"]
+    seen = np.stack([fit(picture(image, shape[-1]), shape, share) for image in images])
+    answers = [(runtime.ask(do="classify", images=str(Path(files, "images.npy"))), classes(seen))]
     if model.config.channels in (1, 3):
         paths = [str(Path(files, f"{index}.{suffix}")) for index, suffix in enumerate(("jpg", "png", "png", "jpg"))]
-        for path, picture in zip(paths, load_sample_images().images * 2, strict=True):
-            Image.fromarray(picture).save(path, **({"quality": 95} if path.endswith("jpg") else {}))
-        shape = (*model.config.image_size, model.config.channels)
-        expected = classes(np.stack([read_image(path, shape) for path in paths]))
+        for path, sample in zip(paths, load_sample_images().images * 2, strict=True):
+            Image.fromarray(sample).save(path, **({"quality": 95} if path.endswith("jpg") else {}))
+        expected = classes(np.stack([read_image(path, shape, share) for path in paths]))
         answers.append((runtime.ask(do="classify", files=paths), expected))
     for answer, expected in answers:
         labels = [report["class_names"][index] for index in expected]

@@ -274,6 +274,8 @@ class Recipe:
             5000; 0 = none.
         mean: Subtracted from images scaled to 0..1: a number, or one for each channel.
         std: Divides the result: a number, or one for each channel.
+        center_crop: Share of a picture's height and width that the model sees in validation, test and predictions, from the middle,
+            above 0 to 1, such as 0.875 (timm's `crop_pct`). For data that is decoded as it is needed; 1 = all.
         augment: Augmentation of the training images.
         train: Optimisation.
         finetune: The checkpoint to start from, if any, and which weights to train.
@@ -287,6 +289,7 @@ class Recipe:
     validation: int | float | None = None
     mean: float | list[float] = 0.5
     std: float | list[float] = 0.5
+    center_crop: float = 1.0
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
@@ -308,6 +311,7 @@ class Recipe:
             refuse_dropout(self.model, ("dropout", "attention_dropout"), "with remat=true (drop_path may have any value)")
         if self.validation is not None:
             check_number("validation", self.validation, at_least=0)
+        check_number("center_crop", self.center_crop, above=0, at_most=1)
         for name, values in zip(("mean", "std"), as_moments(self.mean, self.std, self.model.channels), strict=True):
             object.__setattr__(self, name, values)
         self.stages()
@@ -369,6 +373,7 @@ class Recipe:
             validation=self.validation,
             seed=self.seed,
             labels=self.labels,
+            center_crop=self.center_crop,
         )
 
     def for_data(self, data: DataSet) -> typing.Self:

@@ -213,6 +213,7 @@ class RunFolder:
         """
         recipe = self.recipe
         known = {"mean": recipe.mean, "std": recipe.std, "class_names": self.class_names, "multi_label": self.multi_label}
+        known["center_crop"] = recipe.center_crop
         return predict(self.model(), paths, top=top, threshold=threshold, **known)
 
     def write_model(self, model: keras.Model) -> None:

@@ -59,6 +59,7 @@ class Classifier:
         logits: uint8 images (B, H, W, C) -> logits (B, K).
         batch_size: The only B that it takes; None = any.
         multi_label: Whether an image may have any number of classes.
+        center_crop: Share of a picture's height and width that the model sees.
     """
 
     shape: tuple[int, int, int]
@@ -66,14 +67,16 @@ class Classifier:
     logits: Callable[[np.ndarray], np.ndarray]
     batch_size: int | None = None
     multi_label: bool = False
+    center_crop: float = 1.0
 
 
-def classifier(model: ViT, mean=0.5, std=0.5, class_names: Sequence[str] | None = None, multi_label: bool = False) -> Classifier:
+def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=False, center_crop=1.0) -> Classifier:
     """A `ViT` as a `Classifier`; arguments as of `predict`."""
     config = model.config
     if not config.num_classes:
         raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
     mean, std = as_moments(mean, std, config.channels)
+    check_number("center_crop", center_crop, above=0, at_most=1)
     names = [str(name) for name in (range(config.num_classes) if class_names is None else class_names)]
     if len(names) != config.num_classes:
         raise ValueError(f"class_names: received {len(names)}; allowed: {config.num_classes}, the classes of the model")
@@ -90,7 +93,7 @@ def classifier(model: ViT, mean=0.5, std=0.5, class_names: Sequence[str] | None 
         finally:
             model.jit_compile = before
 
-    return Classifier((*config.image_size, config.channels), names, logits, multi_label=multi_label)
+    return Classifier((*config.image_size, config.channels), names, logits, multi_label=multi_label, center_crop=center_crop)
 
 
 def predict(
@@ -101,13 +104,14 @@ def predict(
     std: float | Sequence[float] = 0.5,
     class_names: Sequence[str] | None = None,
     multi_label: bool = False,
+    center_crop: float = 1.0,
     top: int | None = None,
     threshold: float | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> list[Prediction]:
     """The likeliest classes of images.
 
-    Pictures are read as in training and evaluation: turned upright, resized to cover H x W, cut to their middle, normalised.
+    Pictures are read as in evaluation: turned upright, resized to cover H x W, cut to their middle, normalised.
 
     Args:
         model: A `ViT` with a head.
@@ -116,6 +120,7 @@ def predict(
         std: Their standard deviation, likewise.
         class_names: K names; None = the numbers of the classes.
         multi_label: Whether an image may have any number of classes: each then has a probability of its own.
+        center_crop: Share of a picture's height and width that the model sees, from the middle, above 0 to 1; for paths.
         top: Number of classes for each image, the likeliest first; None = 1, or with `multi_label` those above the threshold.
         threshold: Probability above which a class counts, with `multi_label` and without `top`; None = 0.5.
         batch_size: Images at a time.
@@ -126,7 +131,7 @@ def predict(
     Raises:
         ValueError: For paths without pictures, arrays of another shape or type, and settings that do not fit the model.
     """
-    chosen, notes = classifier(model, mean, std, class_names, multi_label), []
+    chosen, notes = classifier(model, mean, std, class_names, multi_label, center_crop), []
     settings = {"top": top, "threshold": threshold, "batch_size": batch_size}
     if isinstance(images, np.ndarray) and images.dtype != object and images.dtype.kind != "U":
         return [*predict_arrays(chosen, images, **settings)]
@@ -175,7 +180,7 @@ def predict_files(
         some = files[start : start + batch_size]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are read in spite of a fault
-            images = parallel(lambda file: read(file, classifier.shape), some)
+            images = parallel(lambda file: read(file, classifier), some)
         broken += [(file, image) for file, image in zip(some, images, strict=True) if isinstance(image, str)]
         good = [(printable(file), image) for file, image in zip(some, images, strict=True) if not isinstance(image, str)]
         if good:
@@ -213,12 +218,12 @@ def filled_to(classifier, images, batch_size):
     return batch_size if classifier.batch_size or len(images) > batch_size else 0
 
 
-def read(file, shape):
+def read(file, classifier):
     """The picture, or in words why there is none."""
     if not file.is_file():  # a pipe would be waited for
         return "no file"
     try:
-        return read_image(file, shape)
+        return read_image(file, classifier.shape, classifier.center_crop)
     except Exception as error:  # Pillow's parsers raise whatever a broken file leads them to
         reason = getattr(error, "strerror", None) or one_line(error)
         return visible(reason.removeprefix("image: ").replace(f" {str(file)!r}", ""))

@@ -279,3 +279,27 @@ def test_postscript_is_not_opened(folder):
     (folder / "café noir" / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.warns(UserWarning, match=r"skipped 1 of 21 images \(café noir/page.jpg: cannot identify image file"):
         load_data(f"folder:{folder}", image_size=16)
+
+
+def test_center_crop(tmp_path):
+    """A picture whose border is white and whose middle half is black: the middle half is all black, the middle 0.8 is not."""
+    for index in range(4):
+        image = np.full((80, 120, 3), 255, np.uint8)
+        image[20:60, 30:90] = 0
+        (tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "ab"[index % 2] / f"{index}.png")
+    means = {}
+    for share in (1.0, 0.8, 0.45):
+        data = load_data(f"folder:{tmp_path}", image_size=(32, 48), validation=0, center_crop=share)
+        images = data.train.images(np.arange(len(data.train)))
+        means[share] = images.mean() / 255
+        expected = read_image(tmp_path / "a" / "0.png", (32, 48, 3), share)
+        np.testing.assert_array_equal(images[0], expected)
+        middle = image[round(40 - 40 * share) : round(40 + 40 * share), round(60 - 60 * share) : round(60 + 60 * share)]
+        np.testing.assert_allclose(means[share], middle.mean() / 255, atol=0.02)
+    assert means[1.0] > means[0.8] > 0.4
+    assert means[0.45] == 0
+    with pytest.raises(ValueError, match=r"^center_crop: received 0.9; allowed: 1, for images that are kept in memory in one size"):
+        load_data("digits", image_size=8, channels=1, center_crop=0.9)
+    with pytest.raises(ValueError, match=r"^center_crop: received 1.1; allowed"):
+        load_data(f"folder:{tmp_path}", image_size=8, center_crop=1.1)

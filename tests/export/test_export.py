@@ -318,7 +318,7 @@ def test_features_of_one_grey_channel(tmp_path, name):
 @pytest.mark.slow
 def test_saved_model_cli_gives_the_class_of_predict(tmp_path):
     model, folder, path = make_model("gap", image_size=(24, 36)), tmp_path / "model", tmp_path / "china.jpg"
-    export_model(model, folder, "tf_saved_model", mean=MEAN, std=STD, class_names=NAMES)
+    export_model(model, folder, "tf_saved_model", mean=MEAN, std=STD, class_names=NAMES, center_crop=0.8)
     Image.fromarray(load_sample_images().images[0]).save(path, quality=95)
     np.save(tmp_path / "files.npy", np.array([path.read_bytes()]))
     tool = str(Path(sys.executable).with_name("saved_model_cli"))
@@ -327,7 +327,7 @@ def test_saved_model_cli_gives_the_class_of_predict(tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     labels = np.load(tmp_path / "labels.npy", allow_pickle=True)  # how NumPy writes strings of any length
     probabilities = np.load(tmp_path / "probabilities.npy")
-    logits = model.predict(normalize(read_image(path, (24, 36, 3))[None], MEAN, STD), verbose=0)[0]
+    logits = model.predict(normalize(read_image(path, (24, 36, 3), 0.8)[None], MEAN, STD), verbose=0)[0]
     expected = np.exp(logits) / np.exp(logits).sum()
     assert labels[0, 0].decode() == NAMES[expected.argmax()]
     by_label = {label.decode(): probability for label, probability in zip(labels[0], probabilities[0], strict=True)}

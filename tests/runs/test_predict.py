@@ -59,9 +59,9 @@ def expected(run, folder):
     return dict(zip(files, values / values.sum(1, keepdims=True), strict=True))
 
 
-def write_export(folder, model, mean=None, std=None):
+def write_export(folder, model, mean=None, std=None, **settings):
     """What `export_model` leaves, without its processes, which tests/export tries."""
-    write_json(folder / "export.json", describe(model, "keras", "float32", "auto", mean, std, NAMES, None))
+    write_json(folder / "export.json", describe(model, "keras", "float32", "auto", mean, std, NAMES, None, **settings))
     model.save(folder / "model.keras")
     return folder
 
@@ -144,6 +144,31 @@ def test_other_models(run, photos, tmp_path):
     assert notes == []
 
 
+def test_center_crop(run, photos, tmp_path):
+    """The middle of each picture, as evaluation with the same setting sees it: for a run, on the command line, in an export."""
+    settings = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": NAMES, "top": 3}
+    given, out = keras_vit.predict(run.model(), [photos], center_crop=0.6, **settings), tmp_path / "out.json"
+    data = load_data(f"folder:{photos}", image_size=12, validation=0, channels=3, center_crop=0.6).train
+    found = {each.image: each for each in given}
+    rows = data._images[np.arange(7)]
+    for file, image in zip(data._images.source.files, rows, strict=True):
+        (each,) = keras_vit.predict(run.model(), image[None], **settings)
+        assert found[str(file)].classes == each.classes
+        np.testing.assert_allclose(found[str(file)].probabilities, each.probabilities, atol=CLOSE)
+    whole = keras_vit.predict(run.model(), [photos], **settings)
+    assert not np.allclose([each.probabilities for each in whole], [each.probabilities for each in given], atol=0.01)
+    main([str(run.path), str(photos), f"--json={out}", "--center-crop", "0.6", "--top", "3"])
+    assert out.read_text() == json.dumps([each.to_dict() for each in given], indent=1) + "\n"
+    folder = write_export(tmp_path / "export", run.model(), run.recipe.mean, run.recipe.std, center_crop=0.6)
+    main([str(folder), str(photos), f"--json={out}", "--top", "3"])
+    check(given, {each["image"]: probabilities_of(each) for each in json.loads(out.read_text())}, 3)
+
+
+def probabilities_of(each):
+    found = {row["name"]: row["probability"] for row in each["classes"]}
+    return np.array([found[name] for name in NAMES])
+
+
 def test_settings_of_an_export(run, photos, tmp_path, capsys):
     """Those that the export cannot use, or that do not fit it, are refused."""
     model = run.model()
@@ -171,13 +196,13 @@ def test_a_fixed_batch_is_filled(photos):
         return images.reshape(len(images), -1)[:, :3]
 
     images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 1), dtype=np.uint8)
-    found = [*predict_arrays(Classifier((2, 2, 1), NAMES, logits, batch_size=4), images, 1, 64)]
+    found = [*predict_arrays(Classifier((2, 2, 1), NAMES, logits, batch_size=4), images, top=1, threshold=None, batch_size=64)]
     assert sizes == [4, 4]
     assert [each.classes for each in found] == [[NAMES[row.argmax()]] for row in images.reshape(5, 4)[:, :3]]
     assert len([*predict_files(Classifier((2, 2, 1), NAMES, logits, batch_size=4), find_images(photos), notes=[])]) == 7
     broken = Classifier((2, 2, 1), NAMES, lambda images: np.full((len(images), 3), np.nan))
     with pytest.raises(ValueError, match="logits: received NaN or infinity for 5 of 5 images"):
-        [*predict_arrays(broken, images, 1, 64)]
+        [*predict_arrays(broken, images, top=1, threshold=None, batch_size=64)]
 
 
 def test_names_are_shown_and_not_obeyed(run, tmp_path, capsys):

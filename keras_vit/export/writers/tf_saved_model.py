@@ -39,7 +39,7 @@ def serve_pixels(model, report):
     config = model.config
 
     def classify_pixels(images):
-        return classify(model, report, cover(images, config.image_size))
+        return classify(model, report, cover(images, config.image_size, report["center_crop"]))
 
     return signature(classify_pixels, (None, None, None, config.channels), tf.uint8)
 
@@ -50,7 +50,7 @@ def serve_files(model, report):
     image = tf.TensorSpec((*config.image_size, config.channels), tf.float32)
 
     def read(encoded):
-        return cover(decode(encoded, config.channels)[None], config.image_size)[0]
+        return cover(decode(encoded, config.channels)[None], config.image_size, report["center_crop"])[0]
 
     def classify_files(images):
         return classify(model, report, tf.map_fn(read, images, fn_output_signature=image))
