@@ -19,12 +19,12 @@ from keras_vit.recipes.schema import RECALL, Recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
 from keras_vit.training.finetune import describe_trained
-from keras_vit.training.given import Given
 from keras_vit.training.losses import class_weights
 from keras_vit.training.models import compiled_model
 from keras_vit.training.optimizer import average_decay
 from keras_vit.training.session import Session, WriteState
 from keras_vit.training.speed import resolve_precision, stream_settings, with_length
+from keras_vit.training.user_callbacks import UserCallbacks
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
     from keras_vit.runs.plots import batch_picture, curves
 
     check_extension(extend, extend_rate, resume)
-    given = Given(callbacks)
+    given = UserCallbacks(callbacks)
     tune()
     data = load(recipe) if data is None else data
     recipe = recipe.for_data(data)
@@ -120,6 +120,10 @@ def train(
         first_epoch = session.restore(state) if resume else 0
         if extend:
             run.extend(recipe)
+            if verbose:
+                added = recipe.train.extensions[-1]
+                rates = f"learning rate from {added.learning_rate:g}{' to 0' if recipe.train.schedule == 'cosine' else ' on'}"
+                print(f"extension: epochs {added.after + 1} to {added.after + added.epochs}, {rates}", flush=True)
         if recipe.finetune.checkpoint:
             if not first_epoch:
                 session.write_state(0)  # from here on the run does not need the checkpoint

@@ -147,6 +147,7 @@ def test_the_command(capsys, tmp_path):
     run_command(lambda: command.main(["--resume", folder, "--extend", "2", "--extend-rate", "1e-4"]))
     said = capsys.readouterr().out
     assert ", 1 epochs and 2 more; " in said
+    assert "extension: epochs 2 to 3, learning rate from 0.0001 to 0\n" in said
     assert "Epoch 3/3" in said
     run = RunFolder(folder)
     assert run.recipe.train == load_recipe("digits", train={

@@ -12,7 +12,7 @@ REFUSED = {
 HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
 
 
-class Given:
+class UserCallbacks:
     """The callbacks of a user, ready for every stage's `fit`.
 
     Args:
