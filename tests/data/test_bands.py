@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers import random_pixels
+from helpers import SMALL, random_pixels
 from PIL import Image
 
 from keras_vit.data.augment import AugmentConfig, augment
@@ -13,7 +13,9 @@ from keras_vit.data.dataset import Split, load_data
 from keras_vit.data.decode import inspect_image, read_crop, read_image
 from keras_vit.images import normalize, resize
 from keras_vit.model.config import ViTConfig
-from keras_vit.recipes.schema import Recipe
+from keras_vit.recipes.schema import Recipe, TrainConfig
+from keras_vit.runs.prediction import classifier, predict_files
+from keras_vit.training.loop import train
 
 tifffile = pytest.importorskip("tifffile")
 INTERLEAVED = {"photometric": "minisblack", "planarconfig": "contig"}  # the bands of a pixel side by side
@@ -148,3 +150,21 @@ def test_mean_and_std_of_bands():
     expected = resize(((images / 255 - mean) / std).astype("float32"), (3, 8))
     np.testing.assert_allclose(np.asarray(batches[0][0]), expected, atol=1e-4)
     np.testing.assert_allclose(normalize(images, mean, std), (images / 255 - mean) / std, atol=1e-5)
+
+
+@pytest.mark.backend
+def test_a_model_of_bands_is_trained_and_predicts_files(tmp_path):
+    """The class is in the fifth band alone: a model that reads three learns nothing."""
+    x, y = random_pixels(120, 8, 12, 5), np.arange(120) % 2
+    x[..., 4] = 40 + 160 * y[:, None, None]
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y)
+    model = ViTConfig(**{**SMALL, "channels": 5})
+    train_settings = TrainConfig(epochs=6, batch_size=16, learning_rate=0.02, warmup_epochs=0)
+    recipe = Recipe(model=model, data=f"arrays:{tmp_path / 'a.npz'}", train=train_settings, mean=[0.5] * 4 + [0.47])
+    run = train(recipe, tmp_path / "run", verbose=0)
+    assert run.summary["test_accuracy"] == 1
+    for number in range(4):
+        write(tmp_path / f"{number}.tif", x[number], **INTERLEAVED)
+    assert [each.classes for each in run.predict(tmp_path / "*.tif")] == [["0"], ["1"], ["0"], ["1"]]
+    page = [*predict_files(classifier(run.model()), [tmp_path / "0.tif"], thumbnails=True, notes=[])]
+    assert page[0].thumbnail.startswith(b"\xff\xd8")

@@ -9,6 +9,7 @@ from helpers import SMALL, numpy, random
 from scipy.special import expit, log_softmax, softmax
 
 from keras_vit.data.augment import AugmentConfig
+from keras_vit.data.batches import balanced_order
 from keras_vit.data.dataset import DataSet, Split
 from keras_vit.model.config import ViTConfig
 from keras_vit.recipes.schema import Recipe, TrainConfig
@@ -139,6 +140,16 @@ def test_weights_reach_the_loss_of_a_training_but_not_of_its_validation(tmp_path
     assert run.metrics[0]["loss"] == pytest.approx(np.log(3) * weights.mean(), rel=1e-5)
     assert run.metrics[0]["val_loss"] == pytest.approx(np.log(3), rel=1e-5)
     assert run.summary["test_loss"] == pytest.approx(np.log(3), rel=1e-5)
+
+
+def test_balanced_sampling_reaches_the_training(tmp_path):
+    data, settings = made(single_labels()), {"epochs": 1, "learning_rate": 1e-12, "class_weights": {"b": 2, "c": 7}}
+    run = train(recipe_of(**settings, sampling="balanced"), tmp_path / "run", data=data, verbose=0, pictures=False)
+    drawn = data.train.labels[balanced_order(data.train.members, len(data.train), 0, 0)]
+    assert sorted(np.bincount(drawn)) == [21, 21, 22]
+    assert run.metrics[0]["loss"] == pytest.approx(np.log(3) * np.array([1, 2, 7])[drawn].mean(), rel=1e-5)
+    resumed = train(run.recipe, run.path, resume=True, data=data, verbose=0)
+    assert resumed.recipe == run.recipe
 
 
 @pytest.mark.backend
