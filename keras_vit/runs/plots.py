@@ -43,7 +43,7 @@ def batch_picture(
     Args:
         images: uint8 (B, H, W, C).
         targets: Soft labels (B, K). The one or two largest are shown if they exceed the weight that label smoothing gives
-            to every class.
+            to every class; of several labels an image the four largest, or a dash if it has none.
         class_names: The K names.
         path: The PNG file to write.
         limit: Most images to draw.
@@ -85,10 +85,13 @@ def displayable(images):
 
 
 def label_lines(target, class_names, characters):
-    """One or two lines: the classes whose weight exceeds the smallest one, each with its weight unless that is 1."""
-    two = np.argsort(-target, kind="stable")[:2]
+    """A line for each class whose weight exceeds the smallest one, with its weight unless that is 1; at most two, or four."""
+    several = abs(target.sum() - 1) > 0.005  # labels of one class sum to 1, mixed and smoothed too
+    largest = np.argsort(-target, kind="stable")[: 4 if several else 2]
     floor = target.min() if len(target) > 2 else 0.0
-    chosen = [index for index in two if target[index] > floor + 0.005] or two[:1]
+    if several and target[largest[0]] <= floor + 0.005:
+        return ["all" if floor > 0.5 else "–"]
+    chosen = [index for index in largest if target[index] > floor + 0.005] or largest[:1]
     weights = ["" if target[index] > 0.995 else f" {target[index]:.2f}" for index in chosen]
     return [
         class_label(class_names, index, characters - len(weight)) + weight for index, weight in zip(chosen, weights, strict=True)
