@@ -398,6 +398,25 @@ def test_larger_images_resample_the_positions(checkpoint, tmp_path):
 
 
 @backend
+def test_a_checkpoint_with_rotary_positions(tmp_path):
+    """Read from timm's format and tuned on larger images: nothing but the adapters and the head changes."""
+    rotary = {"rotary": "centered", "position": "none", "registers": 2, "key_bias": False, "norm_epsilon": 1e-5}
+    model = randomise(keras_vit.build_vit(ViTConfig(**MODEL, **rotary, num_classes=3)))
+    path, data = tmp_path / "checkpoint", made_data((16, 18))
+    keras_vit.save_weights(model, path, "timm")
+    settings = {"augment": PLAIN, "train": SETTINGS, "finetune": LORA, "model": {"image_size": (16, 18)}}
+    recipe, keep = finetune_recipe(path, data="made", **settings), Keep()
+    run = train(recipe, tmp_path / "run", data=data, callbacks=[keep], verbose=0, pictures=False)
+    assert run.model().config.grid_size == (4, 6)
+    after, images = weights_of(keep.kept), random_images(run.model().config)
+    for name, value in weights_of(model).items():
+        if not name.startswith("head"):
+            np.testing.assert_array_equal(after[name], value, err_msg=name)
+    before = keras_vit.load_model(path, image_size=(16, 18))
+    assert np.abs(logits(run.model(), images) - logits(before, images)).max() > EXACT
+
+
+@backend
 def test_a_stopped_lora_run_goes_on_without_its_checkpoint(checkpoint, tmp_path):
     source = RunFolder(shutil.copytree(checkpoint.path, tmp_path / "source"))
     settings = {"epochs": 3, "ema": 0.9, "optimizer": "muon"}
