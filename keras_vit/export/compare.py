@@ -11,9 +11,9 @@ from rich.table import Table
 from keras_vit.checks import check_int, check_number
 from keras_vit.data.labels import is_multi
 from keras_vit.export.images import to_model
+from keras_vit.export.models import float32_model
 from keras_vit.export.report import bytes_of, describe, read_report
 from keras_vit.export.runtimes import FILES, Runtime
-from keras_vit.export.verify import float32_model
 from keras_vit.files import write_json
 from keras_vit.machine import machine
 from keras_vit.runs.folder import RunFolder

@@ -13,22 +13,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from keras_vit.checks import check_choice, check_int
 from keras_vit.export.formats import EVERY, INPUTS, check_precision, choose_writer
 from keras_vit.export.images import calibration_images, verification_images
+from keras_vit.export.models import check_model, float32_model
 from keras_vit.export.report import bytes_of, describe
-from keras_vit.export.verify import float32_model, verify
+from keras_vit.export.verify import verify
 from keras_vit.files import atomic_folder, write_json
 from keras_vit.model.vit import ViT, merging_model
-from keras_vit.private.keras import flatten_layers
 from keras_vit.processes import ON_PROCESSOR, run_python
 from keras_vit.runs.folder import RunFolder
 
 
 def export_model(
-    model_or_run: ViT | RunFolder,
+    model_or_run: keras.Model | RunFolder,
     path: str | os.PathLike,
     format: str,
     *,
@@ -55,13 +56,16 @@ def export_model(
     turned upright by a JPEG's EXIF, on a white background, resized to cover H x W and cropped at the centre.
 
     Args:
-        model_or_run: A `ViT`, or a `RunFolder`, which also gives mean, std, class names and images.
+        model_or_run: A `ViT`; a functional model of your own from float32 images of one size to logits or features, of Keras's
+            layers and this library's, such as a ViT with layers around it; or a `RunFolder`, which also gives mean, std, class
+            names and images.
         path: The folder to write. It gets `export.json` (the report) and the artifact: `saved_model.pb` and its folders,
             `model.onnx`, `model.tflite`, `model.xml` and `model.bin`, `model.pt2` or `model.keras`.
         format: A name of `FORMATS`, or `keras`.
         precision: Precision of the weights, and of the activations if the format computes in it; see `Format`. `int8` is the
             fastest on processors, accelerators need `int8_static` (LiteRT); see `keras_vit.export.quantize`.
-        mean: Mean of the pixels scaled to 0..1, one number or one for each channel.
+        mean: Mean of the pixels scaled to 0..1, one number or one for each channel. A model that scales pixels of 0 to 255 itself
+            takes `mean=0, std=1 / 255`.
         std: Their standard deviation, likewise.
         class_names: K names; None = the class numbers.
         multi_label: Whether an image may have any number of classes: probabilities are then sigmoids, not a softmax. None = as the
@@ -102,6 +106,8 @@ def export_model(
     model = run.model() if run else model_or_run
     check_model(model)
     if merge_tokens is not None:
+        if not isinstance(model, ViT):
+            raise ValueError(f"merge_tokens: received {merge_tokens} for a {type(model).__name__}; allowed: None, except for a ViT")
         model = merging_model(model, merge_tokens)
     if run:
         recipe = run.recipe
@@ -146,14 +152,6 @@ def check_target(path, overwrite):
     parent = next(folder for folder in path.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"path: received {str(path)!r}; allowed: a path in a writable folder, which {str(parent)!r} is not")
-
-
-def check_model(model):
-    """Raises a ValueError unless a model can be exported."""
-    if not isinstance(model, ViT):
-        raise ValueError(f"model_or_run: received a {type(model).__name__}; allowed: a ViT or a RunFolder")
-    if any(getattr(layer, "quantization_mode", None) for layer in flatten_layers(model)):
-        raise ValueError("model_or_run: received a quantised ViT; allowed: the original one, with a precision of the format")
 
 
 def convert(folder, format, backend):

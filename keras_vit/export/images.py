@@ -8,14 +8,14 @@ import itertools
 import numpy as np
 
 from keras_vit.export.formats import BATCHES
+from keras_vit.export.models import interface
 from keras_vit.images import normalize
 
 
 def verification_images(model, run, images, batch_size) -> list[tuple[str, np.ndarray]]:
     """Named uint8 images (N, H, W, C) to compare an artifact on: random ones and, where there are any, real ones."""
-    config = model.config
     count = max((batch_size,) if batch_size else BATCHES)
-    shape = (*config.image_size, config.channels)
+    shape = interface(model).pictures
     cases = [("random", np.random.default_rng(0).integers(256, size=(count, *shape)).astype("uint8"))]
     if images is None:
         images = test_images(run) if run else None
@@ -34,7 +34,7 @@ def calibration_images(model, run, images, precision) -> np.ndarray:
         )
     if images is None:
         images = run_images(run, "train", count=256)
-    return check_images(images, (*model.config.image_size, model.config.channels))
+    return check_images(images, interface(model).pictures)
 
 
 def check_images(images, shape):

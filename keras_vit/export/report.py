@@ -9,6 +9,7 @@ from rich.table import Table
 
 from keras_vit.checks import as_channels, check_number
 from keras_vit.export.formats import EVERY
+from keras_vit.export.models import interface
 from keras_vit.export.runtimes import FILES
 from keras_vit.machine import machine
 
@@ -19,7 +20,7 @@ def describe(model, format, precision, input, mean, std, class_names, batch_size
     Raises:
         ValueError: For settings that do not fit the model or each other.
     """
-    config = model.config
+    found = interface(model)
     check_number("center_crop", center_crop, above=0, at_most=1)
     known = mean is not None and std is not None
     if input == "uint8" and not known:
@@ -30,13 +31,13 @@ def describe(model, format, precision, input, mean, std, class_names, batch_size
         "format": format,
         "precision": precision,
         "input": input,
-        "image_shape": list((*config.image_size, config.channels) if input == "uint8" else config.image_shape),
-        "data_format": config.data_format,
+        "image_shape": list(found.pictures if input == "uint8" else found.image_shape),
+        "data_format": found.data_format,
         "batch_size": batch_size,
-        "merge_tokens": config.merge_tokens,
-        "mean": of_every_channel("mean", mean, config.channels),
-        "std": of_every_channel("std", std, config.channels, above=0),
-        "class_names": names_of_classes(class_names, config.num_classes),
+        "merge_tokens": found.merge_tokens,
+        "mean": of_every_channel("mean", mean, found.channels),
+        "std": of_every_channel("std", std, found.channels, above=0),
+        "class_names": names_of_classes(class_names, found.num_classes),
         "multi_label": multi_label,
         "center_crop": center_crop,
         "parameters": model.count_params(),

@@ -12,9 +12,9 @@ import numpy as np
 from keras_vit.data.decode import fit, picture, read_image
 from keras_vit.export.formats import BATCHES, THRESHOLDS
 from keras_vit.export.images import to_model
+from keras_vit.export.models import interface
 from keras_vit.export.runtimes import Runtime
 from keras_vit.machine import full_float32
-from keras_vit.model.vit import build_vit
 
 
 def verify(model, report: dict, folder: Path, cases: list, threshold: float | None = None) -> dict:
@@ -70,15 +70,6 @@ def verify(model, report: dict, folder: Path, cases: list, threshold: float | No
     }
 
 
-def float32_model(model):
-    """The model in float32, from which exports are written and with which they are compared."""
-    if model.dtype_policy.name == "float32":
-        return model
-    copy = build_vit(model.config, dtype="float32")
-    copy.set_weights([np.asarray(weight, "float32") for weight in model.get_weights()])
-    return copy
-
-
 def logits_of(model, inputs: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """Logits (N, K) of images as the Keras model takes them."""
     with full_float32():
@@ -103,10 +94,10 @@ def check_signatures(runtime, model, report, images, files):
         return logits_of(model, to_model(images, report)).argmax(-1)
 
     np.save(Path(files, "images.npy"), images)
-    shape, share = (*model.config.image_size, model.config.channels), report["center_crop"]
+    shape, share = interface(model).pictures, report["center_crop"]
     seen = np.stack([fit(picture(image, shape[-1]), shape, share) for image in images])
     answers = [(runtime.ask(do="classify", images=str(Path(files, "images.npy"))), classes(seen))]
-    if model.config.channels in (1, 3):
+    if shape[-1] in (1, 3):
         paths = [str(Path(files, f"{index}.{suffix}")) for index, suffix in enumerate(("jpg", "png", "png", "jpg"))]
         for path, sample in zip(paths, load_sample_images().images * 2, strict=True):
             Image.fromarray(sample).save(path, **({"quality": 95} if path.endswith("jpg") else {}))

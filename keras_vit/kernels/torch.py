@@ -14,6 +14,11 @@ from keras_vit.machine import processor
 from keras_vit.private.torch import gelu_in_place, onednn_product, softmax_backward
 
 
+def exporting() -> bool:
+    """Whether a graph is written: by torch.export, or by TorchScript, as in Keras's own ONNX export with a batch of any size."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def reshape(x, shape):
     """Pays: Keras takes a tenth of a millisecond to look for symbolic tensors. Test: every test of a layer."""
     return x.reshape(shape)
@@ -31,7 +36,7 @@ def linear(x, kernel, bias, training=False, residual=None):
     if onednn_is_faster(x):
         kernel, bias = ops.convert_to_tensor(kernel), None if bias is None else ops.convert_to_tensor(bias)
         y = (OneDNNLinear.apply if torch.is_grad_enabled() else onednn_product)(x, kernel, bias)
-    elif bias is None or torch.compiler.is_exporting():
+    elif bias is None or exporting():
         return None
     elif residual is not None and not torch.is_grad_enabled():
         return torch.add(residual, bias).addmm_(x, kernel)  # x @ kernel is added in place
@@ -69,7 +74,9 @@ class OneDNNLinear(torch.autograd.Function):
 def onednn_is_faster(x) -> bool:
     """Whether oneDNN is faster than MKL at products of this tensor."""
     # torch.compile cannot take a product whose weights change.
-    return not torch.compiler.is_compiling() and x.dtype == torch.float32 and x.device.type == "cpu" and mkl_is_slow()
+    return (
+        not (torch.compiler.is_compiling() or exporting()) and x.dtype == torch.float32 and x.device.type == "cpu" and mkl_is_slow()
+    )
 
 
 @functools.cache
@@ -82,7 +89,7 @@ def mkl_is_slow() -> bool:
 
 def activate(x, kind, training=False):
     """Pays: one pass, and in inference no second buffer. Test: test_activations."""
-    if kind == "gelu" and not torch.is_grad_enabled() and not torch.compiler.is_exporting():
+    if kind == "gelu" and not torch.is_grad_enabled() and not exporting():
         return gelu_in_place(x)
     if kind in ("gelu", "gelu_tanh"):
         return torch.nn.functional.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
@@ -91,14 +98,14 @@ def activate(x, kind, training=False):
 
 def layer_norm(x, gamma, beta, epsilon, training=False):
     """Pays: one kernel, in float32 inside where x is bfloat16 on a processor. Test: test_layer_norm."""
-    if x.dtype == torch.float32 or (x.device.type == "cpu" and not torch.compiler.is_exporting()):
-        return torch.nn.functional.layer_norm(x, (x.shape[-1],), gamma, beta, epsilon)
+    if x.dtype == torch.float32 or (x.device.type == "cpu" and not exporting()):
+        return torch.nn.functional.layer_norm(x, (int(x.shape[-1]),), gamma, beta, epsilon)
     return None
 
 
 def self_attention(qkv, tokens, num_heads, bias=None):
     """Pays on a processor: 5.6 ms a block in training, 7.0 without. Test: test_fused_attention_is_the_explicit_one."""
-    if qkv.device.type != "cpu" or torch.compiler.is_compiling():
+    if qkv.device.type != "cpu" or torch.compiler.is_compiling() or exporting():
         return None
     rows, features = qkv.shape
     qkv = qkv.reshape(rows // tokens, tokens, features)
@@ -154,7 +161,7 @@ def attend(q, k, v, mask=None, bias=None, dropout=None):
 
 def convolution(layer, x, training=False):
     """Pays: no copies to move the channels to the front and back. Test: test_convolutions_of_the_stem."""
-    if torch.compiler.is_exporting():
+    if exporting():
         return None
     kernel, bias = ops.convert_to_tensor(layer.kernel), None if layer.bias is None else ops.convert_to_tensor(layer.bias)
     x = torch.nn.functional.pad(x.permute(0, 3, 1, 2), (0, 1, 0, 1))  # `same` adds only at the end

@@ -8,6 +8,7 @@ import dataclasses
 
 import keras
 
+from keras_vit.kernels.ops import portable
 from keras_vit.model.config import ViTConfig
 from keras_vit.model.embed import ConvStem, PatchDropout, PatchEncoder, Patches
 from keras_vit.model.layers import make_norm, register
@@ -56,6 +57,13 @@ class ViT(keras.Model):
     def has_adapters(self) -> bool:
         """Whether a layer has adapters of LoRA. Keras saves such a model with its adapters merged."""
         return any(getattr(layer, "lora_enabled", False) for layer in flatten_layers(self))
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+        """Keras's own export, of a model that has not been called yet too. It verifies nothing; `keras_vit.export_model` does."""
+        if input_signature is None:
+            input_signature = [keras.InputSpec(shape=(None, *self.config.image_shape), dtype="float32", name="images")]
+        with portable():
+            super().export(filepath, format, verbose=verbose, input_signature=input_signature, **kwargs)
 
     def get_config(self):
         quantized = [layer for layer in flatten_layers(self) if getattr(layer, "quantization_mode", None)]

@@ -399,10 +399,6 @@ def test_settings_that_do_not_fit(tmp_path, faked, settings, message):
 
 
 def test_only_a_model_or_a_run(tmp_path, faked):
-    images = keras.Input((4, 4, 3))
-    other = keras.Model(images, keras.layers.Flatten()(images))
-    with pytest.raises(ValueError, match="model_or_run: received a Functional; allowed: a ViT or a RunFolder"):
-        export_model(other, tmp_path / "out", "onnx")
     run = RunFolder.create(tmp_path / "run", load_recipe("digits"))
     with pytest.raises(ValueError, match=r"has no best.keras; allowed: a run with a validated epoch"):
         export_model(run, tmp_path / "run" / "export" / "onnx", "onnx")

@@ -17,8 +17,8 @@ import numpy as np
 
 from keras_vit.export.formats import EVERY
 from keras_vit.export.images import to_model
+from keras_vit.export.models import with_dtype
 from keras_vit.kernels.ops import portable
-from keras_vit.model.vit import build_vit
 
 
 def write(folder: str) -> None:
@@ -28,9 +28,7 @@ def write(folder: str) -> None:
     format, precision = report["format"], report["precision"]
     model = keras.saving.load_model(folder.parent / "model.keras", compile=False)
     if precision in ("float16", "bfloat16") and format in ("tf_saved_model", "torch", "keras"):
-        lower = build_vit(model.config, dtype=precision)
-        lower.set_weights(model.get_weights())
-        model = lower
+        model = with_dtype(model, precision)
     calibration = None
     if precision in EVERY[format].calibrated:
         calibration = np.load(folder.parent / "calibration.npy")

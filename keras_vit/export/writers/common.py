@@ -14,7 +14,7 @@ def serving_model(model, report: dict) -> keras.Model:
     scale, shift = scale_and_shift(report["mean"], report["std"])
     images = keras.Input(report["image_shape"], dtype="uint8", name="images")
     x = keras.layers.Rescaling(scale.tolist(), shift.tolist(), dtype="float32", name="normalisation")(images)
-    if model.config.data_format == "channels_first":
+    if report["data_format"] == "channels_first":
         x = keras.layers.Permute((3, 1, 2), name="channels_first")(x)
     return keras.Model(images, model(x), name="serving")
 
