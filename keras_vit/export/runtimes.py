@@ -237,10 +237,18 @@ def load_litert(folder, report, threads):
 def load_openvino(folder, report, threads):
     import openvino
 
-    # On processors with bfloat16 instructions OpenVINO's default is bfloat16.
-    settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-    compiled = openvino.Core().compile_model(folder / FILES["openvino"], "CPU", settings)
-    return lambda images: np.array(compiled(images)[0])
+    core = openvino.Core()
+    default = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    # On processors with bfloat16 instructions OpenVINO's default is bfloat16. A model cannot carry this setting.
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    more = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    compiled = core.compile_model(folder / FILES["openvino"], "CPU", settings | more)
+
+    def run(images):
+        return np.array(compiled(images)[0])
+
+    run.facts = {"runtime_settings": settings, "default_precision": default}
+    return run
 
 
 def load_torch(folder, report, threads):
@@ -293,7 +301,7 @@ def main(format, folder, threads):
 
     def start():
         worker = Worker(format, folder, int(threads))
-        return worker, {"keras": sys.modules.get("keras") is not None}
+        return worker, {"keras": sys.modules.get("keras") is not None, "facts": getattr(worker.run, "facts", {})}
 
     serve(start)
 

@@ -28,7 +28,8 @@ def verify(model, report: dict, folder: Path, cases: list, threshold: float | No
         threshold: Largest difference allowed; None = that of `THRESHOLDS`.
 
     Returns:
-        `difference`, `agreement`, `threshold` and `cases`, for the report.
+        `difference`, `agreement`, `threshold` and `cases`, for the report. Of OpenVINO also `runtime_settings`, for which they
+        hold, and `default_precision`, which this machine would have taken without.
 
     Raises:
         ValueError: If the artifact cannot be loaded or run, or differs by more than the threshold.
@@ -63,6 +64,7 @@ def verify(model, report: dict, folder: Path, cases: list, threshold: float | No
         )
     count = sum(row["batch"] for row in rows)
     return {
+        **runtime.description["facts"],
         "difference": max(row["difference"] for row in rows),
         "agreement": sum(row["agreement"] * row["batch"] for row in rows) / count,
         "threshold": limit,

@@ -116,7 +116,8 @@ def predict(
     Args:
         model: A `ViT` with a head.
         images: uint8 (N, H, W, C) of the model's size, or paths: files, folders (all pictures below them) and patterns.
-        mean: Of pixels scaled to 0..1, as in training: one number or one a channel.
+        mean: Of pixels scaled to 0..1, as in training, which the model does not know: one number or one a channel. The default
+            suits models that were trained on images from -1 to 1.
         std: Their standard deviation, likewise.
         class_names: K names; None = the numbers of the classes.
         multi_label: Whether an image may have any number of classes: each then has a probability of its own.

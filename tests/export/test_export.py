@@ -86,7 +86,7 @@ def faked(monkeypatch):
 
     class FakeRuntime:
         def __init__(self, format, folder):
-            self.description = {"keras": False}
+            self.description = {"keras": False, "facts": {}}
             assert Path(folder, FILES[format]).is_file()
 
         def __enter__(self):
