@@ -19,6 +19,7 @@ if not PROBLEM:
     from keras_vit.model.layers import LayerScale
     from keras_vit.model.mlp import MLP
     from keras_vit.model.pool import AttentionPooling, Pooling
+    from keras_vit.model.rotary import RotaryPositions
     from keras_vit.model.vit import ViT, build_vit
     from keras_vit.recipes.parse import load_recipe
     from keras_vit.recipes.schema import Recipe
@@ -42,6 +43,7 @@ __all__ = [
     "Pooling",
     "Prediction",
     "Recipe",
+    "RotaryPositions",
     "RunFolder",
     "TransformerBlock",
     "ViT",

@@ -15,7 +15,7 @@ def features(model: ViT, names: str | list[str]) -> keras.Model:
     Args:
         model: A `ViT`.
         names: One name or a list: a layer of the model (`encoder`, `block_3`, `norm`, `pool`, `pre_logits`, `head`),
-            or `block_3/attention` for that block's attention weights (B, h, N, N).
+            or `block_3/attention` for that block's attention weights (B, h, N, N), of twins those of both, (B, 2h, N, N).
 
     Returns:
         A functional model from images to a dictionary of the named tensors. It shares the weights of `model`: save `model`

@@ -108,8 +108,8 @@ def parse_architecture(name: str) -> tuple[str, set[str], int]:
         odd = [part for part in parts if not re.fullmatch(PARTS, part)]
         reason = f" ({'_'.join(odd)} is another architecture)" if match and match[2] in HEADS and odd else ""
         raise ValueError(
-            f"architecture: received {name!r}{reason}; allowed: vit_*, deit_* and deit3_* of timm with plain blocks, "
-            f"of the sizes {', '.join(HEADS)}"
+            f"architecture: received {name!r}{reason}; allowed: vit_*, deit_*, deit3_*, eva_* and eva02_* of timm, but no hybrids, "
+            "relative positions, learned frequencies of rotary ones, differential attention, grouped queries or post-norm blocks"
         )
     heads = next((heads for pattern, heads in OTHER_HEADS if re.fullmatch(pattern, match[1])), HEADS[match[2]])
     return match[1], set(parts), heads

@@ -1,6 +1,7 @@
 """Weights of transformers: the same logits, bit for bit there and back, and folders that do not hold what they say."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,8 @@ from reference import weights_of
 
 from keras_vit import ViTConfig, build_vit, load_model, open_checkpoint, save_weights
 from keras_vit.parity import randomise
+from keras_vit.weights.huggingface_dinov3 import read_config as read_dinov3
+from keras_vit.weights.rows import check_tensors
 
 transformers = pytest.importorskip("transformers")
 LOGITS = 1e-4  # absolute, float32 against float32, logits of a few units
@@ -137,6 +140,48 @@ def test_class_names_and_normalisation(tmp_path):
 
 
 DINOV3 = {"rotary": "centered", "position": "none", "num_classes": 0, "layer_scale": 0.3}
+DINOV3_SIZES = {  # of the released checkpoints: width, depth, heads, MLP, whether it is gated
+    "vits16": (384, 12, 6, 1536, False),
+    "vits16plus": (384, 12, 6, 1536, True),
+    "vitb16": (768, 12, 12, 3072, False),
+    "vitl16": (1024, 24, 16, 4096, False),
+    "vith16plus": (1280, 32, 20, 5120, True),
+}
+
+
+@pytest.mark.parametrize("size", DINOV3_SIZES)
+def test_every_size_of_dinov3(size):
+    """The released settings without their numbers: all names and shapes are known, and the parameters are counted."""
+    width, depth, heads, hidden, gated = DINOV3_SIZES[size]
+    settings = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": hidden}
+    settings |= {"use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu", "num_register_tokens": 4}
+    with torch.device("meta"):
+        module = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**settings))
+    shapes = {re.sub(r"^model\.", "", name): tuple(value.shape) for name, value in module.named_parameters()}
+    config, rows, unused = read_dinov3(settings, shapes, "dinov3_vit")
+    check_tensors(size, rows, shapes, unused)
+    assert (config.num_heads, config.mlp, config.grid_size) == (heads, "swiglu" if gated else "gelu", (14, 14))
+    assert config.num_params == sum(value.numel() for value in module.parameters()) - width  # its mask token
+
+
+def test_the_image_tower_of_a_siglip_model(tmp_path):
+    """Text tower and logit scale are left alone; a classifier has no use for the attention pooling."""
+    tower = {**SMALL, **FAMILIES["SiglipVisionModel"]}
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 20}
+    text |= {"bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.SiglipConfig(vision_config=tower, text_config=text, num_labels=5)
+    images = images_of((32, 32))
+    whole = randomise_module(transformers.SiglipModel(config))
+    whole.save_pretrained(tmp_path / "whole")
+    model = load_model(tmp_path / "whole")
+    np.testing.assert_allclose(logits(model, images), output_of(whole.vision_model, images), atol=LOGITS)
+    classifier = randomise_module(transformers.SiglipForImageClassification(config))
+    classifier.save_pretrained(tmp_path / "classifier")
+    model = load_model(tmp_path / "classifier")
+    assert model.config.pool == "gap"
+    np.testing.assert_allclose(logits(model, images), output_of(classifier, images), atol=LOGITS)
+
+
 OTHERS = (
     ("DeiTForImageClassification", {"registers": 1, "prefix_positions": "none"}),
     ("ViTForImageClassification", {"position": "sincos2d"}),
@@ -210,6 +255,8 @@ def shards(tmp_path_factory):
     ("settings", "message"),
     [
         ({"model_type": "resnet"}, "model_type: received 'resnet'; allowed: vit, deit"),
+        ({"model_type": "dinov3_vit"}, "patch_embeddings.weight: received no tensor; allowed: 4 axes, as in DINOv3ViT"),
+        ({"model_type": "siglip"}, "patch_embedding.weight: received no tensor; allowed: 4 axes, as in Siglip"),
         ({"model_type": "deit"}, "projection.weight: received no tensor; allowed: 4 axes, as in DeiT"),
         ({"hidden_size": 48}, "hidden_size: received 48; allowed: 24, as the tensors have"),
         ({"hidden_size": "24"}, "hidden_size: received '24'; allowed: int"),
