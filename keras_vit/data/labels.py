@@ -83,9 +83,9 @@ def choose_multi(labels: np.ndarray, count: int, rng: np.random.Generator) -> np
     labels, total = labels.astype(bool), len(labels)
     left, chosen = np.ones(total, bool), np.zeros(total, bool)
     remaining, sizes = count, labels.sum(axis=0)
-    wanted, kept = sizes * count / total, sizes.copy()  # of each class: images still to be chosen, images not chosen
+    # Of each class: images still to be chosen, images not chosen, images not yet decided.
+    wanted, kept, open_sizes = sizes * count / total, sizes.copy(), sizes.copy()
     while left.any():
-        open_sizes = labels[left].sum(axis=0)
         if open_sizes.any():
             rarest = np.argmin(np.where(open_sizes > 0, open_sizes, total + 1))
             rows = np.flatnonzero(left & labels[:, rarest])
@@ -93,6 +93,7 @@ def choose_multi(labels: np.ndarray, count: int, rng: np.random.Generator) -> np
             rarest, rows = None, np.flatnonzero(left)
         for row in rng.permutation(rows):
             left[row] = False
+            open_sizes -= labels[row]
             share = wanted[rarest] >= 0.5 if rarest is not None else remaining > 0
             if share and remaining and (kept[labels[row]] > 1).all():
                 chosen[row] = True

@@ -57,7 +57,7 @@ def read_csv(path: str, shape: tuple[int, int, int], notes: list[str], kind: str
     names_of_rows = [split_labels(row, multi, received) for row in rows]
     check_once(rows, received)
     check_spellings(rows, names_of_rows, received)
-    if blanks := [row for row in rows if row.label != SEPARATOR.join(each.strip() for each in row.label.split(SEPARATOR))]:
+    if blanks := [row for row in rows if any(cell != cell.strip() for cell in cells_of(row, multi))]:
         notes.append(f"labels: blanks around {len(blanks):,} are left out, first {blanks[0].label!r} in line {blanks[0].line}")
     training = [names for row, names in zip(rows, names_of_rows, strict=True) if row.part == "train"]
     if not training:
@@ -70,16 +70,18 @@ def read_csv(path: str, shape: tuple[int, int, int], notes: list[str], kind: str
     position, parts = {name: index for index, name in enumerate(class_names)}, {}
     for part in dict.fromkeys(row.part for row in rows):
         chosen = [index for index, row in enumerate(rows) if row.part == part]
-        labels = np.zeros((len(chosen), len(class_names)), np.int8)
+        labels = np.zeros((len(chosen), len(class_names)), np.int8) if multi else np.zeros(len(chosen), np.int64)
         for place, index in enumerate(chosen):
             for name in names_of_rows[index]:
                 if name not in position:
                     known = ", ".join(class_names[:SHOWN]) + ", ..." * (len(class_names) > SHOWN)
                     raise ValueError(f"{received} with label {name!r} in line {rows[index].line}; allowed, as in train: {known}")
-                labels[place, position[name]] = 1
+                if multi:
+                    labels[place, position[name]] = 1
+                else:
+                    labels[place] = position[name]
         files = [file.parent / rows[index].path for index in chosen]
-        source = Files(files, labels if multi else labels.argmax(axis=1), file.parent, shape[-1])
-        parts[part] = collect(source, part, shape, notes)
+        parts[part] = collect(Files(files, labels, file.parent, shape[-1]), part, shape, notes)
     readable = parts["train"][1]
     counts = class_counts(np.maximum(readable, 0) if is_multi(readable) else readable[readable >= 0], len(class_names))
     for label in np.flatnonzero(counts == 0):
@@ -142,10 +144,13 @@ def make_row(line: int, values: dict[str, str], received: str) -> Row:
     return Row(line, path, values["label"], part)
 
 
+def cells_of(row: Row, multi: bool) -> list[str]:
+    return row.label.split(SEPARATOR) if multi else [row.label]
+
+
 def split_labels(row: Row, multi: bool, received: str) -> list[str]:
     """The class names of a row."""
-    cells = row.label.split(SEPARATOR) if multi else [row.label]
-    names = [unicodedata.normalize("NFC", cell.strip()) for cell in cells]
+    names = [unicodedata.normalize("NFC", cell.strip()) for cell in cells_of(row, multi)]
     if multi and names == [""]:
         return []
     if "" in names:

@@ -94,6 +94,8 @@ def search(
     if not facts["validation"]:
         raise ValueError(f"validation: received 0 images of {facts['data']}; allowed: at least 1, on which the search chooses")
     config.check_labels(facts["multi_label"], facts["class_names"])
+    if recipe.train.monitor not in ("auto", config.quality):
+        raise ValueError(f"monitor: received {recipe.train.monitor!r}; allowed: auto, or {config.quality}, the search's objective")
     # Parameters and FLOPs include the head.
     model = dataclasses.replace(recipe.model, num_classes=len(facts["class_names"]))
     recipe = dataclasses.replace(recipe, data=facts["data"], model=model).with_train(monitor=config.quality)

@@ -236,6 +236,7 @@ def test_each_worker_has_a_gpu_that_is_the_users(monkeypatch, visible, accelerat
             ["--objective", "map"],
             "objective: received 'map'; allowed with one label an image: accuracy, balanced_accuracy, recall",
         ),
+        (["--train.monitor", "loss"], "monitor: received 'loss'; allowed: auto, or accuracy, the search's objective"),
         (["--objective", "recall:12"], r"objective: received 'recall:12' .*; allowed: recall:0, recall:1, "),
         (["--method", "genetic"], "method.*genetic"),
         (
