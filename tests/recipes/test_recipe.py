@@ -74,7 +74,7 @@ def test_command_line_leaves_the_rest_of_the_recipe_alone():
         ({"data": ""}, "data: received ''"),
         ({"augment": {"erasing": 2.0}}, "erasing: received 2"),
         ({"finetune": {"checkpont": "x"}}, "finetune: received 'checkpont' (did you mean 'checkpoint'?)"),
-        ({"finetune": {"checkpoint": "x", "freeze": 5}}, "freeze: received 5; allowed: 0 to 4, the blocks of the model"),
+        ({"finetune": {"checkpoint": "x", "freeze": 6}}, "freeze: received 6; allowed: 0 to 4, the blocks of the model"),
         ({"finetune": {"checkpoint": "x", "method": "lora", "lora_rank": 129}}, "lora_rank: received 129; allowed: 1 to 128"),
         ({"finetune": {"checkpoint": "x", "method": "probe"}, "model": {"drop_path": 0.1}}, "drop_path: received 0.1"),
     ],
