@@ -3,6 +3,8 @@
 Shapes: B images of a batch, K classes.
 """
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from keras import ops
@@ -15,6 +17,7 @@ from keras_vit.recipes.schema import Recipe
 SMALLEST = 1e-7  # of 1 - p in the focal loss, whose power has no slope at 0
 
 
+@keras.saving.register_keras_serializable(package="keras_vit")
 class ClassLoss(keras.losses.Loss):
     """The loss of logits (B, K) against targets (B, K), which may be soft: (B,).
 
@@ -28,10 +31,14 @@ class ClassLoss(keras.losses.Loss):
         weights: w, numbers (K,); None = 1.
     """
 
-    def __init__(self, binary: bool, gamma: float = 0.0, weights: np.ndarray | None = None, name: str = "loss"):
+    def __init__(self, binary: bool, gamma: float = 0.0, weights: Sequence[float] | None = None, name: str = "loss"):
         super().__init__(name=name)
         self.binary, self.gamma = binary, gamma
         self.weights = weights
+
+    def get_config(self):
+        weights = None if self.weights is None else [float(weight) for weight in self.weights]
+        return {"binary": self.binary, "gamma": self.gamma, "weights": weights, "name": self.name}
 
     def call(self, targets, logits):
         counted = targets if self.weights is None else targets * ops.convert_to_tensor(self.weights, targets.dtype)

@@ -213,6 +213,7 @@ def stored(run, kind):
 
 CASES = {
     "adamw": {},
+    "weighted": {"loss": "focal", "class_weights": {"a": 2.0}},
     "muon": {"optimizer": "muon", "accumulate": 2},
     "float16": {"precision": "float16"},
     "averages": {"ema": 0.5},
