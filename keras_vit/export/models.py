@@ -52,13 +52,8 @@ def interface(model: keras.Model) -> Interface:
         raise ValueError(f"model_or_run: received a {type(model).__name__}; {allowed}")
     inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))
     shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]
-    if (
-        len(inputs) != 1
-        or len(outputs) != 1
-        or len(shapes[0]) != 4
-        or len(shapes[1]) != 2
-        or None in (*shapes[0][1:], shapes[1][1])
-    ):
+    fits = [*map(len, shapes)] == [4, 2] and len(inputs) == 1 and None not in (*shapes[0][1:], *shapes[1][1:])
+    if not fits:
         shown = f"from {shapes[: len(inputs)]} to {shapes[len(inputs) :]}" if shapes else "that is not built"
         raise ValueError(f"model_or_run: received a {type(model).__name__} {shown}; {allowed}")
     if inputs[0].dtype != "float32":

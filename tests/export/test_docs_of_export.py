@@ -3,6 +3,7 @@
 import re
 
 import keras
+import numpy as np
 import pytest
 from helpers import ROOT, make_model
 from PIL import Image
@@ -10,7 +11,10 @@ from sklearn.datasets import load_sample_images
 from test_export import MEAN, NAMES, OWN, STD, WRITTEN_HERE
 
 from keras_vit import export_model, predict
+from keras_vit.data.decode import read_image
 
+SHARE = 0.75  # of a picture, `center_crop`
+DECODED = 3  # grey levels: the library decodes a JPEG at an eighth of its size
 GUIDE = (ROOT / "docs" / "guides" / "export.md").read_text(encoding="utf-8")
 LINES = {
     found[1]: block
@@ -34,7 +38,7 @@ def test_the_lines_of_the_guide(tmp_path, monkeypatch, capsys, request, name):
     if name == OWN[keras.backend.backend()]:
         request.getfixturevalue("in_process")
     model = make_model("gap", depth=1)
-    report = export_model(model, tmp_path / "RUN" / "export" / name, name, mean=MEAN, std=STD, class_names=NAMES)
+    report = export_model(model, tmp_path / "RUN" / "export" / name, name, mean=MEAN, std=STD, class_names=NAMES, center_crop=SHARE)
     if name == "openvino":  # the numbers hold for this setting, which the guide's lines have too
         assert report["runtime_settings"] == {"INFERENCE_PRECISION_HINT": "f32"}
         assert report["default_precision"] in ("f32", "bf16", "f16")
@@ -42,7 +46,11 @@ def test_the_lines_of_the_guide(tmp_path, monkeypatch, capsys, request, name):
     monkeypatch.chdir(tmp_path)
     for index, picture in enumerate(load_sample_images().images):
         Image.fromarray(picture[index * 100 :]).save("photo.jpg", quality=95)
-        (expected,) = predict(model, ["photo.jpg"], mean=MEAN, std=STD, class_names=NAMES)
+        (expected,) = predict(model, ["photo.jpg"], mean=MEAN, std=STD, class_names=NAMES, center_crop=SHARE)
         capsys.readouterr()
-        exec(LINES[name], {})
+        names = {}
+        exec(LINES[name], names)
         assert capsys.readouterr().out.strip() == expected.classes[0]
+        if "images" in names:  # SavedModel reads the file itself
+            seen = read_image("photo.jpg", (*model.config.image_size, 3), SHARE).astype(int)
+            assert np.abs(names["images"][0] - seen).mean() < DECODED
