@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers import logits, random
-from peers import randomise_module, torch
+from peers import assert_mistakes_are_one_line, randomise_module, torch
 from reference import weights_of
 
 from keras_vit import ViTConfig, build_vit, load_model, open_checkpoint, save_weights
@@ -255,6 +255,7 @@ def shards(tmp_path_factory):
     ("settings", "message"),
     [
         ({"model_type": "resnet"}, "model_type: received 'resnet'; allowed: vit, deit"),
+        ({"model_type": None}, "model_type: received None; allowed: vit, deit"),
         ({"model_type": "dinov3_vit"}, "patch_embeddings.weight: received no tensor; allowed: 4 axes, as in DINOv3ViT"),
         ({"model_type": "siglip"}, "patch_embedding.weight: received no tensor; allowed: 4 axes, as in Siglip"),
         ({"model_type": "deit"}, "projection.weight: received no tensor; allowed: 4 axes, as in DeiT"),
@@ -277,6 +278,32 @@ def test_a_config_that_contradicts_the_tensors(shards, settings, message, tmp_pa
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         load_model(tmp_path / "changed")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["DINOv3ViTModel", "SiglipForImageClassification"])
+def test_whatever_a_config_holds_a_mistake_is_one_line(name, tmp_path):
+    made(name).save_pretrained(tmp_path / "theirs")
+    assert_mistakes_are_one_line(tmp_path / "theirs", "config.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"proj_bias": False}, "proj_bias: received False; allowed: True"),
+        ({"query_bias": False}, "query_bias, key_bias, value_bias: received (False, False, True); allowed: all, none, all but"),
+        ({"use_gated_mlp": True}, "hidden_act: received 'gelu'; allowed: silu with use_gated_mlp"),
+        ({"num_register_tokens": 3}, "! embeddings.register_tokens (1, 2, 24), expected (1, 3, 24)"),
+        ({"rope_theta": -1}, "rotary_base: received -1.0; allowed: a number above 0"),
+    ],
+    ids=str,
+)
+def test_a_config_of_dinov3_that_contradicts_the_tensors(settings, message, tmp_path):
+    made("DINOv3ViTModel").save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        load_model(tmp_path / "theirs")
     assert message in str(error.value)
 
 

@@ -375,6 +375,42 @@ def test_whatever_a_config_holds_a_mistake_is_one_line(folder, tmp_path):
     assert_mistakes_are_one_line(changed(folder, tmp_path / "changed"), "config.json", {"label_names": list("abcde")})
 
 
+@pytest.mark.parametrize("architecture", ["eva02_base_patch16_clip_224", "vit_pe_core_tiny_patch16_384"])
+def test_whatever_a_config_of_rotary_positions_holds_a_mistake_is_one_line(architecture, tmp_path):
+    """Whole configurations, as this library writes them."""
+    module, args = made(architecture)
+    save_weights(load_model(saved(module, args, tmp_path / "theirs")), tmp_path / "ours", "timm")
+    assert_mistakes_are_one_line(tmp_path / "ours", "config.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rope_type": "mixed"}, "model_args.rope_type: received 'mixed'; allowed: cat, dinov3"),
+        ({"rope_grid_indexing": "xy"}, "model_args.rope_grid_indexing: received 'xy'; allowed: ij, xy with rope_type cat"),
+        ({"rope_grid_offset": 0.5}, "model_args.rope_grid_offset: received 0.5; allowed: 0 with rope_type dinov3"),
+        ({"rope_temperature": 0}, "rotary_base: received 0.0; allowed: a number above 0"),
+        ({"use_abs_pos_emb": True}, "model_args.use_abs_pos_emb: received True; allowed: False, as the tensors have"),
+        ({"global_pool": "map"}, "model_args.global_pool: received 'map'; allowed: token, avg"),
+        ({"use_post_norm": True}, "model_args.use_post_norm: received True; allowed: none, as it is unknown here"),
+        ({"num_reg_tokens": 2}, "model_args.num_reg_tokens: received 2; allowed: 4, as the tensors have"),
+        ({"num_heads": 8}, "num_heads: received heads of 3 channels; allowed: multiples of 4 with rotary positions"),
+    ],
+    ids=str,
+)
+def test_arguments_of_rotary_positions(dinov3, settings, message, tmp_path):
+    arguments = {f"model_args__{name}": value for name, value in settings.items()}
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        load_model(changed(dinov3, tmp_path / "changed", **arguments))
+    assert message in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def dinov3(tmp_path_factory):
+    module, args = made("vit_base_patch16_dinov3_qkvb", num_reg_tokens=4)
+    return saved(module, args, tmp_path_factory.mktemp("timm") / "dinov3")
+
+
 def test_what_a_file_says_of_itself_may_be_anything(folder, tmp_path):
     for text in ("{", "[]", "3", '{"architecture": 3}', '{"architecture": "vit_base_patch16_224", "pretrained_cfg": 3}'):
         path = write(tmp_path / "file.safetensors", read(folder / "model.safetensors"), metadata={"timm": text})
