@@ -280,6 +280,14 @@ def test_fused_attention_is_the_explicit_one(monkeypatch):
     assert_same([silent], [numpy(layer(x))])
 
 
+def test_attention_of_split_heads_in_inference():
+    q, k, v = (ops.convert_to_tensor(random(2, 3, size, 8, seed=seed)) for seed, size in enumerate((4, 5, 5)))
+    for bias in (None, ops.convert_to_tensor(random(2, 1, 1, 5, seed=3))):
+        plain = kernels.attend.plain(q, k, v, bias=bias)
+        with no_gradients():
+            assert_same([numpy(kernels.attend(q, k, v, bias=bias))], [numpy(plain)])
+
+
 def test_self_attention_with_a_bias():
     """The bias adds to the scores of its keys, for every query and head: by hand in NumPy, and with the same gradients."""
     batch, tokens, heads, size = 2, 5, 3, 4
