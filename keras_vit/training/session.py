@@ -323,7 +323,7 @@ class WriteState(keras.callbacks.Callback):
 
 
 def batches_of(split, recipe):
-    """The images of a split in order, for `model.evaluate`, any number of times."""
+    """The images of a split in order, for `model.predict`, any number of times."""
     return evaluation_batches(
         split,
         num_classes=recipe.model.num_classes,
