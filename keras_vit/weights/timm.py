@@ -50,7 +50,7 @@ def open_timm(path: Path, architecture: str | None) -> Checkpoint:
     classes = settings.get("num_classes", pretrained.get("num_classes"))
     if isinstance(classes, int):
         check_found("num_classes", classes, config.num_classes)
-    check_tensors(str(path), rows, shapes)
+    check_tensors(str(path), rows, shapes, names.UNUSED)
     moments, notes = read_moments(pretrained.get("mean"), pretrained.get("std"), config.channels), ()
     if not moments:
         moments = NORMALISATION[names.normalisation(architecture)]

@@ -50,6 +50,7 @@ NAMES = (
     (r"vit_pe_(?:lang|spatial)_(gigantic)_patch\d+_\d+", {**PE_OTHER, "rope_grid_offset": 0.0}),
 )
 WIDE_EPSILON = r".*_(dinov3|dinov3_qkvb|lingbot)|vit_pe_.*"  # 1e-5, else 1e-6
+UNUSED = r"mask_token|rope\.(?!freqs).*"  # as in timm: pretraining's token, and angles, which are computed
 NORMALISED_AS = (("_clip_", "clip"), ("eva", "clip"), ("dinov3", "imagenet"), ("lingbot", "imagenet"))  # else half
 
 # Arguments that are read, or that change no number at inference; those of `HARMLESS` too.

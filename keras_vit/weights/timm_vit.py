@@ -26,6 +26,7 @@ OTHER_HEADS = (
 # numbers but has no tensors.
 PARTS = r"distilled|patch\d+|plus|clip|quickgelu|siglip|gap|map|reg\d+|dinov2|tipsv2|radio|v3|v4|miil|36x1|18x2|xp|\d+"
 WITHOUT_NORM = r"intern300m_.*|.*_radio_v\d"
+UNUSED = r"$^"  # none
 TANH = r"(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*|large_patch16_siglip_(gap_)?512"  # SigLIP 2
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "gelu_quick"}
 POOLS = {"token": "cls", "avg": "gap", "map": "map"}

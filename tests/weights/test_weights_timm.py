@@ -375,6 +375,18 @@ def test_whatever_a_config_holds_a_mistake_is_one_line(folder, tmp_path):
     assert_mistakes_are_one_line(changed(folder, tmp_path / "changed"), "config.json", {"label_names": list("abcde")})
 
 
+def test_angles_in_a_file_are_left_alone(dinov3, tmp_path):
+    """They are computed; older files hold them, and the token of pretraining."""
+    copy = changed(dinov3, tmp_path / "copy")
+    tensors = read(dinov3 / "model.safetensors")
+    write(copy / "model.safetensors", {**tensors, "rope.periods": np.ones(2, "float32"), "mask_token": np.ones((1, 24), "float32")})
+    images = images_of((32, 32))
+    np.testing.assert_array_equal(logits(load_model(copy), images), logits(load_model(dinov3), images))
+    write(copy / "model.safetensors", {**tensors, "rope.freqs": np.ones((2, 2, 3, 4), "float32")})
+    with pytest.raises(ValueError, match=r"\+ rope.freqs$"):
+        load_model(copy)
+
+
 @pytest.mark.parametrize("architecture", ["eva02_base_patch16_clip_224", "vit_pe_core_tiny_patch16_384"])
 def test_whatever_a_config_of_rotary_positions_holds_a_mistake_is_one_line(architecture, tmp_path):
     """Whole configurations, as this library writes them."""
