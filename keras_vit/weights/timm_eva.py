@@ -263,6 +263,8 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
         block="serial",
         rms_norm=False,
     )
+    if config.pool == "map" and not config.qkv_bias:
+        raise cannot_hold("timm", config, "qkv_bias", "True with attention pooling")
     if config.pool == "map" and (config.mlp != "gelu" or not (config.pool_prefix or not config.num_prefix_tokens)):
         name = "mlp" if config.mlp != "gelu" else "pool_prefix"
         raise cannot_hold("timm", config, name, "gelu with attention pooling" if name == "mlp" else "True")

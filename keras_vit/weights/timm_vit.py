@@ -231,6 +231,8 @@ def describe(config: ViTConfig) -> tuple[str, dict, list[Row]]:
         raise cannot_hold("timm", config, "rms_norm", "True only with block parallel")
     if config.block != "serial" and (config.norm_epsilon != 1e-6 or config.mlp == "swiglu" or config.distillation):
         raise cannot_hold("timm", config, "block", "twin, parallel only with norm_epsilon 1e-06, a plain MLP and no distillation")
+    if config.pool == "map" and not config.qkv_bias:
+        raise cannot_hold("timm", config, "qkv_bias", "True with attention pooling")
     if config.pool == "map" and config.qk_norm:
         raise cannot_hold("timm", config, "qk_norm", "True only without attention pooling")
     hidden = config.mlp_dim * (2 if config.mlp == "swiglu" else 1)

@@ -164,6 +164,15 @@ def test_another_patch_size(tmp_path, caplog):
         {"position": "sincos1d", "registers": 1, "prefix_positions": "class"},
         {"pre_norm": True, "norm_epsilon": 1e-5, "mlp": "gelu_quick", "qkv_bias": False, "channels": 1},
         {"mlp_dim": 29},
+        {"rotary": "index", "rotary_base": 50.0, "rotary_grid": (3, 5), "rotary_offset": 0.5, "registers": 2},
+        {"rotary": "centered", "position": "none", "pool": "gap", "mlp": "swiglu", "norm_epsilon": 1e-5, "qk_norm": True},
+        {"rotary": "index", "position": "sincos2d", "key_bias": False, "mlp_norm": True, "attention_norm": True},
+        {"key_bias": False, "layer_scale": 0.3, "norm_after_pool": True, "pool": "gap"},
+        {"pool": "map", "pool_heads": 4, "pool_mlp_dim": 20, "final_norm": False},
+        {"pool": "map", "registers": 2, "pool_prefix": False},
+        {"block": "twin", "layer_scale": 0.2, "registers": 1, "qkv_bias": False},
+        {"block": "parallel", "rms_norm": True, "pool": "map"},
+        {"block": "parallel", "layer_scale": 0.2, "qk_norm": True, "final_norm": False},
     ],
     ids=str,
 )
@@ -318,6 +327,13 @@ def test_what_timm_has_not_is_named(tmp_path):
         ("mlp", {"mlp": "swiglu", "pool": "map"}),
         ("distillation", {"distillation": True, "registers": 2}),
         ("qk_norm", {"qk_norm": True, "pool": "map"}),
+        ("rms_norm", {"rms_norm": True}),
+        ("qkv_bias", {"qkv_bias": False, "pool": "map"}),
+        ("qkv_bias", {"qkv_bias": False, "pool": "map", "rotary": "index"}),
+        ("block", {"block": "twin", "mlp": "swiglu"}),
+        ("block", {"block": "twin", "rotary": "centered"}),
+        ("mlp", {"rotary": "centered", "mlp": "gelu_tanh"}),
+        ("pool_prefix", {"pool": "map", "registers": 1, "pool_prefix": False, "rotary": "centered"}),
     ):
         with pytest.raises(ValueError, match=rf"^{name}: received .*timm"):
             save_weights(build_vit(ViTConfig(**small, **options)), tmp_path / "none", "timm")
