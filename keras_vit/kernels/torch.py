@@ -157,7 +157,7 @@ def split_heads(qkv, num_heads):
 def attend(q, k, v, mask=None, bias=None, dropout=None):
     """Pays on an accelerator, and in inference on a processor (175 to 82 ms); there the fused kernel's backward pass is slow.
 
-    Tests: test_fused_attention, test_attention_of_split_heads_in_inference.
+    Test: test_fused_attention, test_attention_of_split_heads_in_inference.
     """
     if q.device.type != "cpu":
         return fused_attention(q, k, v, mask) if bias is None and dropout is None else None
