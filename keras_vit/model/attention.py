@@ -7,8 +7,8 @@ import keras
 from keras import ops
 
 from keras_vit.kernels.ops import attend, attention_weights, join_heads, reshape, rotate, self_attention, shape, split_heads
-from keras_vit.model.config import check_heads
 from keras_vit.model.layers import Layer, register
+from keras_vit.model.limits import check_heads
 
 
 @register

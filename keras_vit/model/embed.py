@@ -11,9 +11,10 @@ from keras import ops
 
 from keras_vit.checks import as_pair, check_choice
 from keras_vit.kernels.ops import activate, convolution, reshape, shape
-from keras_vit.model.config import DATA_FORMATS, PREFIX_POSITIONS, check_position, count_prefix_positions
+from keras_vit.model.config import DATA_FORMATS, PREFIX_POSITIONS
 from keras_vit.model.counts import kept_patches
 from keras_vit.model.layers import Layer, register
+from keras_vit.model.limits import check_position, count_prefix_positions
 
 
 @register

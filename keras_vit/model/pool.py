@@ -8,8 +8,8 @@ from keras import ops
 from keras_vit.checks import check_choice
 from keras_vit.kernels.ops import attend, reshape, shape, split_heads
 from keras_vit.model.attention import key_bias, split_glorot_uniform
-from keras_vit.model.config import check_heads
 from keras_vit.model.layers import Layer, register
+from keras_vit.model.limits import check_heads
 from keras_vit.model.mlp import MLP
 
 

@@ -10,8 +10,8 @@ from keras import ops
 
 from keras_vit.checks import as_pair
 from keras_vit.kernels.ops import shape
-from keras_vit.model.config import check_rotary
 from keras_vit.model.layers import Layer, register
+from keras_vit.model.limits import check_rotary
 
 
 @register

@@ -288,6 +288,7 @@ def test_images_that_do_not_fit_are_refused():
         (lambda: AttentionPooling(8, 3, 12), "num_heads"),
         (lambda: rotary.RotaryPositions((2, 3), 6), "num_heads"),
         (lambda: rotary.RotaryPositions((2, 0), 8), "grid_size"),
+        (lambda: rotary.RotaryPositions((2, 3), 8, "centred"), "rotary"),
         (lambda: rotary.RotaryPositions((2, 3), 8, rotary_grid=4), "rotary_grid"),
         (lambda: rotary.RotaryPositions((2, 3), 8)(random(2, 7, 16)), "grid_size"),
     ],
