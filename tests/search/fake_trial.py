@@ -10,7 +10,7 @@ from pathlib import Path
 
 job = json.loads(Path(sys.argv[1]).read_text())
 recipe = Path(job["recipe"]).read_text()
-quality = re.search(r"monitor: (\S+)", recipe)[1]
+quality = re.search(r"monitor: (\S+)", recipe)[1].replace("auto", "accuracy")
 number = Path(job["recipe"]).parent.name.split("-")[1].lstrip("0") or "0"
 run = Path(job["run"])
 run.mkdir(exist_ok=True)
