@@ -123,7 +123,7 @@ def test_keras_loads_under_every_backend(tmp_path):
 def test_a_quantised_model_is_not_exported(tmp_path):
     model = make_model()
     model.quantize("int8")
-    with pytest.raises(ValueError, match=r"^model_or_run: received a quantised ViT; allowed: the original one"):
+    with pytest.raises(ValueError, match=r"^model_or_run: received a quantised model; allowed: the original one"):
         export_model(model, tmp_path / "out", "keras")
     assert not (tmp_path / "out").exists()
 

@@ -75,7 +75,7 @@ def test_schedule():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lion", "muon"])
 def test_weight_decay_spares_biases_norms_tokens_and_positions(optimizer):
-    model = tiny_model(registers=1, layer_scale=0.3, pool="map", class_token=True)
+    model = tiny_model(registers=1, layer_scale=0.3, pool="map", class_token=True, key_bias=False)
     config = TrainConfig(epochs=1, optimizer=optimizer, learning_rate=0.1, weight_decay=0.5, schedule="constant", warmup_epochs=0)
     optimizer = make_optimizer(config, 10)
     rng = np.random.default_rng(0)
