@@ -175,10 +175,8 @@ def of_export(report, runtime, folder):
         images = images if report["input"] == "uint8" else to_model(images, report)
         return runtime.predict(images, folder)
 
-    several = report.get("multi_label", False)
-    return Classifier(
-        (height, width, channels), report["class_names"], logits, report["batch_size"], several, report["center_crop"]
-    )
+    seen = {"multi_label": report["multi_label"], "center_crop": report["center_crop"]}
+    return Classifier((height, width, channels), report["class_names"], logits, report["batch_size"], **seen)
 
 
 def write(predictions, options, notes):
