@@ -12,9 +12,10 @@ import numpy as np
 
 from keras_vit.checks import check_choice, check_int, check_number, make_plain
 from keras_vit.data.labels import targets_of
-from keras_vit.data.mixing import mix
+from keras_vit.data.mixing import Mixing
 from keras_vit.data.pixels import blur, gather, look_up, reflect, saturate
 from keras_vit.data.randaugment import RANDAUGMENT, apply_operations, brightness, contrast
+from keras_vit.data.seeds import Draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,24 +91,26 @@ def augment(
     config: AugmentConfig,
     *,
     num_classes: int,
-    rng: np.random.Generator,
-    progress: float = 0.0,
+    draws: Draws,
+    mixed: Mixing | None = None,
+    kept: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augments one training batch.
+    """Augments images of a training batch: all of it, or some rows, which become what they are in the whole batch.
 
     If `resized_crop` is on, the images are the parts that `random_boxes` has chosen. Order: flip and crop, RandAugment, 3-Augment,
     color jitter, random erasing, label smoothing, MixUp or CutMix.
 
     Args:
-        images: uint8 (B, H, W, C). Not modified.
-        labels: integers (B,), 0 to num_classes - 1, or zeros and ones (B, K).
-        config: the `AugmentConfig`.
+        images: uint8 (n, H, W, C), the rows of `draws`. Not modified.
+        labels: Theirs: integers (n,), 0 to num_classes - 1, or zeros and ones (n, K).
+        config: The `AugmentConfig`.
         num_classes: K.
-        rng: the `np.random.Generator` that every random parameter is drawn from.
-        progress: fraction of the training steps already done, 0 to 1.
+        draws: Draws the random parameters of each image.
+        mixed: How `mixing` mixes the batch; None = not at all.
+        kept: The rows of the result (m,), whose partners are among the images too; None = all of `draws`.
 
     Returns:
-        uint8 images (B, H, W, C) and float32 targets (B, K); their rows sum to 1 where an image has one class.
+        uint8 images (m, H, W, C) and float32 targets (m, K); their rows sum to 1 where an image has one class.
 
     Raises:
         ValueError: dtype or rank of `images` are wrong, `crop` is not smaller than the image, or colours would be changed where
@@ -116,43 +119,59 @@ def augment(
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 (B, H, W, C)")
     config.check_channels(images.shape[-1])
-    images = flip_and_crop(images, config.flip, 0 if config.resized_crop else config.crop, rng)
+    images = flip_and_crop(images, config.flip, 0 if config.resized_crop else config.crop, draws)
     for _ in range(config.randaugment_layers):
-        operation = rng.integers(len(RANDAUGMENT), size=len(images))
-        level = rng.choice([-0.1, 0.1], size=len(images)) * config.randaugment_magnitude
-        apply_operations(images, operation, level)
+        operation = draws.integers(0, len(RANDAUGMENT))
+        apply_operations(images, operation, draws.choice([-0.1, 0.1]) * config.randaugment_magnitude)
     if config.three_augment:
-        three_augment(images, rng)
+        three_augment(images, draws)
     if config.color_jitter:
-        color_jitter(images, config.color_jitter, rng)
+        color_jitter(images, config.color_jitter, draws)
     if config.erasing:
-        erase(images, config.erasing, rng)
+        erase(images, config.erasing, draws)
     targets = targets_of(labels, num_classes, config.label_smoothing)
-    if (config.mixup or config.cutmix) and progress < config.mix_until:
-        images, targets = mix(images, targets, rng, mixup=config.mixup, cutmix=config.cutmix, probability=config.mix_probability)
+    if mixed is not None:
+        images, targets = mixed.apply(images, targets, draws.rows, draws.rows if kept is None else kept)
     return images, targets
 
 
-def random_boxes(sizes: np.ndarray, smallest: float, ratio: float, rng: np.random.Generator) -> np.ndarray:
+def mixing(
+    config: AugmentConfig, rng: np.random.Generator, count: int, size: tuple[int, int], progress: float = 0.0
+) -> Mixing | None:
+    """What MixUp and CutMix do to a batch; None if they are off.
+
+    Args:
+        config: The `AugmentConfig`.
+        rng: As of `Mixing.draw`.
+        count: Images of the batch.
+        size: Their height and width.
+        progress: Fraction of the training steps already done, 0 to 1.
+    """
+    if not (config.mixup or config.cutmix) or progress >= config.mix_until:
+        return None
+    return Mixing.draw(rng, count, size, mixup=config.mixup, cutmix=config.cutmix, probability=config.mix_probability)
+
+
+def random_boxes(sizes: np.ndarray, smallest: float, ratio: float, draws: Draws) -> np.ndarray:
     """The parts that RandomResizedCrop takes (arXiv 1409.4842): area and aspect ratio are random, the place too.
 
     A part that does not fit into its picture is drawn again, ten times in all; then the largest part of an allowed ratio is taken
     from the middle.
 
     Args:
-        sizes: Height and width of each picture (B, 2).
+        sizes: Height and width of each picture (n, 2).
         smallest: Smallest share of the area; the largest is 1.
         ratio: The aspect ratio is at most this and at least 1 / this, uniform in its logarithm.
-        rng: Draws all of it.
+        draws: Draws all of it; the pictures are its rows.
 
     Returns:
-        Top, left, height and width of each part (B, 4), as shares of its picture.
+        Top, left, height and width of each part (n, 4), as shares of its picture.
     """
     (heights, widths), count = np.asarray(sizes, np.float64).T, len(sizes)
-    area = rng.uniform(smallest, 1, size=(10, count))
-    aspect = np.exp(rng.uniform(-math.log(ratio), math.log(ratio), size=(10, count))) * heights / widths
-    rows, columns, place = np.sqrt(area / aspect), np.sqrt(area * aspect), rng.random((2, count))
-    fits = (rows <= 1) & (columns <= 1)  # (10, B)
+    area = draws.uniform(smallest, 1, 10)
+    aspect = np.exp(draws.uniform(-math.log(ratio), math.log(ratio), 10)) * heights / widths
+    rows, columns, place = np.sqrt(area / aspect), np.sqrt(area * aspect), draws.uniform(0, 1, 2)
+    fits = (rows <= 1) & (columns <= 1)  # (10, n)
     found, first = fits.any(axis=0), (fits.argmax(axis=0), np.arange(count))
     rows = np.where(found, rows[first], np.minimum(1, ratio * widths / heights))
     columns = np.where(found, columns[first], np.minimum(1, ratio * heights / widths))
@@ -160,7 +179,7 @@ def random_boxes(sizes: np.ndarray, smallest: float, ratio: float, rng: np.rando
     return np.stack([place[0] * (1 - rows), place[1] * (1 - columns), rows, columns], axis=1)
 
 
-def flip_and_crop(images: np.ndarray, flip: bool, crop: int, rng: np.random.Generator) -> np.ndarray:
+def flip_and_crop(images: np.ndarray, flip: bool, crop: int, draws: Draws) -> np.ndarray:
     """Mirrors half of the images, adds a reflected border of `crop` pixels and crops back at a random place: one gather."""
     count, height, width, _ = images.shape
     if crop >= min(height, width):
@@ -168,44 +187,45 @@ def flip_and_crop(images: np.ndarray, flip: bool, crop: int, rng: np.random.Gene
     rows = np.broadcast_to(np.arange(height), (count, height))
     columns = np.broadcast_to(np.arange(width), (count, width))
     if flip:
-        columns = np.where(rng.random((count, 1)) < 0.5, columns, width - 1 - columns)
+        columns = np.where(draws.random()[:, None] < 0.5, columns, width - 1 - columns)
     if crop:
-        top, left = rng.integers(-crop, crop, size=(2, count, 1), endpoint=True)
+        top, left = draws.integers(-crop, crop + 1, 2)[..., None]
         rows, columns = reflect(rows + top, height), reflect(columns + left, width)
     return gather(images, rows[:, :, None], columns[:, None, :])
 
 
-def three_augment(images: np.ndarray, rng: np.random.Generator) -> None:
+def three_augment(images: np.ndarray, draws: Draws) -> None:
     """3-Augment of DeiT III (https://arxiv.org/abs/2204.07118): makes each image grey, solarizes it or blurs it, in place.
 
     The blur's largest sigma is 2 pixels for 224-pixel images, as in the paper. For other sizes it is in proportion, at least 1.
     """
-    choice = rng.integers(3, size=len(images))
-    sigma = rng.uniform(0.1, max(1.0, 2 * min(images.shape[1:3]) / 224), size=len(images))
+    choice = draws.integers(0, 3)
+    sigma = draws.uniform(0.1, max(1.0, 2 * min(images.shape[1:3]) / 224))
     greyed, solarized, blurred = (np.flatnonzero(choice == index) for index in range(3))
     images[greyed] = saturate(images[greyed], np.zeros(len(greyed)))
     images[solarized] = np.where(images[solarized] < 128, images[solarized], 255 - images[solarized])
     images[blurred] = blur(images[blurred], sigma[blurred])
 
 
-def color_jitter(images: np.ndarray, strength: float, rng: np.random.Generator) -> None:
+def color_jitter(images: np.ndarray, strength: float, draws: Draws) -> None:
     """Scales brightness, then contrast, then saturation by factors from 1 - strength to 1 + strength, in place."""
-    bright, contrasted, saturated = rng.uniform(-strength, strength, size=(3, len(images)))
+    bright, contrasted, saturated = draws.uniform(-strength, strength, 3)
     images[:] = look_up(images, brightness(images, bright / 0.9))  # RandAugment's level 1 is a factor of 1 + 0.9
     images[:] = look_up(images, contrast(images, contrasted / 0.9))
     images[:] = saturate(images, 1 + saturated)
 
 
-def erase(images: np.ndarray, probability: float, rng: np.random.Generator) -> None:
+def erase(images: np.ndarray, probability: float, draws: Draws) -> None:
     """Random erasing (https://arxiv.org/abs/1708.04896) in place: 2% to 33% of the area, aspect 0.3 to 3.3, uniform noise."""
-    count, height, width, channels = images.shape
-    erased = rng.random(count) < probability
-    area = rng.uniform(0.02, 0.33, size=count) * height * width
-    aspect = np.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3), size=count))
+    _, height, width, channels = images.shape
+    erased = draws.random() < probability
+    area = draws.uniform(0.02, 0.33) * height * width
+    aspect = np.exp(draws.uniform(math.log(0.3), math.log(1 / 0.3)))
     rows = np.clip(np.round(np.sqrt(area * aspect)), 1, height).astype(int)
     columns = np.clip(np.round(np.sqrt(area / aspect)), 1, width).astype(int)
-    top = (rng.random(count) * (height - rows + 1)).astype(int)
-    left = (rng.random(count) * (width - columns + 1)).astype(int)
+    top = (draws.random() * (height - rows + 1)).astype(int)
+    left = (draws.random() * (width - columns + 1)).astype(int)
+    seeds = draws.integers(0, 2**63)
     for i in np.flatnonzero(erased):
-        noise = rng.integers(256, size=(rows[i], columns[i], channels), dtype=np.uint8)
+        noise = np.random.default_rng(seeds[i]).integers(256, size=(rows[i], columns[i], channels), dtype=np.uint8)
         images[i, top[i] : top[i] + rows[i], left[i] : left[i] + columns[i]] = noise

@@ -13,20 +13,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from keras_vit.checks import as_moments, check_choice, check_int, check_seed
-from keras_vit.data.augment import AugmentConfig, random_boxes
-from keras_vit.data.augment import augment as augment_batch
+from keras_vit.data.augment import AugmentConfig, augment, mixing, random_boxes
 from keras_vit.data.dataset import Split
 from keras_vit.data.labels import Members, targets_of
-from keras_vit.data.seeds import BATCH, ORDER, generator
+from keras_vit.data.seeds import BATCH, MIX, ORDER, Draws, generator
 from keras_vit.data.stream import stream
 from keras_vit.images import normalize, resize
 
 SAMPLING = ("uniform", "balanced")
+Part = tuple[int, int]  # which part, from 0, and the number of parts
+WHOLE = (0, 1)
 
 
 def training_batch(
     split: Split,
-    augment: AugmentConfig,
+    config: AugmentConfig,
     step: int,
     *,
     num_classes: int,
@@ -35,6 +36,7 @@ def training_batch(
     total_steps: int,
     image_size: tuple[int, int] | None = None,
     sampling: str = "uniform",
+    part: Part = WHOLE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The augmented batch of one training step: a pure function of its arguments.
 
@@ -43,29 +45,39 @@ def training_batch(
 
     Args:
         split: The training `Split`.
-        augment: The `AugmentConfig`.
+        config: The `AugmentConfig`.
         step: Training step from 0, over all epochs.
         num_classes: K.
         batch_size: B.
         seed: Integer from 0 to 2^32 - 1.
-        total_steps: Steps of the whole training, for `augment.mix_until`.
+        total_steps: Steps of the whole training, for `mix_until`.
         image_size: Height and width of what `augment.resized_crop` takes; None = as the split's images.
         sampling: `uniform` (each example once an epoch) or `balanced` (each class equally often).
+        part: Which equal part of the batch to make, and of how many: that of a process among several.
 
     Returns:
-        uint8 images (B, H, W, C) and float32 targets (B, K).
+        uint8 images (B, H, W, C) and float32 targets (B, K); B / parts of them.
     """
     epoch, position = divmod(int(step), len(split) // batch_size)
     drawn = order(len(split), seed, epoch) if sampling == "uniform" else balanced_order(split.members, len(split), seed, epoch)
     indices = drawn[position * batch_size : (position + 1) * batch_size]
-    rng = generator(BATCH, seed, int(step))
-    if augment.resized_crop:
-        boxes = random_boxes(split.sizes(indices), augment.resized_crop, augment.crop_ratio, rng)
-        images = split.crops(indices, boxes, image_size or split.shape[:2])
+    size = image_size or split.shape[:2] if config.resized_crop else split.shape[:2]
+    mixed = mixing(config, generator(MIX, seed, int(step)), batch_size, size, step / total_steps)
+    kept = rows_of(part, batch_size)
+    rows = kept if mixed is None else np.union1d(kept, mixed.partner[kept])
+    draws, chosen = Draws(generator(BATCH, seed, int(step)), batch_size, rows), indices[rows]
+    if config.resized_crop:
+        boxes = random_boxes(split.sizes(chosen), config.resized_crop, config.crop_ratio, draws)
+        images = split.crops(chosen, boxes, size)
     else:
-        images = split.images(indices)
-    settings = {"num_classes": num_classes, "rng": rng, "progress": step / total_steps}
-    return augment_batch(images, split.labels[indices], augment, **settings)
+        images = split.images(chosen)
+    return augment(images, split.labels[chosen], config, num_classes=num_classes, draws=draws, mixed=mixed, kept=kept)
+
+
+def rows_of(part: Part, batch_size: int) -> np.ndarray:
+    """The rows of a batch that make an equal part of it; the parts divide `batch_size`."""
+    index, parts = part
+    return np.arange(batch_size).reshape(parts, -1)[index]
 
 
 @functools.lru_cache(maxsize=4)  # drawn once an epoch, not once a batch; two epochs overlap where batches are made ahead
@@ -91,7 +103,7 @@ def balanced_order(members: Members, count: int, seed: int, epoch: int) -> np.nd
 
 def training_batches(
     split: Split,
-    augment: AugmentConfig,
+    config: AugmentConfig,
     *,
     num_classes: int,
     batch_size: int,
@@ -102,13 +114,14 @@ def training_batches(
     total_steps: int,
     image_size: tuple[int, int] | None = None,
     sampling: str = "uniform",
+    part: Part = WHOLE,
     pipeline: str | None = None,
 ) -> Iterable:
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
 
     Args:
         split: The training `Split`.
-        augment: The `AugmentConfig`.
+        config: The `AugmentConfig`.
         num_classes: K.
         batch_size: B.
         seed: As in `training_batch`.
@@ -116,20 +129,24 @@ def training_batches(
         mean: Mean of pixels scaled to 0..1, one number or one for each channel.
         std: Their standard deviation, likewise.
         start_step: Step of the first batch: the number of steps already trained.
-        image_size: Height and width that images are resized to after the augmentation, or by `augment.resized_crop` before it;
+        image_size: Height and width that images are resized to after the augmentation, or by `resized_crop` before it;
             None = as they are.
         sampling: As in `training_batch`.
+        part: As in `training_batch`.
         pipeline: See `stream`.
 
     Returns:
-        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, *image_size, C) and float32 targets (B, K).
+        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, *image_size, C) and float32 targets (B, K); B / parts
+        of them.
 
     Raises:
-        ValueError: If batch_size exceeds the split, or seed, mean or std is out of range.
+        ValueError: If batch_size exceeds the split or is not divisible by the parts, or seed, mean or std is out of range.
     """
     check_int("batch_size", batch_size, at_least=1)
     if batch_size > len(split):
         raise ValueError(f"batch_size: received {batch_size}; allowed: at most {len(split):,}, the training images")
+    if batch_size % part[1]:
+        raise ValueError(f"batch_size: received {batch_size}; allowed: multiples of {part[1]}, the parts of a batch")
     check_seed(seed)
     check_choice("sampling", sampling, SAMPLING)
     mean, std = as_moments(mean, std, split.shape[-1])
@@ -137,10 +154,11 @@ def training_batches(
 
     def batch(step):
         settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "total_steps": total_steps}
-        images, targets = training_batch(split, augment, step, image_size=size, sampling=sampling, **settings)
+        images, targets = training_batch(split, config, step, image_size=size, sampling=sampling, part=part, **settings)
         return resize(normalize(images, mean, std), size), targets
 
-    return stream(batch, start_step, None, (batch_size, *size, split.shape[-1]), (batch_size, num_classes), pipeline)
+    count = batch_size // part[1]
+    return stream(batch, start_step, None, (count, *size, split.shape[-1]), (count, num_classes), pipeline)
 
 
 def evaluation_batches(

@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers import augmented
 from PIL import Image, ImageEnhance, ImageOps
 
-from keras_vit.data.augment import AugmentConfig, augment
+from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.pixels import blur
 from keras_vit.data.randaugment import RANDAUGMENT, apply_operations
 
@@ -20,8 +21,7 @@ def images(channels=3, count=COUNT, height=HEIGHT, width=WIDTH):
 
 
 def run(config, batch, seed=0, num_classes=None, **kwargs):
-    labels = np.arange(len(batch))
-    return augment(batch, labels, config, num_classes=num_classes or len(batch), rng=np.random.default_rng(seed), **kwargs)
+    return augmented(batch, np.arange(len(batch)), config, seed, num_classes or len(batch), **kwargs)
 
 
 def apply(name, batch, level):
@@ -88,7 +88,7 @@ def test_same_seed_same_bytes_and_the_input_stays(channels):
 def test_parameters_are_drawn_per_image(config):
     batch = np.repeat(images(count=1), COUNT, axis=0)
     labels = np.arange(COUNT)
-    result, targets = augment(batch, labels, config, num_classes=COUNT, rng=np.random.default_rng(0))
+    result, targets = augmented(batch, labels, config, 0, COUNT)
     if config.mixup or config.cutmix:
         assert len(np.unique(targets.max(axis=1))) > COUNT // 2
     else:
@@ -245,7 +245,7 @@ def test_mixup_and_cutmix_share_the_images():
     batch = np.tile(coded_images(), (20, 1, 1, 1))
     labels = np.arange(len(batch))
     config = dataclasses.replace(OFF, mixup=0.8, cutmix=1.0, mix_probability=0.5)
-    result, _ = augment(batch, labels, config, num_classes=len(batch), rng=np.random.default_rng(0))
+    result, _ = augmented(batch, labels, config, 0, len(batch))
     changed = (result != batch).reshape(len(batch), -1)
     mixed = changed.any(axis=1).mean()
     assert 0.4 < mixed < 0.55

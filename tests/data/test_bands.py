@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers import SMALL, random_pixels
+from helpers import SMALL, augmented, random_pixels
 from PIL import Image
 
-from keras_vit.data.augment import AugmentConfig, augment
+from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.data.dataset import Split, load_data
 from keras_vit.data.decode import inspect_image, read_crop, read_image
@@ -121,11 +121,11 @@ def test_augmentation_of_bands_is_that_of_each():
     """Mirroring, crops and mixing do to every band what they do to the first three of the same images."""
     images, labels = random_pixels(8, 12, 10, 5), np.arange(8) % 3
     for config in (AugmentConfig(), AugmentConfig(mixup=1.0, cutmix=1.0), AugmentConfig(crop=0)):
-        pair = [augment(given, labels, config, num_classes=3, rng=np.random.default_rng(1)) for given in (images, images[..., :3])]
+        pair = [augmented(given, labels, config, 1, 3) for given in (images, images[..., :3])]
         np.testing.assert_array_equal(pair[0][0][..., :3], pair[1][0])
         np.testing.assert_array_equal(pair[0][1], pair[1][1])
         assert (pair[0][0][..., 3:] != images[..., 3:]).any()
-    erased, _ = augment(images, labels, AugmentConfig(flip=False, crop=0, erasing=1), num_classes=3, rng=np.random.default_rng(1))
+    erased, _ = augmented(images, labels, AugmentConfig(flip=False, crop=0, erasing=1), 1, 3)
     assert ((erased != images).any(axis=(1, 2)).all(axis=1)).all()
 
 
@@ -134,7 +134,7 @@ def test_colours_are_refused_by_name(name):
     value = {"randaugment_layers": 2, "three_augment": True, "color_jitter": 0.3}[name]
     config, images = AugmentConfig(**{name: value}), random_pixels(2, 8, 8, 4)
     with pytest.raises(ValueError, match=f"^{name}: received {value}; allowed: .* with 4 channels, as it changes colours"):
-        augment(images, np.array([0, 1]), config, num_classes=2, rng=np.random.default_rng(0))
+        augmented(images, np.array([0, 1]), config, 0, 2)
     model = ViTConfig(image_size=8, patch_size=4, channels=4, width=8, depth=1, num_heads=2, mlp_dim=8)
     with pytest.raises(ValueError, match=f"^{name}: received {value}; allowed: "):
         Recipe(model=model, augment=config)

@@ -1,5 +1,6 @@
 """Data: every source, bad input, splits, and streams that are the same on every path."""
 
+import dataclasses
 import gc
 import importlib.util
 import pathlib
@@ -40,6 +41,24 @@ def first(batches, count):
 
 
 # Streams
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("crop", ["crop", "resized_crop"])
+def test_parts_of_a_batch_are_the_batch(parts, crop):
+    """What several processes make together is what one makes: every augmentation, and partners of other parts."""
+    split, more = random_split(), {"three_augment": True, "color_jitter": 0.3, "resized_crop": 0.3 * (crop != "crop")}
+    config = dataclasses.replace(AUGMENT, **more)
+    for step in (0, 4):
+        whole = training_batch(split, config, step, **arguments())
+        made = [training_batch(split, config, step, part=(index, parts), **arguments()) for index in range(parts)]
+        for expected, pieces in zip(whole, zip(*made, strict=True), strict=True):
+            np.testing.assert_array_equal(np.concatenate(pieces), expected)
+
+
+def test_a_batch_must_divide_into_its_parts():
+    with pytest.raises(ValueError, match="batch_size: received 8; allowed: multiples of 3"):
+        training_batches(random_split(), OFF, mean=MEAN, std=STD, part=(0, 3), **arguments())
 
 
 @pytest.mark.backend

@@ -12,7 +12,7 @@ from keras_vit.data.augment import AugmentConfig, random_boxes
 from keras_vit.data.batches import order, training_batch
 from keras_vit.data.dataset import load_data
 from keras_vit.data.decode import read_image
-from keras_vit.data.seeds import BATCH, generator
+from keras_vit.data.seeds import BATCH, Draws, generator
 
 
 def rows(split):
@@ -196,7 +196,7 @@ def test_crops_of_files(tmp_path):
 def test_random_boxes():
     """Inside the picture, of an allowed area and ratio; very long pictures give their middle."""
     sizes = np.tile([[300, 400], [400, 300], [20, 4000]], (2000, 1))
-    boxes = random_boxes(sizes, 0.2, 4 / 3, np.random.default_rng(0))
+    boxes = random_boxes(sizes, 0.2, 4 / 3, Draws(np.random.default_rng(0), len(sizes)))
     top, left, rows, columns = boxes.T
     assert min(top.min(), left.min()) >= 0
     assert max((top + rows).max(), (left + columns).max()) <= 1 + 1e-12
@@ -223,7 +223,7 @@ def test_training_batches_of_files_crop_them(folder):
     assert images.shape == (5, 8, 9, 3)
     assert (images != other).any()
     indices = order(len(data.train), 3, 0)[10:15]
-    boxes = random_boxes(np.tile([24, 17], (5, 1)), 0.3, 1.33, generator(BATCH, 3, 2))
+    boxes = random_boxes(np.tile([24, 17], (5, 1)), 0.3, 1.33, Draws(generator(BATCH, 3, 2), 5))
     for image, box, whole in zip(images, boxes, data.train.images(indices), strict=True):
         np.testing.assert_array_equal(image, decode.crop(Image.fromarray(whole), (8, 9, 3), box))
     assert targets.argmax(1).tolist() == data.train.labels[indices].tolist()

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers import augmented
 
-from keras_vit.data.augment import AugmentConfig, augment
+from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.batches import balanced_order, evaluation_batches, training_batch
 from keras_vit.data.dataset import Split, carve, load_data
 from keras_vit.data.labels import choose_multi, members_of, multi_hot, targets_of
@@ -32,7 +33,7 @@ def test_targets_are_smoothed():
 def test_mixing_mixes_several_labels():
     labels = np.random.default_rng(0).integers(2, size=(16, 3)).astype(np.int8)
     images = np.full((16, 4, 4, 1), 128, np.uint8)
-    _, targets = augment(images, labels, AugmentConfig(crop=0, mixup=1.0), num_classes=3, rng=np.random.default_rng(3))
+    _, targets = augmented(images, labels, AugmentConfig(crop=0, mixup=1.0), 3, 3)
     mixed = np.flatnonzero((targets != labels).any(axis=1))
     assert len(mixed) > 8
     for row in mixed:  # between its own labels and a partner's, with one weight
