@@ -10,6 +10,10 @@ PROBLEM = choose_backend()  # why no backend can be used, in one line; None wher
 quiet_tensorflow()
 
 if not PROBLEM:
+    from keras_vit.machine import use_cpu_devices
+
+    use_cpu_devices()
+
     from keras_vit.export.export import export_model
     from keras_vit.model.attention import Attention
     from keras_vit.model.block import TransformerBlock

@@ -21,6 +21,27 @@ AMPERE = 8.0  # compute capability of the first NVIDIA GPUs with bfloat16
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 
 
+def use_cpu_devices() -> None:
+    """Makes KERAS_VIT_CPU_DEVICES devices of this processor, to try a training on many; call it before the first tensor is made.
+
+    PyTorch has one device a process, whatever the variable says.
+    """
+    count = os.environ.get("KERAS_VIT_CPU_DEVICES")
+    if not count:
+        return
+    if not count.isdecimal() or not 1 <= int(count) <= 64:
+        raise ValueError(f"KERAS_VIT_CPU_DEVICES: received {count!r}; allowed: 1 to 64")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", int(count))
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        processor = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * int(count))
+
+
 def tune() -> None:
     """Makes training on a processor faster; call it before the first tensor is made. Numbers stay as they are.
 

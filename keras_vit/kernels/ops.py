@@ -35,6 +35,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "portable",
+    "replica",
     "reshape",
     "rotate",
     "self_attention",
@@ -55,6 +56,12 @@ def faster(plain):
     chosen = plain if special is None else call
     chosen.plain = plain
     return chosen
+
+
+@faster
+def replica():
+    """The number of this replica in a data-parallel training; None where random numbers are those of a whole batch."""
+    return None
 
 
 @faster

@@ -20,6 +20,13 @@ def on_processor() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
+def replica():
+    """Needed: replicas of `tf.distribute` draw the same random numbers. Test: test_distribution."""
+    if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
+        return None
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
 def linear(x, kernel, bias, training=False, residual=None):
     """Pays: matmul, BiasAdd, GELU and residual fuse into one operation; other additions do not fuse. Test: test_linear."""
     if len(x.shape) != 2 or bias is None:

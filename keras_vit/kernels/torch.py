@@ -14,6 +14,11 @@ from keras_vit.machine import processor
 from keras_vit.private.torch import gelu_in_place, onednn_product, softmax_backward
 
 
+def replica():
+    """Needed: the processes of `torchrun` have the same seeds. Test: test_distribution."""
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else None
+
+
 def exporting() -> bool:
     """Whether a graph is written: by torch.export, or by TorchScript, as in Keras's own ONNX export with a batch of any size."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()

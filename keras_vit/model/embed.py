@@ -13,7 +13,7 @@ from keras_vit.checks import as_pair, check_choice
 from keras_vit.kernels.ops import activate, convolution, reshape, shape
 from keras_vit.model.config import DATA_FORMATS, PREFIX_POSITIONS
 from keras_vit.model.counts import kept_patches
-from keras_vit.model.layers import Layer, register
+from keras_vit.model.layers import Layer, own_seeds, register
 from keras_vit.model.limits import check_position, count_prefix_positions
 
 
@@ -214,7 +214,7 @@ class PatchDropout(Layer):
         given = (x,) if rotary is None else (x, rotary)
         if training and self.rate:
             patches = x.shape[1] - self.num_prefix_tokens
-            noise = keras.random.uniform((ops.shape(x)[0], patches), seed=self.seed_generator)
+            noise = keras.random.uniform((ops.shape(x)[0], patches), seed=own_seeds(self.seed_generator))
             _, order = ops.top_k(noise, kept_patches(patches, self.rate), sorted=False)  # (B, kept)
             given = tuple(self.take(values, order) for values in given)
         return given[0] if rotary is None else given

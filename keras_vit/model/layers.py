@@ -10,7 +10,9 @@ import typing
 import keras
 from keras import ops
 
-from keras_vit.kernels.ops import layer_norm, linear
+from keras_vit.kernels.ops import layer_norm, linear, replica
+
+REPLICA = 1_000_003  # between the seeds of two replicas
 
 register = keras.saving.register_keras_serializable(package="keras_vit")
 
@@ -55,7 +57,7 @@ class Layer(keras.layers.Layer):
         return make_norm(self, name, self.dtype_policy)
 
     def drop(self, rate, name, noise_shape=None):
-        return keras.layers.Dropout(rate, noise_shape=noise_shape, name=name, dtype=self.dtype_policy)
+        return Dropout(rate, noise_shape=noise_shape, name=name, dtype=self.dtype_policy)
 
     def inner(self, layer, *args, **kwargs):
         """Calls a built sublayer with this layer's dtype policy, without `__call__`'s overhead.
@@ -70,6 +72,32 @@ class Layer(keras.layers.Layer):
             y = self.inner(layer, x, training=training)
             return y if residual is None else residual + y
         return layer.call(x, training=training, residual=residual)
+
+
+class ReplicaSeeds(keras.random.SeedGenerator):
+    """The seeds of a generator, made different in each replica of a training: Keras's repeat (keras-team/keras#18426)."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def next(self, ordered=True):
+        seed = self.generator.next(ordered)
+        return seed + ops.cast(replica(), seed.dtype) * ops.convert_to_tensor([REPLICA, 0], seed.dtype)
+
+
+def own_seeds(generator):
+    """The generator, or its `ReplicaSeeds` where there are replicas with random numbers of their own."""
+    return generator if replica() is None else ReplicaSeeds(generator)
+
+
+@register
+class Dropout(keras.layers.Dropout):
+    """Keras's dropout, with `own_seeds`."""
+
+    def call(self, inputs, training=False):
+        if not (training and self.rate):
+            return inputs
+        return keras.random.dropout(inputs, self.rate, noise_shape=self.noise_shape, seed=own_seeds(self.seed_generator))
 
 
 @register

@@ -65,6 +65,18 @@ class OptimizerHooks:
     For use only if `available("optimizer")`.
     """
 
+    def apply(self, grads, trainable_variables=None):
+        """One step, with gradients that TensorFlow's replicas have summed: Keras sums them later, after clipping each replica's."""
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            if tf.distribute.has_strategy():
+                grads = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(grads))
+        super().apply(grads, trainable_variables)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars
+
     def clip(self, gradients: list) -> list:
         """The gradients with bounded norms."""
         return super()._clip_gradients(gradients)

@@ -17,6 +17,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 JITS = ("auto", "on", "off")
+DISTRIBUTIONS = ("none", "data", "model")
 CLASS_WEIGHTS = ("none", "balanced")
 LOSSES = ("auto", "cross_entropy", "binary_cross_entropy", "focal")
 SAMPLING = ("uniform", "balanced")
@@ -54,6 +55,8 @@ class TrainConfig:
             machine. The run measures both first and records the answer in its recipe. The weights stay in float32.
         remat: Whether the backward pass recomputes the inside of each block instead of storing it (gradient checkpointing, arXiv
             1604.06174): same numbers, less memory, more time. Needs `dropout` and `attention_dropout` of 0.
+        distribute: `none` (one device), `data` (each device has a part of every batch) or `model` (each device has a part of every
+            large matrix; JAX). The batch, and so the outcome, is the same on any number of devices. See the guide on devices.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
         patience: Epochs without a better one after which the training ends; 0 = after all epochs. `monitor` says what is better.
@@ -90,6 +93,7 @@ class TrainConfig:
     ema: float = 0.0
     precision: typing.Literal[PRECISIONS] = "float32"
     remat: bool = False
+    distribute: typing.Literal[DISTRIBUTIONS] = "none"
     jit: typing.Literal[JITS] = "auto"
     validate_every: int = 1
     patience: int = 0
@@ -130,6 +134,7 @@ class TrainConfig:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("remat", self.remat, (True, False))
+        check_choice("distribute", self.distribute, DISTRIBUTIONS)
         check_choice("jit", self.jit, JITS)
         for name, kind in (("stages", Stage), ("extensions", Extension)):
             parts = [kind(**part) if isinstance(part, dict) else part for part in getattr(self, name)]

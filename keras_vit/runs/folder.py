@@ -241,3 +241,15 @@ class RunFolder:
         """Deletes what a kill left half written."""
         for path in list(self.path.rglob(f"{PARTIAL}*")):
             remove(path)
+
+
+class WrittenElsewhere(RunFolder):
+    """A run folder that another process of the same training writes; this one only reads it."""
+
+    def extend(self, recipe):
+        """Left to the first process."""
+
+    write_metrics = write_summary = write_model = extend
+
+    def write_state(self, *state):
+        """Left to the first process."""

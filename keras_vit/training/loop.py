@@ -13,11 +13,13 @@ from keras_vit.checks import check_int, check_number
 from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.data.labels import class_counts
-from keras_vit.machine import tune
+from keras_vit.machine import machine, tune
 from keras_vit.recipes.parse import flatten
 from keras_vit.recipes.schema import RECALL, Recipe
-from keras_vit.runs.folder import RunFolder
+from keras_vit.runs.folder import RunFolder, WrittenElsewhere
 from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
+from keras_vit.training.distribution.base import check_agreement, gather_texts, on_first
+from keras_vit.training.distribution.join import join
 from keras_vit.training.finetune import describe_trained
 from keras_vit.training.losses import class_weights
 from keras_vit.training.models import compiled_model
@@ -25,6 +27,9 @@ from keras_vit.training.optimizer import average_decay
 from keras_vit.training.session import Session, WriteState
 from keras_vit.training.speed import resolve_precision, stream_settings, with_length
 from keras_vit.training.user_callbacks import UserCallbacks
+
+# Settings that a run may go on with other values of.
+FREE = ("data_dir", "model.num_classes", "train.distribute")
 
 
 def train(
@@ -80,20 +85,27 @@ def train(
     check_extension(extend, extend_rate, resume)
     given = UserCallbacks(callbacks)
     tune()
+    distribution = join(recipe.train.distribute)
     data = load(recipe) if data is None else data
     recipe = recipe.for_data(data)
     size, images = recipe.train.batch_size, len(data.train)
     if size > images:
         raise ValueError(f"batch_size: received {size}; allowed: 1 to {images}, the training images of {data.name}")
+    if size % distribution.replicas:
+        raise ValueError(f"batch_size: received {size}; allowed: multiples of {distribution.replicas}, the devices that share it")
+    if seconds is not None and distribution.devices > 1:
+        raise ValueError(f"seconds: received {seconds}; allowed: none with distribute={distribution.kind}")
     if verbose == "auto":
         verbose = 1 if sys.stdout.isatty() else 2
+    if not distribution.is_first:
+        verbose, pictures = 0, False
     with Interrupts() as interrupts:
         # Settings or checkpoint may not fit: everything is tried before the folder is made.
         if resume:
             recipe, prepared = resumed(recipe, run_dir, seconds, extend, extend_rate), None
         else:
-            RunFolder.check_free(run_dir, overwrite)
-            recipe, prepared = prepare(recipe, data, run_dir, seconds, verbose)
+            on_first(distribution, lambda: RunFolder.check_free(run_dir, overwrite))
+            recipe, prepared = prepare(recipe, data, run_dir, seconds, verbose, distribution)
         steps_per_epoch = recipe.train.steps_per_epoch or images // size
         total_epochs = recipe.train.total_epochs
         total_steps = steps_per_epoch * total_epochs
@@ -106,7 +118,8 @@ def train(
         check_monitor(recipe.train.monitor, data)
         stages = recipe.stages()
         first_batches = [first_batch(data, recipe, stage, first, steps_per_epoch) for first, _, stage in stages]
-        run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
+        check_agreement(distribution, identity(recipe, data))
+        run = open_run(run_dir, recipe, resume, overwrite, distribution)
         if run.is_finished and not extend:
             return run
 
@@ -114,9 +127,10 @@ def train(
         done = max(state[1]["epoch"] - 1, 0) if state else 0
         stage = next(stage for first, last, stage in stages if first <= done < last)
         weights = class_weights(recipe.train.class_weights, data)
-        model, notes = prepared or compiled_model(stage, total_steps, None if state else data.class_names, weights)
+        names = None if state else data.class_names
+        model, notes = prepared or compiled_model(stage, total_steps, names, weights, distribution)
         last_epoch = total_epochs if until is None else min(until, total_epochs)
-        session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names)
+        session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names, distribution)
         first_epoch = session.restore(state) if resume else 0
         if extend:
             run.extend(recipe)
@@ -153,19 +167,41 @@ def load(recipe):
     return data
 
 
-def prepare(recipe, data, run_dir, seconds, verbose):
+def identity(recipe, data):
+    """What must be the same in all processes of a training."""
+    versions = {name: version for name, version in machine()["versions"].items() if name != "python"}
+    return {"recipe": recipe.to_yaml(), "data": data.fingerprint, "versions": str(versions)}
+
+
+def open_run(run_dir, recipe, resume, overwrite, distribution):
+    """The run folder, which the first process makes and writes."""
+    if distribution.processes == 1:
+        return RunFolder(run_dir) if resume else RunFolder.create(run_dir, recipe, overwrite)
+    if not resume:
+        on_first(distribution, lambda: RunFolder.create(run_dir, recipe, overwrite))
+    seen = gather_texts(distribution, str(Path(run_dir, "recipe.yaml").is_file()))
+    if "False" in seen:
+        where = f"{str(run_dir)!r}, which process {seen.index('False')} does not see"
+        raise ValueError(f"run: received {where}; allowed: a folder that all processes share")
+    return RunFolder(run_dir) if distribution.is_first else WrittenElsewhere(run_dir)
+
+
+def prepare(recipe, data, run_dir, seconds, verbose, distribution):
     """The recipe with the precision and length for this machine, and the first stage's model if it has been built for that."""
     if seconds is not None:
         check_number("seconds", seconds, above=0)
     if recipe.finetune.checkpoint:
         check_apart(run_dir, recipe.finetune.checkpoint)
-    resolved = resolve_precision(recipe, data)
+    with distribution.alone():
+        resolved = resolve_precision(recipe, data)
     recipe, prepared = resolved.recipe, resolved.prepared
+    if distribution.kind != "none":
+        recipe, prepared = recipe.with_train(precision=gather_texts(distribution, recipe.train.precision)[0]), None
     if resolved.reason and verbose:
         print(resolved.reason, flush=True)
     if recipe.finetune.checkpoint and prepared is None:
         weights = class_weights(recipe.train.class_weights, data)
-        prepared = compiled_model(recipe.stages()[0][2], 1, data.class_names, weights)
+        prepared = compiled_model(recipe.stages()[0][2], 1, data.class_names, weights, distribution)
     return with_length(recipe, data, seconds, prepared) if seconds is not None else (recipe, prepared)
 
 
@@ -229,7 +265,10 @@ def first_batch(data, recipe, stage, first, steps):
 def fit_stages(session, first_epoch, interrupts, given, verbose):
     """Trains from an epoch to the session's last one, stage by stage."""
     recipe, data, steps = session.recipe, session.data, session.steps_per_epoch
+    distribution = session.distribution
     progress = [Progress(recipe.train, steps, verbose)] if verbose else []
+    # In one process of several the loss is that of its own images: the others would go on.
+    watch = [StopOnNaN()] if distribution.processes == 1 else []
     session.start()
     try:
         for stage_first, stage_last, stage in recipe.stages():
@@ -239,18 +278,24 @@ def fit_stages(session, first_epoch, interrupts, given, verbose):
             if session.go_on_with(stage, first) and verbose and stage.finetune.checkpoint:
                 print(describe_trained(session.training_model), flush=True)
             settings = stream_settings(stage, data, recipe.train.schedule_end(stage_first) * steps)
-            batches = training_batches(
-                data.train, stage.augment, start_step=first * steps, image_size=stage.model.image_size, **settings
-            )
-            session.training_model.fit(
-                batches,
-                epochs=last,
-                initial_epoch=first,
-                steps_per_epoch=steps,
-                callbacks=[session, StopOnNaN(), *progress, interrupts, *given.callbacks, WriteState(session)],
-                shuffle=False,
-                verbose=0,
-            )
+            with distribution.training():
+                batches = training_batches(
+                    data.train,
+                    stage.augment,
+                    start_step=first * steps,
+                    image_size=stage.model.image_size,
+                    part=distribution.part,
+                    **settings,
+                )
+                session.training_model.fit(
+                    distribution.batches(batches),
+                    epochs=last,
+                    initial_epoch=first,
+                    steps_per_epoch=steps,
+                    callbacks=[session, *watch, *progress, interrupts, *given.callbacks, WriteState(session)],
+                    shuffle=False,
+                    verbose=0,
+                )
             if session.training_model.stop_training:  # a callback asked for it
                 break
         given.end()
@@ -268,7 +313,7 @@ def check_apart(run_dir, checkpoint):
 def check_same_recipe(run, recipe):
     """Raises a ValueError that names the settings in which a recipe differs from that of a run."""
     theirs, ours = flatten(run.recipe.to_dict(), ""), flatten(recipe.to_dict(), "")
-    changed = [name for name in ours if ours[name] != theirs[name] and name not in ("data_dir", "model.num_classes")]
+    changed = [name for name in ours if ours[name] != theirs[name] and name not in FREE]
     if changed:
         differences = ", ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in changed)
         raise ValueError(f"run: {str(run.path)!r} was made by another recipe: {differences}")

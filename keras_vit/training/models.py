@@ -11,6 +11,7 @@ from keras_vit.machine import accelerator
 from keras_vit.model.resample import resample_weight
 from keras_vit.model.vit import ViT, build_vit
 from keras_vit.recipes.schema import Recipe
+from keras_vit.training.distribution.base import Distribution
 from keras_vit.training.finetune import learning_rate_factors, load_finetune, select_weights
 from keras_vit.training.losses import make_loss, make_metrics
 from keras_vit.training.optimizer import iterations, make_optimizer, own_optimizer
@@ -21,7 +22,11 @@ Prepared = tuple[ViT, list[str]]  # a compiled model, and notes for the user
 
 
 def compiled_model(
-    recipe: Recipe, total_steps: int, class_names: list[str] | None = None, weights: np.ndarray | None = None
+    recipe: Recipe,
+    total_steps: int,
+    class_names: list[str] | None = None,
+    weights: np.ndarray | None = None,
+    distribution: Distribution | None = None,
 ) -> Prepared:
     """The model of a recipe or of one of its stages, ready for `fit`, and notes for the user.
 
@@ -30,8 +35,17 @@ def compiled_model(
         total_steps: Steps of the learning rate's schedule.
         class_names: The data's classes, needed to load the recipe's checkpoint, if any. None = initial weights from the seed.
         weights: Of the classes in the loss, as of `class_weights`.
+        distribution: The devices that train it; None = this one.
     """
+    distribution = distribution or Distribution()
     keras.utils.set_random_seed(recipe.seed)
+    with distribution.scope():
+        model, notes = compiled(recipe, total_steps, class_names, weights)
+    distribution.prepare(model)
+    return model, notes
+
+
+def compiled(recipe, total_steps, class_names, weights):
     model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
     notes, factors = [], None
     if recipe.finetune.checkpoint:

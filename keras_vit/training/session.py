@@ -24,6 +24,7 @@ from keras_vit.recipes.schema import RECALL
 from keras_vit.runs.folder import columns_of
 from keras_vit.runs.scores import metrics_of
 from keras_vit.training.callbacks import Diverged
+from keras_vit.training.distribution.base import Distribution, gather_rows
 from keras_vit.training.finetune import trained_parameters
 from keras_vit.training.losses import class_weights, make_loss
 from keras_vit.training.models import averaged, carry_over, compile_model, compiled_model
@@ -46,22 +47,25 @@ class Session(keras.callbacks.Callback):
         last_epoch: The epoch after which training ends, by the recipe or earlier.
         notes: Lines on the checkpoint for the summary.
         callbacks: Names of the user's callbacks, for the summary.
+        distribution: The `Distribution`. Each process validates a part of the images.
     """
 
-    def __init__(self, run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes=(), callbacks=()):
+    def __init__(self, run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes=(), callbacks=(), distribution=None):
         super().__init__()
+        self.distribution = distribution or Distribution()
         self.notes, self.callbacks = list(notes), list(callbacks)
         self.run = run
         self.recipe = recipe
         self.data = data
         self.training_model, self.stage = model, stage
-        self.evaluated = build_vit(recipe.model, dtype="float32")
-        self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
-        self.loss = make_loss(recipe)
-        compile_model(self.scorer, "sgd", recipe.train.jit, self.loss, [])
+        with self.distribution.alone():
+            self.evaluated = build_vit(recipe.model, dtype="float32")
+            self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
+            self.loss = make_loss(recipe)
+            compile_model(self.scorer, "sgd", recipe.train.jit, self.loss, [])
         self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
         # Made once: TensorFlow never frees what a pipeline is made of.
-        self.validation = batches_of(data.validation, recipe) if data.validation is not None else None
+        self.validation = self.own_batches(data.validation) if data.validation is not None else None
         self.latest = None  # training state after the last epoch, where it is needed again
         self.rows = []
         self.earlier_seconds = 0.0
@@ -135,6 +139,9 @@ class Session(keras.callbacks.Callback):
         return values["epoch"]
 
     def start(self):
+        self.started = time.perf_counter()
+        if not self.distribution.is_first:
+            return
         # Not tensorboardX's SummaryWriter: a full disk ends its thread unseen, and it then waits for that thread.
         from tensorboardX.record_writer import RecordWriter
 
@@ -145,7 +152,6 @@ class Session(keras.callbacks.Callback):
         self.write_event(file_version="brain.Event:2")
         for row in self.rows:
             self.write_events(row)
-        self.started = time.perf_counter()
 
     def go_on_with(self, stage, first_epoch):
         """Switches to a stage's recipe before an epoch, to its model if that differs, which inherits weights and optimizer state.
@@ -161,7 +167,8 @@ class Session(keras.callbacks.Callback):
         changed = stage.model != before.model or stage.finetune != before.finetune
         if changed:
             weights = class_weights(stage.train.class_weights, self.data)
-            model, _ = compiled_model(stage, self.steps_per_epoch * stage.train.epochs, weights=weights)
+            steps = self.steps_per_epoch * stage.train.epochs
+            model, _ = compiled_model(stage, steps, weights=weights, distribution=self.distribution)
             carry_over(self.training_model, model)
             self.training_model = model
         if first_epoch == self.recipe.train.schedule_start(first_epoch):
@@ -183,11 +190,13 @@ class Session(keras.callbacks.Callback):
             # share. Seeded here, dropout depends on seed and step alone, as the batches do.
             import torch
 
-            torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, self.epoch, batch)).generate_state(1)[0]))
+            rank = [self.distribution.rank] if self.distribution.rank else []  # each process has dropout of its own
+            torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, self.epoch, batch, *rank)).generate_state(1)[0]))
 
     def on_epoch_end(self, epoch, logs=None):
         config = self.recipe.train
-        arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
+        logs.update(self.distribution.means(logs))
+        arrays = {name: self.distribution.array(variable) for name, variable in self.arrays().items()}
         # The loss precedes the last update: only the weights show its effect.
         if math.isnan(logs["loss"]) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise Diverged(
@@ -220,7 +229,7 @@ class Session(keras.callbacks.Callback):
 
     def write_state(self, epoch):
         """Writes the training state after an epoch."""
-        arrays = {name: ops.convert_to_numpy(variable) for name, variable in self.arrays().items()}
+        arrays = {name: self.distribution.array(variable) for name, variable in self.arrays().items()}
         keep = self.optimizer.use_ema and len(self.recipe.stages()) > 1
         self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
         values = {
@@ -235,6 +244,8 @@ class Session(keras.callbacks.Callback):
         self.run.write_state(arrays, values)
 
     def write_events(self, row):
+        if self.writer is None:
+            return
         from tensorboardX.summary import scalar
 
         for name, value in row.items():
@@ -260,7 +271,11 @@ class Session(keras.callbacks.Callback):
 
     def scores(self, split, batches):
         """Metrics of the evaluated model on a split by name, and of each class by its name."""
-        logits = self.scorer.predict(batches, verbose=0)
+        logits = np.zeros((0, self.recipe.model.num_classes), np.float32)
+        with self.distribution.alone():
+            if batches is not None:
+                logits = self.scorer.predict(batches, verbose=0)
+        logits = gather_rows(self.distribution, logits)
         targets = targets_of(split.labels, self.recipe.model.num_classes)
         found, classes = metrics_of(logits, split.labels, self.data.class_names)
         monitor = self.recipe.train.monitor
@@ -269,11 +284,17 @@ class Session(keras.callbacks.Callback):
         found = {"loss": float(ops.convert_to_numpy(self.loss(targets, logits))), **found}
         return {name: value for name, value in found.items() if value is not None}, classes
 
+    def own_batches(self, split):
+        """The part of a split's images that this process validates, for `scores`; None if there is none."""
+        rows = np.array_split(np.arange(len(split)), self.distribution.processes)[self.distribution.rank]
+        return batches_of(split if self.distribution.processes == 1 else split.take(rows), self.recipe) if len(rows) else None
+
     def finish(self):
         """Reads the test images once, with the best model, and writes the summary."""
         recipe, data, rows = self.recipe, self.data, self.rows
+        self.distribution.gather(np.zeros(1, np.int32))  # the first process has written the best model then
         self.evaluated.load_weights(self.run.model_path)
-        test, classes = self.scores(data.test, batches_of(data.test, recipe)) if data.test is not None else ({}, {})
+        test, classes = self.scores(data.test, self.own_batches(data.test)) if data.test is not None else ({}, {})
         best = self.best
         origin = {"checkpoint": recipe.finetune.checkpoint, "checkpoint_notes": self.notes} if recipe.finetune.checkpoint else {}
         self.run.write_summary(
@@ -300,6 +321,9 @@ class Session(keras.callbacks.Callback):
                 "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
                 "peak_memory_mb": peak_memory_mb(),
                 "seed": recipe.seed,
+                "distribute": recipe.train.distribute,
+                "devices": self.distribution.devices,
+                "processes": self.distribution.processes,
                 "precision": recipe.train.precision,
                 **machine(),
                 "command": shlex.join([Path(sys.executable).name, *sys.argv]),

@@ -1,0 +1,100 @@
+"""Devices and processes under JAX: `keras.distribution`, which partitions one program for all of them."""
+
+import contextlib
+import os
+
+import jax
+import keras
+import numpy as np
+from jax.experimental import multihost_utils
+
+from keras_vit.training.distribution.base import Processes
+
+# What tells JAX of other processes: Keras's own variables, Slurm, Open MPI, Kubernetes; `jax.distributed` knows the last three.
+KERAS_VARIABLES = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
+CLUSTERS = ("SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS")
+
+# Which axis of a weight is divided among the devices (Megatron-LM, arXiv 1909.08053): the first product of attention and MLP by its
+# columns, the second by its rows, so that a block needs one sum over the devices for each.
+LAYOUT = {
+    r".*/(qkv|fc1)/kernel": (None, "model"),
+    r".*/(qkv|fc1)/bias": ("model",),
+    r".*/(projection|fc2)/kernel": ("model", None),
+}
+
+
+class JaxDistribution(Processes):
+    """Data or model parallel under JAX.
+
+    Args:
+        kind: `data`, or `model`: the weights are divided among all devices, and every device sees the whole batch.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.processes, self.rank = jax.process_count(), jax.process_index()
+        devices = [f"{device.platform}:{device.id}" for device in jax.devices()]
+        self.devices = len(devices)
+        if kind == "data":
+            self.replicas = self.devices
+            self.keras = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+        else:
+            self.replicas = 1
+            mesh = keras.distribution.DeviceMesh((1, self.devices), ("batch", "model"), devices)
+            layout = keras.distribution.LayoutMap(mesh)
+            for path, axes in LAYOUT.items():
+                layout[path] = axes
+            self.keras = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch", auto_shard_dataset=False)
+
+    @property
+    def part(self):
+        return (0, 1) if self.kind == "model" else (self.rank, self.processes)
+
+    def scope(self):
+        return self.keras.scope()
+
+    training = scope
+
+    @contextlib.contextmanager
+    def alone(self):
+        before = keras.distribution.distribution()
+        keras.distribution.set_distribution(None)
+        try:
+            with jax.default_device(jax.local_devices()[0]):
+                yield
+        finally:
+            keras.distribution.set_distribution(before)
+
+    def array(self, variable):
+        value = variable.value
+        if value.is_fully_addressable or value.is_fully_replicated:
+            return np.asarray(value)
+        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+    def gather(self, array):
+        if self.processes == 1:
+            return np.asarray(array)[None]
+        return np.asarray(multihost_utils.process_allgather(np.asarray(array)))
+
+
+def is_cluster() -> bool:
+    """Whether this process is one of several, by its environment."""
+    return any(os.environ.get(name) for name in (*KERAS_VARIABLES, *CLUSTERS))
+
+
+def join(kind: str, seconds: int) -> JaxDistribution:
+    """Meets the other processes, if there are any.
+
+    Raises:
+        ValueError: If not all have come after `seconds`.
+    """
+    if is_cluster() and not jax.distributed.is_initialized():
+        address, count, rank = (os.environ.get(name) for name in KERAS_VARIABLES)
+        settings = {"initialization_timeout": seconds, "heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
+        if address:
+            settings |= {"coordinator_address": address.split(",")[0], "num_processes": int(count), "process_id": int(rank)}
+        try:
+            jax.distributed.initialize(**settings)
+        except RuntimeError as error:
+            raise ValueError(f"distribute: not all processes have come after {seconds} s ({str(error).splitlines()[0]})") from None
+    return JaxDistribution(kind)

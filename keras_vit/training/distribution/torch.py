@@ -1,0 +1,78 @@
+"""Processes under PyTorch: DistributedDataParallel in processes that `torchrun` has started, one for each device."""
+
+import atexit
+import datetime
+import os
+
+import keras
+import numpy as np
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from keras_vit.training.distribution.base import Processes
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
+
+
+class TorchDistribution(Processes):
+    """Data parallel under PyTorch."""
+
+    kind = "data"
+
+    def __init__(self):
+        self.processes, self.rank = distributed.get_world_size(), distributed.get_rank()
+        self.replicas = self.devices = self.processes
+
+    def prepare(self, model):
+        # DDP sums gradients of what is called through it. In a closure: Keras would track it as a layer of the model.
+        parallel = DistributedDataParallel(model)
+        tracker = next(metric for metric in model.metrics if metric.name == "loss")
+
+        def train_step(data):
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            y_pred = parallel(x, training=True)
+            model.zero_grad()
+            loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+            tracker.update_state(loss.detach(), sample_weight=x.shape[0])
+            model.optimizer.scale_loss(loss).backward()
+            weights = model.trainable_weights
+            with torch.no_grad():
+                model.optimizer.apply([weight.value.grad for weight in weights], weights)
+            return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+        model.train_step = train_step
+
+    def gather(self, array):
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(keras.ops.convert_to_tensor(0.0).device)
+        parts = [torch.empty_like(tensor) for _ in range(self.processes)]
+        distributed.all_gather(parts, tensor)
+        return torch.stack(parts).cpu().numpy()
+
+
+def is_cluster() -> bool:
+    """Whether `torchrun` has started this process."""
+    return all(os.environ.get(name) for name in VARIABLES)
+
+
+def join(seconds: int) -> TorchDistribution:
+    """Meets the other processes of `torchrun`.
+
+    Raises:
+        ValueError: If `torchrun` has not started this process, or not all have come after `seconds`.
+    """
+    if not is_cluster():
+        raise ValueError(
+            "distribute: received data; allowed under PyTorch: none, or start one process a device with "
+            "torchrun --nproc-per-node DEVICES experiments/train_cifar.py"
+        )
+    if not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        engine = "nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            distributed.init_process_group(engine, timeout=datetime.timedelta(seconds=seconds))
+        except (RuntimeError, distributed.DistError) as error:
+            raise ValueError(f"distribute: not all processes have come after {seconds} s ({str(error).splitlines()[0]})") from None
+        atexit.register(distributed.destroy_process_group)
+    return TorchDistribution()
