@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
@@ -14,6 +15,8 @@ from rich.text import Text
 from keras_vit.data.dataset import short_name
 from keras_vit.machine import machine
 from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
+from keras_vit.training.distribution.base import gather_texts
+from keras_vit.training.distribution.join import join
 from keras_vit.training.loop import train
 
 # argparse's messages, and the same in this project's words.
@@ -216,6 +219,19 @@ def check_unused(options, names, where):
             raise ValueError(f"--{name.replace('_', '-')}: received {received}; allowed {where}: none")
 
 
+def start(name, settings):
+    """Joins the processes of a training, before anything touches a device, and makes the console, which only the first one uses.
+
+    Args:
+        name: The recipe, or the path of one.
+        settings: The settings that the command line changes.
+    """
+    words = [word for setting in settings for word in setting.split("=", 1)]
+    last = len(words) - 1 - words[::-1].index("--train.distribute") if "--train.distribute" in words[:-1] else None
+    kind = read_settings(name).get("train.distribute", "none") if last is None else words[last + 1]
+    return Console(highlight=False, soft_wrap=True, quiet=not join(kind).is_first)
+
+
 def load_data(console, recipe, doing):
     """The recipe's `DataSet`; prints a red notice if it replaces the one that was meant."""
     data = recipe.load_data()
@@ -243,14 +259,16 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
         stem: Prefix of a new folder's name.
         title: What is trained.
     """
-    where = machine()
+    where, distribution = machine(), join(recipe.train.distribute)
     backend = where["backend"]
     for note in data.notes:
         console.print(escape(note))
     added = f" and {options.extend} more" if options.extend else ""
-    console.print(f"{escape(title)}, {recipe.train.total_epochs} epochs{added}; {backend} on {where['device']}")
+    console.print(
+        f"{escape(title)}, {recipe.train.total_epochs} epochs{added}; {backend} on {devices_of(distribution)}{where['device']}"
+    )
     name = short_name(data.name)
-    out = options.resume or options.out or free_folder(f"runs/{stem}-{name}-{backend}")
+    out = gather_texts(distribution, options.resume or options.out or free_folder(f"runs/{stem}-{name}-{backend}"))[0]
     made = Path(out) / "recipe.yaml"
     before = modified(made)
     try:
@@ -270,6 +288,13 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
         f"{summary['data']}: {word} {accuracy}; {parameters}, {summary['epochs']} epochs, "
         f"{summary['process_seconds']:.0f} s with {backend}; run folder {escape(str(run.path))}"
     )
+
+
+def devices_of(distribution):
+    if distribution.devices == 1:
+        return ""
+    processes = f" of {distribution.processes} processes" if distribution.processes > 1 else ""
+    return f"{distribution.devices} devices{processes}, each "
 
 
 def modified(file):

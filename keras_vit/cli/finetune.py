@@ -11,9 +11,7 @@ CHECKPOINT is a run folder, a .keras file, a checkpoint of timm, transformers or
 Its architecture is kept, and its image size, mean and std are the defaults.
 """
 
-from rich.console import Console
-
-from keras_vit.cli.command import RecipeParser, check_unused, load_data, program, train_and_report
+from keras_vit.cli.command import RecipeParser, check_unused, load_data, program, start, train_and_report
 from keras_vit.recipes.parse import parse_recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.finetune import parse_finetune
@@ -39,11 +37,9 @@ def main(arguments):
         settings = [f"--finetune.checkpoint={checkpoint}", *settings]
     elif not rest:
         raise ValueError(f"CHECKPOINT: received none; allowed: as `{program('finetune')} --help` explains")
-    if options.resume:
-        recipe, _ = parse_recipe(options.recipe or RunFolder(options.resume).path / "recipe.yaml", settings)
-    else:
-        recipe, _ = parse_finetune(options.recipe or "photos", settings)
-    console = Console(highlight=False, soft_wrap=True)
+    name = options.recipe or (RunFolder(options.resume).path / "recipe.yaml" if options.resume else "photos")
+    console = start(name, settings)
+    recipe, _ = (parse_recipe if options.resume else parse_finetune)(name, settings)
     data = load_data(console, recipe, "Fine-tuning on")
     method = recipe.finetune.method
     title = f"{method} fine-tuning of {recipe.finetune.checkpoint}, learning rate {recipe.train.learning_rate:g}"

@@ -13,9 +13,7 @@ Every setting of the recipe is an option: --help-all.
 import dataclasses
 from pathlib import Path
 
-from rich.console import Console
-
-from keras_vit.cli.command import RecipeParser, check_unused, load_data, train_and_report
+from keras_vit.cli.command import RecipeParser, check_unused, load_data, start, train_and_report
 from keras_vit.machine import accelerator
 from keras_vit.recipes.choose import choose_recipe, picture_side
 from keras_vit.recipes.parse import parse_recipe
@@ -36,12 +34,12 @@ def main(arguments):
         check_unused(options, ("out", "overwrite"), "with --resume")
     else:
         check_unused(options, ("extend", "extend_rate"), "without --resume")
-    console = Console(highlight=False, soft_wrap=True)
     name = options.recipe
     if not name and options.resume:
         name = RunFolder(options.resume).path / "recipe.yaml"
     elif not name:
         name = "quick"
+    console = start(name, settings)
     recipe, _ = parse_recipe(name, settings)
     data = load_data(console, recipe, "Training on")
     if not options.recipe and not options.resume:

@@ -59,6 +59,17 @@ def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
     return list(found.values())
 
 
+def build_for_workers(model: keras.Model) -> None:
+    """Builds losses and metrics of a compiled classifier, which `fit` then need not do under TensorFlow.
+
+    Keras 3.15 takes a batch for that and averages it over the replicas, which fails with several workers. For use in the strategy's
+    scope.
+    """
+    batch = tuple(keras.KerasTensor((1, *shape[1:]), "float32") for shape in (model.input_shape, model.output_shape))
+    model._symbolic_build(data_batch=batch)
+    model._maybe_symbolic_build = lambda **batch: None
+
+
 class OptimizerHooks:
     """Mixin, listed before one of Keras's optimizers among the bases: the parts of an update, to call and to override.
 

@@ -10,9 +10,10 @@ from jax.experimental import multihost_utils
 
 from keras_vit.training.distribution.base import Processes
 
-# What tells JAX of other processes: Keras's own variables, Slurm, Open MPI, Kubernetes; `jax.distributed` knows the last three.
+# What tells of other processes: Keras's own variables, or those of Slurm, Open MPI and Kubernetes, which JAX reads itself.
 KERAS_VARIABLES = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
-CLUSTERS = ("SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS")
+COUNTS = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+KUBERNETES = ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX")
 
 # Which axis of a weight is divided among the devices (Megatron-LM, arXiv 1909.08053): the first product of attention and MLP by its
 # columns, the second by its rows, so that a block needs one sum over the devices for each.
@@ -77,9 +78,10 @@ class JaxDistribution(Processes):
         return np.asarray(multihost_utils.process_allgather(np.asarray(array)))
 
 
-def is_cluster() -> bool:
-    """Whether this process is one of several, by its environment."""
-    return any(os.environ.get(name) for name in (*KERAS_VARIABLES, *CLUSTERS))
+def cluster() -> str:
+    """The variable of the environment that names other processes; empty if there are none."""
+    counted = next((name for name in COUNTS if int(os.environ.get(name) or 1) > 1), "")
+    return counted or (KUBERNETES[1] if all(os.environ.get(name) for name in KUBERNETES) else "")
 
 
 def join(kind: str, seconds: int) -> JaxDistribution:
@@ -88,8 +90,10 @@ def join(kind: str, seconds: int) -> JaxDistribution:
     Raises:
         ValueError: If not all have come after `seconds`.
     """
-    if is_cluster() and not jax.distributed.is_initialized():
+    if cluster() and not jax.distributed.is_initialized():
         address, count, rank = (os.environ.get(name) for name in KERAS_VARIABLES)
+        if address and not (count and rank):
+            raise ValueError(f"distribute: received {KERAS_VARIABLES[0]} alone; allowed: with {' and '.join(KERAS_VARIABLES[1:])}")
         settings = {"initialization_timeout": seconds, "heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
         if address:
             settings |= {"coordinator_address": address.split(",")[0], "num_processes": int(count), "process_id": int(rank)}

@@ -1,5 +1,6 @@
 """The choice of a distribution: what a recipe asks for, on what this process sees."""
 
+import functools
 import importlib
 
 import keras
@@ -11,21 +12,24 @@ from keras_vit.training.distribution.base import Distribution
 SECONDS = 120  # to wait for other processes, at the start and in a step
 
 
+@functools.cache  # a process joins once
 def join(kind: str, seconds: int = SECONDS) -> Distribution:
-    """Joins the devices and processes of a training.
+    """Joins the devices and processes of a training; before anything else touches a device, where there are several processes.
 
     Args:
         kind: `none`, `data` or `model`.
-        seconds: How long to wait for other processes.
+        seconds: How long to wait for other processes, at the start and in a step.
 
     Raises:
-        ValueError: If the backend cannot distribute so, or a process has not come.
+        ValueError: If the backend cannot distribute so, the environment says otherwise, or a process has not come.
     """
     check_choice("distribute", kind, DISTRIBUTIONS)
-    if kind == "none":
-        return Distribution()
     backend = keras.backend.backend()
+    engine = importlib.import_module(f"keras_vit.training.distribution.{backend}")
+    if kind == "none":
+        if named := engine.cluster():
+            raise ValueError(f"distribute: received none in one of several processes ({named}); allowed: data")
+        return Distribution()
     if kind == "model" and backend != "jax":
         raise ValueError(f"distribute: received model; allowed under {backend}: none, data (model needs JAX)")
-    engine = importlib.import_module(f"keras_vit.training.distribution.{backend}")
-    return engine.join(kind, seconds) if backend == "jax" else engine.join(seconds)
+    return engine.join(kind, seconds)

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from keras_vit.private.keras import build_for_workers
 from keras_vit.training.distribution.base import Processes
 
 
@@ -17,12 +18,22 @@ class TensorFlowDistribution(Processes):
     def __init__(self, strategy: tf.distribute.Strategy):
         self.strategy = strategy
         self.replicas = self.devices = strategy.num_replicas_in_sync
+        self.gathers = {}
         resolver = strategy.cluster_resolver
-        if resolver is not None and is_cluster():
+        if resolver is not None and cluster():
             self.processes, self.rank = len(resolver.cluster_spec().job_tasks("worker")), resolver.task_id
 
     def scope(self):
         return self.strategy.scope()
+
+    def prepare(self, model):
+        if self.processes == 1:
+            return
+        with self.scope():
+            build_for_workers(model)
+        step = model.train_step
+        # Keras 3.15 averages each result over the workers along an axis, which numbers do not have.
+        model.train_step = lambda data: {name: tf.expand_dims(value, 0) for name, value in step(data).items()}
 
     def batches(self, batches):
         if self.processes == 1:
@@ -34,20 +45,29 @@ class TensorFlowDistribution(Processes):
     def gather(self, array):
         if self.processes == 1:
             return np.asarray(array)[None]
-        value = tf.constant(np.asarray(array))[None]
-        gathered = self.strategy.gather(self.strategy.run(lambda: value), axis=0)
-        return gathered.numpy()[:: self.replicas // self.processes]
+        array = np.asarray(array)[None]
+        # In a function of its own for each shape: TensorFlow warns of the retracing of its own otherwise.
+        key = (array.shape, array.dtype)
+        if key not in self.gathers:
+            run = self.strategy.run
+            self.gathers[key] = tf.function(lambda value: self.strategy.gather(run(lambda: value), axis=0))
+        return self.gathers[key](tf.constant(array)).numpy()[:: self.replicas // self.processes]
 
 
-def is_cluster() -> bool:
-    """Whether TF_CONFIG names other processes."""
-    return len(json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {}).get("worker", [])) > 1
+def cluster() -> str:
+    """The variable of the environment that names other processes; empty if there are none."""
+    workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {}).get("worker", [])
+    if len(workers) > 1:
+        return "TF_CONFIG"
+    return "SLURM_NTASKS" if int(os.environ.get("SLURM_NTASKS") or 1) > 1 else ""
 
 
-def join(seconds: int) -> TensorFlowDistribution:
-    """Makes the strategy for the devices of this process, or for all processes of TF_CONFIG."""
-    if is_cluster():
+def join(kind: str, seconds: int) -> TensorFlowDistribution:
+    """Makes the strategy for the devices of this process, or for all processes of TF_CONFIG or Slurm."""
+    named = cluster()
+    if named:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver() if named == "SLURM_NTASKS" else None
         options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=seconds)
-        return TensorFlowDistribution(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options))
+        return TensorFlowDistribution(tf.distribute.MultiWorkerMirroredStrategy(resolver, options))
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return TensorFlowDistribution(tf.distribute.MirroredStrategy([device.name for device in devices]))

@@ -50,18 +50,18 @@ class TorchDistribution(Processes):
         return torch.stack(parts).cpu().numpy()
 
 
-def is_cluster() -> bool:
-    """Whether `torchrun` has started this process."""
-    return all(os.environ.get(name) for name in VARIABLES)
+def cluster() -> str:
+    """The variable of the environment that names other processes; empty if there are none."""
+    return "WORLD_SIZE" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
 
 
-def join(seconds: int) -> TorchDistribution:
+def join(kind: str, seconds: int) -> TorchDistribution:
     """Meets the other processes of `torchrun`.
 
     Raises:
         ValueError: If `torchrun` has not started this process, or not all have come after `seconds`.
     """
-    if not is_cluster():
+    if not all(os.environ.get(name) for name in VARIABLES):
         raise ValueError(
             "distribute: received data; allowed under PyTorch: none, or start one process a device with "
             "torchrun --nproc-per-node DEVICES experiments/train_cifar.py"
