@@ -105,11 +105,14 @@ def environments(backend, processes, devices=1):
 
 
 def start(backend, processes, arguments, devices=1, own_core=False):
-    """Starts a command of this library in several processes on this machine, as schedulers do."""
+    """Starts a command of this library in several processes on this machine, as schedulers do.
+
+    `arguments` is a list, or a function of the rank that gives one.
+    """
     started = []
     for rank, environment in enumerate(environments(backend, processes, devices)):
         pin = (lambda rank=rank: os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})) if own_core else None
-        command = [sys.executable, *map(str, arguments)]
+        command = [sys.executable, *map(str, arguments(rank) if callable(arguments) else arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True}
         started.append(subprocess.Popen(command, env=environment, preexec_fn=pin, **pipes))
     return started

@@ -91,10 +91,7 @@ def train(
     size, images = recipe.train.batch_size, len(data.train)
     if size > images:
         raise ValueError(f"batch_size: received {size}; allowed: 1 to {images}, the training images of {data.name}")
-    if size % distribution.replicas:
-        raise ValueError(f"batch_size: received {size}; allowed: multiples of {distribution.replicas}, the devices that share it")
-    if seconds is not None and distribution.devices > 1:
-        raise ValueError(f"seconds: received {seconds}; allowed: none with distribute={distribution.kind}")
+    check_distributed(recipe, seconds, distribution)
     if verbose == "auto":
         verbose = 1 if sys.stdout.isatty() else 2
     if not distribution.is_first:
@@ -165,6 +162,24 @@ def load(recipe):
     if data.fallback:
         warnings.warn(f"training on {data.name}, not on CIFAR-10: {data.fallback}", stacklevel=3)
     return data
+
+
+def check_distributed(recipe, seconds, distribution):
+    """Raises a ValueError for what cannot be divided among the devices."""
+    where, backend = f"with distribute={distribution.kind}", keras.backend.backend()
+    size, heads = recipe.train.batch_size, recipe.model.num_heads
+    if size % distribution.replicas:
+        raise ValueError(f"batch_size: received {size}; allowed: multiples of {distribution.replicas}, the devices that share it")
+    if distribution.kind == "model" and heads % distribution.devices:
+        raise ValueError(f"num_heads: received {heads}; allowed: multiples of {distribution.devices}, the devices, {where}")
+    if distribution.kind == "none":
+        return
+    if seconds is not None:
+        raise ValueError(f"seconds: received {seconds}; allowed: none {where}")
+    if recipe.train.accumulate > 1 and backend == "tensorflow":
+        raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 {where} under TensorFlow")
+    if recipe.train.jit == "on" and backend == "torch":
+        raise ValueError(f"jit: received on; allowed: auto, off {where} under PyTorch")
 
 
 def identity(recipe, data):

@@ -1,0 +1,178 @@
+"""Trainings on many devices and in several processes: the numbers of one device, and what is refused."""
+
+import csv
+import importlib
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+from helpers import ROOT, random_pixels
+
+from benchmarks.devices import start
+from keras_vit.training.distribution.base import Distribution, check_agreement, gather_rows, gather_texts, on_first
+from keras_vit.training.distribution.join import join
+
+BACKEND = keras.backend.backend()
+SCRIPT = ROOT / "experiments" / "train_cifar.py"
+SUMMATION = 1e-4  # other orders of the sums over a batch, 50 steps
+MODEL = {"image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
+TRAIN = {"batch_size": 8, "precision": "float32", "steps_per_epoch": 10, "epochs": 5, "validate_every": 5, "learning_rate": 3e-3}
+AUGMENT = {"crop": 1, "mixup": 0.8, "cutmix": 1.0, "randaugment_layers": 1}
+TOGETHER = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An .npz file of 90 training and 21 test images: three processes of two cannot share either evenly."""
+    file = tmp_path_factory.mktemp("images") / "images.npz"
+    labels = np.arange(111) % 3
+    pixels = random_pixels(111, 8, 8, 1) // 4 + (60 * labels[:, None, None, None]).astype("uint8")
+    np.savez(file, x_train=pixels[:90], y_train=labels[:90], x_test=pixels[90:], y_test=labels[90:])
+    return file
+
+
+def settings(images, **changes):
+    groups = {"model": MODEL, "train": TRAIN | changes, "augment": AUGMENT}
+    return [f"--data=arrays:{images}", "--recipe=digits", "--validation=21"] + [
+        f"--{group}.{name}={value}" for group, values in groups.items() for name, value in values.items()
+    ]
+
+
+def run(processes, out, arguments, devices=1, code=0):
+    """What the processes of a training have said, once they have ended with an exit code."""
+    started = start(BACKEND, processes, [SCRIPT, *arguments, f"--out={out}"], devices)
+    said = [process.communicate(timeout=240) for process in started]
+    assert [process.returncode for process in started] == [code] * processes, said
+    return said
+
+
+def metrics(run):
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return np.array([[float(row[name] or 0) for name in names] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def alone(images, tmp_path_factory):
+    """The metrics of a training on one device."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(1, out, settings(images))
+    return metrics(out)
+
+
+@TOGETHER
+@pytest.mark.backend
+def test_two_processes_give_the_numbers_of_one(images, alone, tmp_path):
+    """Mixed images have partners in the other process; the validation images do not divide; only the first process speaks."""
+    said = run(2, tmp_path / "run", settings(images, distribute="data"))
+    np.testing.assert_allclose(metrics(tmp_path / "run"), alone, atol=SUMMATION)
+    assert "2 devices of 2 processes" in said[0][0]
+    assert said[1][0] == ""
+    assert alone[-1, 0] < alone[0, 0] - 0.05  # something was learned
+
+
+@TOGETHER
+@pytest.mark.backend
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch has one device a process")
+@pytest.mark.parametrize("kind", ["data", "model"] if BACKEND == "jax" else ["data"])
+def test_two_devices_of_a_process_give_the_numbers_of_one(images, alone, tmp_path, kind):
+    run(1, tmp_path / "run", settings(images, distribute=kind), devices=2)
+    np.testing.assert_allclose(metrics(tmp_path / "run"), alone, atol=SUMMATION)
+
+
+@TOGETHER
+@pytest.mark.backend
+def test_a_run_goes_on_with_fewer_processes(images, alone, tmp_path):
+    """SIGKILL takes both of two processes in the middle of a training; one process ends it, to the same numbers."""
+    started = start(BACKEND, 2, [SCRIPT, *settings(images, distribute="data"), f"--out={tmp_path / 'run'}"])
+    for line in started[0].stdout:
+        if line.startswith("Epoch 4"):
+            break
+    for process in started:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    finished = start(BACKEND, 1, [SCRIPT, f"--resume={tmp_path / 'run'}", "--train.distribute=none"])[0]
+    _, said = finished.communicate(timeout=240)
+    assert finished.returncode == 0, said
+    np.testing.assert_allclose(metrics(tmp_path / "run"), alone, atol=SUMMATION)
+
+
+@TOGETHER
+@pytest.mark.backend
+@pytest.mark.parametrize(
+    ("devices", "changes", "message"),
+    [
+        (1, {"batch_size": 9, "distribute": "data"}, "batch_size: received 9; allowed: multiples of 2"),
+        (1, {"distribute": "none"}, "distribute: received none in one of several processes"),
+    ],
+)
+def test_several_processes_refuse(images, tmp_path, devices, changes, message):
+    for _, error in run(2, tmp_path / "run", settings(images, **changes), code=2):
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@TOGETHER
+@pytest.mark.backend
+def test_processes_with_other_recipes_refuse(images, tmp_path):
+    def arguments(rank):
+        return [SCRIPT, *settings(images, distribute="data", learning_rate=1e-3 * (rank + 1)), f"--out={tmp_path / 'run'}"]
+
+    for process in start(BACKEND, 2, arguments):
+        _, error = process.communicate(timeout=240)
+        assert process.returncode == 2, error
+        assert "distribute: received recipe" in error
+        assert "in process 1; allowed" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_model_parallel_needs_jax(monkeypatch):
+    if BACKEND == "jax":
+        pytest.skip("JAX has it")
+    with pytest.raises(ValueError, match="distribute: received model; allowed under"):
+        join.__wrapped__("model")
+
+
+@pytest.mark.backend
+@pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch")
+def test_pytorch_needs_torchrun():
+    with pytest.raises(ValueError, match=r"distribute: received data; allowed under PyTorch: none, or start .* with torchrun"):
+        join.__wrapped__("data")
+
+
+@pytest.mark.backend
+def test_a_cluster_contradicts_one_device(monkeypatch):
+    variables = {"jax": ("SLURM_NTASKS", "2"), "torch": ("WORLD_SIZE", "2")}
+    variables["tensorflow"] = ("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}}')
+    name, value = variables[BACKEND]
+    monkeypatch.setenv(name, value)
+    assert importlib.import_module(f"keras_vit.training.distribution.{BACKEND}").cluster() == name
+    with pytest.raises(ValueError, match=f"received none in one of several processes .{name}.; allowed: data"):
+        join.__wrapped__("none")
+
+
+class Two(Distribution):
+    """Two processes of which the other one has made other things."""
+
+    processes = 2
+
+    def __init__(self, other):
+        self.other = other
+
+    def gather(self, array):
+        return np.stack([array, self.other(array)])
+
+
+def test_gathering():
+    alone = Distribution()
+    assert gather_texts(alone, "ä b") == ["ä b"]
+    assert gather_rows(alone, np.ones((3, 2), np.float32)).shape == (3, 2)
+    with pytest.raises(OSError, match="full"):
+        on_first(alone, lambda: (_ for _ in ()).throw(OSError("full")))
+    check_agreement(alone, {"recipe": "a"})
+    with pytest.raises(ValueError, match="received recipe b in process 1; allowed: a, as in process 0"):
+        check_agreement(Two(lambda array: np.where(array == ord("a"), ord("b"), array)), {"recipe": "a"})
