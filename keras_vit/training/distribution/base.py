@@ -7,6 +7,7 @@ metrics are the same in every process after every step; the first one writes.
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 
 import keras
@@ -75,8 +76,35 @@ class Distribution:
         return logs
 
 
+class LostProcess(ValueError):
+    """Another process of the training has ended, or does not answer."""
+
+
+# What the engines' errors say where another process is gone.
+LOST = re.compile("connection (closed|reset|refused)|broken pipe|peer|timed? ?out|heartbeat|unavailable|aborted", re.IGNORECASE)
+
+
 class Processes(Distribution):
-    """What distributions over several processes have in common."""
+    """What distributions over several processes have in common.
+
+    Attributes:
+        errors: The engine's exceptions.
+    """
+
+    errors: tuple[type[Exception], ...] = (RuntimeError,)
+
+    @contextlib.contextmanager
+    def training(self):
+        try:
+            yield
+        except self.errors as error:
+            if self.processes == 1 or not LOST.search(str(error)):
+                raise
+            words = " ".join(str(error).split())[:200]
+            raise LostProcess(
+                f"distribute: another process has ended or does not answer ({words}); go on with --resume, with as many processes as "
+                "there are"
+            ) from None
 
     def means(self, logs):
         if self.processes == 1:

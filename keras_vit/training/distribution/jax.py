@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
+from keras_vit.processes import GRACE_SECONDS
 from keras_vit.training.distribution.base import Processes
 
 # What tells of other processes: Keras's own variables, or those of Slurm, Open MPI and Kubernetes, which JAX reads itself.
@@ -54,7 +55,10 @@ class JaxDistribution(Processes):
     def scope(self):
         return self.keras.scope()
 
-    training = scope
+    @contextlib.contextmanager
+    def training(self):
+        with super().training(), self.scope():
+            yield
 
     @contextlib.contextmanager
     def alone(self):
@@ -94,7 +98,11 @@ def join(kind: str, seconds: int) -> JaxDistribution:
         address, count, rank = (os.environ.get(name) for name in KERAS_VARIABLES)
         if address and not (count and rank):
             raise ValueError(f"distribute: received {KERAS_VARIABLES[0]} alone; allowed: with {' and '.join(KERAS_VARIABLES[1:])}")
-        settings = {"initialization_timeout": seconds, "heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
+        settings = {
+            "initialization_timeout": seconds,
+            "heartbeat_timeout_seconds": seconds,
+            "shutdown_timeout_seconds": GRACE_SECONDS,
+        }
         if address:
             settings |= {"coordinator_address": address.split(",")[0], "num_processes": int(count), "process_id": int(rank)}
         try:

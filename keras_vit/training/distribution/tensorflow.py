@@ -14,6 +14,7 @@ class TensorFlowDistribution(Processes):
     """Data parallel under TensorFlow: over the devices of this process, or of several."""
 
     kind = "data"
+    errors = (RuntimeError, tf.errors.OpError)
 
     def __init__(self, strategy: tf.distribute.Strategy):
         self.strategy = strategy
