@@ -101,10 +101,8 @@ class Processes(Distribution):
             if self.processes == 1 or not LOST.search(str(error)):
                 raise
             words = " ".join(str(error).split())[:200]
-            raise LostProcess(
-                f"distribute: another process has ended or does not answer ({words}); go on with --resume, with as many processes as "
-                "there are"
-            ) from None
+            lost = f"distribute: another process has ended or does not answer ({words})"
+            raise LostProcess(f"{lost}; go on with --resume, with as many processes as there are") from None
 
     def means(self, logs):
         if self.processes == 1:

@@ -98,13 +98,11 @@ def join(kind: str, seconds: int) -> JaxDistribution:
         address, count, rank = (os.environ.get(name) for name in KERAS_VARIABLES)
         if address and not (count and rank):
             raise ValueError(f"distribute: received {KERAS_VARIABLES[0]} alone; allowed: with {' and '.join(KERAS_VARIABLES[1:])}")
-        settings = {
-            "initialization_timeout": seconds,
-            "heartbeat_timeout_seconds": seconds,
-            "shutdown_timeout_seconds": GRACE_SECONDS,
-        }
+        settings = {"initialization_timeout": seconds, "heartbeat_timeout_seconds": seconds}
+        settings["shutdown_timeout_seconds"] = GRACE_SECONDS
         if address:
-            settings |= {"coordinator_address": address.split(",")[0], "num_processes": int(count), "process_id": int(rank)}
+            settings["coordinator_address"] = address.split(",")[0]
+            settings |= {"num_processes": int(count), "process_id": int(rank)}
         try:
             jax.distributed.initialize(**settings)
         except RuntimeError as error:
