@@ -292,7 +292,7 @@ class Session(keras.callbacks.Callback):
     def finish(self):
         """Reads the test images once, with the best model, and writes the summary."""
         recipe, data, rows = self.recipe, self.data, self.rows
-        self.distribution.gather(np.zeros(1, np.int32))  # the first process has written the best model then
+        self.distribution.meet()  # the first process has written the best model
         self.evaluated.load_weights(self.run.model_path)
         test, classes = self.scores(data.test, self.own_batches(data.test)) if data.test is not None else ({}, {})
         best = self.best
@@ -330,6 +330,7 @@ class Session(keras.callbacks.Callback):
                 "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             }
         )
+        self.distribution.meet()  # and now the summary
 
 
 class WriteState(keras.callbacks.Callback):

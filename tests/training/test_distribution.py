@@ -1,9 +1,9 @@
 """Trainings on many devices and in several processes: the numbers of one device, and what is refused."""
 
+import contextlib
 import csv
 import importlib
-import os
-import signal
+import time
 
 import keras
 import numpy as np
@@ -40,11 +40,37 @@ def settings(images, **changes):
     ]
 
 
+@contextlib.contextmanager
+def launched(processes, arguments, devices=1):
+    """The processes of a training; none is left afterwards."""
+    started = start(BACKEND, processes, arguments, devices)
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            for pipe in (process.stdout, process.stderr):
+                pipe.close()
+            process.wait()
+
+
+def wait_for(process, text):
+    """Reads what a process says until a line begins with a text."""
+    for line in process.stdout:
+        if line.startswith(text):
+            return
+    raise AssertionError(process.stderr.read())
+
+
 def run(processes, out, arguments, devices=1, code=0):
     """What the processes of a training have said, once they have ended with an exit code."""
-    started = start(BACKEND, processes, [SCRIPT, *arguments, f"--out={out}"], devices)
+    with launched(processes, [SCRIPT, *arguments, f"--out={out}"], devices) as started:
+        return ended(started, code)
+
+
+def ended(started, code):
     said = [process.communicate(timeout=240) for process in started]
-    assert [process.returncode for process in started] == [code] * processes, said
+    assert [process.returncode for process in started] == [code] * len(started), said
     return said
 
 
@@ -87,16 +113,10 @@ def test_two_devices_of_a_process_give_the_numbers_of_one(images, alone, tmp_pat
 @pytest.mark.backend
 def test_a_run_goes_on_with_fewer_processes(images, alone, tmp_path):
     """SIGKILL takes both of two processes in the middle of a training; one process ends it, to the same numbers."""
-    started = start(BACKEND, 2, [SCRIPT, *settings(images, distribute="data"), f"--out={tmp_path / 'run'}"])
-    for line in started[0].stdout:
-        if line.startswith("Epoch 4"):
-            break
-    for process in started:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    finished = start(BACKEND, 1, [SCRIPT, f"--resume={tmp_path / 'run'}", "--train.distribute=none"])[0]
-    _, said = finished.communicate(timeout=240)
-    assert finished.returncode == 0, said
+    with launched(2, [SCRIPT, *settings(images, distribute="data"), f"--out={tmp_path / 'run'}"]) as started:
+        wait_for(started[0], "Epoch 4")
+    with launched(1, [SCRIPT, f"--resume={tmp_path / 'run'}", "--train.distribute=none"]) as started:
+        ended(started, 0)
     np.testing.assert_allclose(metrics(tmp_path / "run"), alone, atol=SUMMATION)
 
 
@@ -122,11 +142,10 @@ def test_processes_with_other_recipes_refuse(images, tmp_path):
     def arguments(rank):
         return [SCRIPT, *settings(images, distribute="data", learning_rate=1e-3 * (rank + 1)), f"--out={tmp_path / 'run'}"]
 
-    for process in start(BACKEND, 2, arguments):
-        _, error = process.communicate(timeout=240)
-        assert process.returncode == 2, error
-        assert "distribute: received recipe" in error
-        assert "in process 1; allowed" in error
+    with launched(2, arguments) as started:
+        for _, error in ended(started, 2):
+            assert "distribute: received recipe" in error
+            assert "in process 1; allowed" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -176,3 +195,15 @@ def test_gathering():
     check_agreement(alone, {"recipe": "a"})
     with pytest.raises(ValueError, match="received recipe b in process 1; allowed: a, as in process 0"):
         check_agreement(Two(lambda array: np.where(array == ord("a"), ord("b"), array)), {"recipe": "a"})
+
+
+@TOGETHER
+@pytest.mark.backend
+def test_a_killed_process_ends_the_others(images, tmp_path):
+    """The other one says so in one line, within a minute, and the run goes on with a single process."""
+    with launched(2, [SCRIPT, *settings(images, distribute="data", epochs=200), f"--out={tmp_path / 'run'}"]) as started:
+        wait_for(started[0], "Epoch 3")
+        started[1].kill()
+        begin = time.monotonic()
+        assert "distribute: another process has ended or does not answer" in ended(started[:1], 2)[0][1]
+    assert time.monotonic() - begin < 60

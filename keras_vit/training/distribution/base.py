@@ -71,6 +71,10 @@ class Distribution:
         """The arrays of all processes (processes, ...), which have one shape and type. Every process must call it."""
         return np.asarray(array)[None]
 
+    def meet(self) -> None:
+        """Waits until all processes are here."""
+        self.gather(np.zeros(1, np.int32))
+
     def means(self, logs: dict) -> dict:
         """The means of numbers over the processes."""
         return logs
