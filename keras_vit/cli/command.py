@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import functools
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.text import Text
 from keras_vit.data.dataset import short_name
 from keras_vit.machine import machine
 from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
-from keras_vit.training.distribution.base import gather_texts
+from keras_vit.training.distribution.base import LostProcess, gather_texts
 from keras_vit.training.distribution.join import join
 from keras_vit.training.loop import train
 
@@ -274,6 +275,9 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
     try:
         extension = {"extend": options.extend, "extend_rate": options.extend_rate}
         run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite, **extension)
+    except LostProcess as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)  # the engine would wait for the lost process, or end this one with words of its own
     except KeyboardInterrupt:
         if options.resume or modified(made) != before:  # not what --overwrite was still to replace
             console.print(f"\nGo on with: {program(command)} --resume {escape(str(out))}")
