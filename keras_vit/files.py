@@ -1,10 +1,12 @@
 """Files and folders, written atomically: a kill at any moment leaves the old or the new one. YAML and JSON as plain values."""
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import typing
@@ -19,6 +21,11 @@ os.umask(UMASK)
 
 PARTIAL = ".partial-"  # begins the name of what is being written
 OURS = f"{PARTIAL}{platform.node()}-"  # the same for this machine; a process id and random letters follow
+SEAL = re.compile(r"^# sha256: ([0-9a-f]{64})\b.*\n", re.MULTILINE)  # a line that states the digest of the text below it
+
+
+class Damaged(ValueError):
+    """A file that is not as it was written; the message says why, without the file's name."""
 
 
 def partial_prefix(pid: int | None = None) -> str:
@@ -29,10 +36,16 @@ def partial_prefix(pid: int | None = None) -> str:
 def remove_abandoned(folder: Path) -> None:
     """Deletes from a folder what processes of this machine were writing when they were killed."""
     for path in folder.glob(f"{OURS}*"):
-        pid = path.name.removeprefix(OURS).partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        pid = writer_of(path)
+        if pid is not None and not psutil.pid_exists(pid):
             with contextlib.suppress(OSError):
                 remove(path)
+
+
+def writer_of(path: Path) -> int | None:
+    """The process of this machine that writes, or wrote, a partial file; None for one of another machine."""
+    pid = path.name.removeprefix(OURS).partition("-")[0] if path.name.startswith(OURS) else ""
+    return int(pid) if pid.isdecimal() else None
 
 
 def remove(path: Path) -> None:
@@ -53,10 +66,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~UMASK)
+            os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -121,11 +135,51 @@ def write_json(path: str | os.PathLike, value: typing.Any) -> None:
 
 
 def read_yaml(path: str | os.PathLike) -> typing.Any:
-    """A YAML or JSON file as plain values; a ValueError with the line if it cannot be read."""
+    """A YAML or JSON file as plain values; a ValueError if it cannot be read (with the line), or is not as it was `sealed`."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        check_seal(text, path)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML or JSON in UTF-8: {' '.join(str(error).split())}") from None
+
+
+def sealed(text: str) -> str:
+    """A YAML text with its digest in a line above it, by which `check_seal` finds damage."""
+    return f"# sha256: {sha256(text)} of the lines below; delete this line if you change them\n{text}"
+
+
+def check_seal(text: str, path: str | os.PathLike) -> bool:
+    """Whether a text states a digest; a ValueError if that is not the digest of what follows."""
+    seal = SEAL.search(text)
+    if seal and sha256(text[seal.end() :]) != seal[1]:
+        raise ValueError(f"{path}: damaged, or changed: it does not fit its digest; if you changed it, delete its line '# sha256'")
+    return bool(seal)
+
+
+def write_sealed_json(path: str | os.PathLike, value: dict) -> None:
+    """Writes a JSON object with its digest as its last field."""
+    value = json.loads(json.dumps(value))  # as it will be read
+    write_json(path, {**value, "sha256": sha256(json.dumps(value, sort_keys=True))})
+
+
+def read_sealed_json(path: str | os.PathLike) -> dict:
+    """The object that `write_sealed_json` was given.
+
+    Raises:
+        Damaged: If the file holds another.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(" ".join(str(error).split())) from None
+    if not isinstance(value, dict) or value.pop("sha256", None) != sha256(json.dumps(value, sort_keys=True)):
+        raise Damaged("it does not fit its digest")
+    return value
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_json(path: str | os.PathLike, field: str) -> dict:

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 SHORT_COMPILATION = 0.02  # seconds; shorter compilations are not kept. JAX's default is 1.0, but a model takes many short ones
 AMPERE = 8.0  # compute capability of the first NVIDIA GPUs with bfloat16
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
+# When this process began, on a clock that nobody sets.
+BEGAN = time.perf_counter() - max(0.0, time.time() - psutil.Process().create_time())
+
+
+def process_seconds() -> float:
+    """Seconds since this process began."""
+    return time.perf_counter() - BEGAN
 
 
 def use_cpu_devices() -> None:

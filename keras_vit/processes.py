@@ -25,9 +25,10 @@ def run_command(function: Callable[[], int | None]) -> None:
     """Runs a command's main function and exits with what it returns; a user's mistake becomes one line and exit code 2.
 
     A mistake is a ValueError or ImportError raised by this project's own code, or a file that cannot be read or
-    written. Any other exception is a fault of the program and keeps its traceback.
+    written. Any other exception is a fault of the program and keeps its traceback. A warning is one line too.
     """
     warnings.filterwarnings("ignore", module=r"keras\.")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         code = function()
     except KeyboardInterrupt:

@@ -60,7 +60,7 @@ def test_three_steps_move_every_weight(numbers):
 def test_a_run_is_measured_with_its_own_weights(tmp_path):
     run = RunFolder.create(tmp_path / "run", load_recipe("quick"))
     model = parity.randomise(build_vit(ViTConfig(**SMALL, drop_path=0.5)), seed=3)
-    run.write_model(model)
+    run.write_model(1, model)
     loaded = parity.load_model(load_target(str(run.path), {}))
     assert loaded.config.drop_path == 0
     for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import time
+import warnings
 
 import pytest
 from helpers import LIGHT
 
-from keras_vit.processes import run_python
+from keras_vit.processes import run_command, run_python
 
 
 def test_an_interrupt_while_a_process_starts_ends_it(monkeypatch):
@@ -29,6 +30,12 @@ def test_an_interrupt_while_a_process_starts_ends_it(monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert started[0].poll() == -signal.SIGTERM
+
+
+def test_a_warning_of_a_command_is_one_line(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back at the end
+    run_command(lambda: None)
+    assert warnings.formatwarning(UserWarning("of\ntwo lines"), UserWarning, "file.py", 1) == "warning: of two lines\n"
 
 
 def test_the_last_line_of_a_failure_is_its_reason():

@@ -37,7 +37,7 @@ def main(arguments):
         settings = [f"--finetune.checkpoint={checkpoint}", *settings]
     elif not rest:
         raise ValueError(f"CHECKPOINT: received none; allowed: as `{program('finetune')} --help` explains")
-    name = options.recipe or (RunFolder(options.resume).path / "recipe.yaml" if options.resume else "photos")
+    name = options.recipe or (RunFolder(options.resume).recipe_path if options.resume else "photos")
     console = start(name, settings)
     recipe, _ = (parse_recipe if options.resume else parse_finetune)(name, settings)
     data = load_data(console, recipe, "Fine-tuning on")

@@ -112,7 +112,7 @@ def load_target(target: str, settings: dict) -> dict:
     """
     path = Path(target)
     if path.suffix == ".keras" or path.is_dir():
-        file = RunFolder(path).model_path if path.is_dir() else path
+        file = RunFolder(path).intact_model_path() if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"target: received {target!r}, but {str(file)!r} does not exist; allowed: an existing model")
         if settings:

@@ -36,7 +36,7 @@ def main(arguments):
         check_unused(options, ("extend", "extend_rate"), "without --resume")
     name = options.recipe
     if not name and options.resume:
-        name = RunFolder(options.resume).path / "recipe.yaml"
+        name = RunFolder(options.resume).recipe_path
     elif not name:
         name = "quick"
     console = start(name, settings)

@@ -87,7 +87,8 @@ class Photos:
         try:
             return reader(self.source.open(row), *arguments)
         except Exception as error:  # Pillow's parsers raise whatever a broken file leads them to
-            raise ValueError(f"data: {self.source.name(row)!r} was readable and is no longer: {reason(error)}") from error
+            file = str(getattr(error, "filename", None) or self.source.name(row))
+            raise ValueError(f"data: {file!r} was readable and is no longer: {reason(error)}") from error
 
 
 def collect(source: Source, part: str, shape: tuple[int, int, int], notes: list[str]) -> tuple[Photos, np.ndarray]:

@@ -2,10 +2,11 @@
 
 import atexit
 import concurrent.futures
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 
@@ -43,7 +44,7 @@ def stream(
 
 
 class Guard:
-    """Ends every tf.data stream before Python exits.
+    """Ends every tf.data stream before Python exits, and remembers the first error of a batch, of which tf.data keeps the text.
 
     At exit the interpreter destroys iterators that are still alive (an endless one that a module or an exception holds). Such an
     iterator waits for its Python calls, which wait for the interpreter: the process would hang for ever.
@@ -51,6 +52,7 @@ class Guard:
 
     def __init__(self):
         self.exiting, self.calls, self.last = threading.Event(), set(), 0.0
+        self.error = None
         atexit.register(self.wait)
 
     def __call__(self, batch):
@@ -61,6 +63,9 @@ class Guard:
                 if self.exiting.is_set():
                     raise StopIteration  # for tf.data, the end
                 return batch(step)
+            except Exception as error:
+                self.error = self.error or error
+                raise
             finally:
                 self.last = time.monotonic()
                 self.calls.discard(call)
@@ -74,6 +79,19 @@ class Guard:
 
 
 until_exit = Guard()
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Raises the error of a batch itself in the place of the one that TensorFlow makes of it."""
+    until_exit.error = None
+    try:
+        yield
+    except Exception as error:
+        own, until_exit.error = until_exit.error, None
+        if own is None or not type(error).__module__.startswith("tensorflow."):
+            raise
+        raise own from None
 
 
 class Batches(keras.utils.PyDataset):

@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonargparse
 
 from keras_vit.checks import check_fields, unknown
-from keras_vit.files import read_yaml
+from keras_vit.files import check_seal, read_yaml
 from keras_vit.model.config import ViTConfig, decode_variant
 from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe
 
@@ -63,6 +63,16 @@ def read_settings(name: str | os.PathLike, variant: str | None = None, sections:
     if variant:
         settings.update({f"model.{name}": value for name, value in decode_variant(variant).items()})
     return settings
+
+
+def check_resolved(path: str | os.PathLike) -> None:
+    """Raises a ValueError unless a run's own recipe is whole: as its digest says or, without one, with every setting stated."""
+    settings = read_settings(path)
+    if check_seal(Path(path).read_text(encoding="utf-8"), path):
+        return
+    if missing := [name for name in flatten(Recipe().to_dict(), "") if name not in settings]:
+        more = ", ..." * (len(missing) > 3)
+        raise ValueError(f"{path}: received no {', '.join(missing[:3])}{more}; allowed: the recipe of a run, with every setting")
 
 
 def read_overrides(overrides: dict) -> dict:

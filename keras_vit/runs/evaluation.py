@@ -14,6 +14,7 @@ from keras_vit.checks import check_choice, check_int
 from keras_vit.data.batches import evaluation_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.data.labels import is_multi
+from keras_vit.data.stream import own_errors
 from keras_vit.files import write_text
 from keras_vit.model.vit import merging_model
 from keras_vit.runs import plots
@@ -25,6 +26,7 @@ from keras_vit.runs.scores import BINS, Evaluation, score
 SPLITS = ("test", "validation", "train")
 
 
+@own_errors()
 def evaluate(
     run: RunFolder,
     *,

@@ -3,51 +3,73 @@
     recipe.yaml            the resolved recipe
     metrics.csv            a row an epoch
     best.keras             the model of the best epoch by its validation; its averaged weights if the run averages them
-    last/state.safetensors the full training state after the last finished epoch
+    last/state-*           the newest full training states, by their training steps
+    last/best-*            the newest best models, by their epochs
     summary.json           the outcome, once the run has ended
     plots/  tensorboard/   pictures and event files
+    .lock                  the process that trains
 
-Every file is written atomically: a kill at any moment leaves the old file or the new one.
+Every file is written atomically: a kill at any moment leaves the old file or the new one. Every file that is read again has
+checksums: damage is found before the file is used.
 """
 
-import csv
-import io
-import json
+import contextlib
+import itertools
 import os
 import shutil
-from collections.abc import Sequence
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+import psutil
 
-from keras_vit.files import PARTIAL, atomic_path, remove, write_json, write_text
+from keras_vit.files import PARTIAL, Damaged, read_sealed_json, remove, sealed, write_sealed_json, write_text, writer_of
+from keras_vit.locks import LOCK, Lock
 from keras_vit.model.vit import ViT
-from keras_vit.recipes.parse import load_recipe
+from keras_vit.recipes.parse import check_resolved, load_recipe
 from keras_vit.recipes.schema import Recipe
+from keras_vit.runs.kept import BestModels, States
+from keras_vit.runs.metrics import read_metrics, write_metrics
 from keras_vit.runs.prediction import Prediction, predict
 
-# Columns of metrics.csv, in order. `seconds` is training time since the first epoch, also of a run that was resumed.
-METRICS = (
-    "epoch",
-    "seconds",
-    "epoch_seconds",
-    "images_per_second",
-    "learning_rate",
-    "loss",
-    "accuracy",
-    "val_loss",
-    "val_accuracy",
-    "val_balanced_accuracy",
-    "memory_mb",
-)
+RECIPE, METRICS, SUMMARY, LAST = "recipe.yaml", "metrics.csv", "summary.json", "last"
 
 
-def columns_of(rows: list[dict]) -> list[str]:
-    """The columns of metrics.csv for these rows: the usual ones, and those that only some runs have, such as `val_map`."""
-    return [*METRICS, *dict.fromkeys(name for row in rows for name in row if name not in METRICS)]
+@contextlib.contextmanager
+def held(path: str | os.PathLike, *, resume: bool = False, overwrite: bool = False) -> Iterator[Lock]:
+    """Holds a run folder for a training. A new folder is made, and removed again if no run is written into it.
+
+    Args:
+        path: The run folder: new or empty, unless `resume` or `overwrite`.
+        resume: Whether a run that is there goes on.
+        overwrite: Whether a run that is there may be deleted.
+
+    Raises:
+        ValueError: If another process holds the folder, or it is none that may be trained in.
+    """
+    path = Path(path)
+    if resume:
+        RunFolder(path)
+    else:
+        RunFolder.check_free(path, overwrite=True)  # the rest below: that a process trains there is said first
+    missing = list(itertools.takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with Lock(path, "run") as lock:
+            try:
+                if not resume:
+                    RunFolder.check_free(path, overwrite)
+                yield lock
+            finally:
+                if lock.in_place() and not (path / RECIPE).exists():
+                    lock.path.unlink()
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 class RunFolder:
@@ -56,16 +78,25 @@ class RunFolder:
     Args:
         path: The folder. It must hold a `recipe.yaml`; `RunFolder.create` makes a new one.
 
+    Attributes:
+        states: Its training `States`.
+        best: Its `BestModels`.
+        lock: The `Lock` of the training that writes, of `held`; None = this only reads.
+
     Raises:
-        ValueError: If `path` is no folder, or has no recipe.yaml.
+        ValueError: If `path` is no folder, or its recipe.yaml is missing, damaged or incomplete.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not self.path.is_dir():
             raise ValueError(f"run: received {str(self.path)!r}, which is no folder; allowed: a run folder")
-        if not (self.path / "recipe.yaml").is_file():
+        if not self.recipe_path.is_file():
             raise ValueError(f"run: received {str(self.path)!r}, which has no recipe.yaml; allowed: a run folder")
+        check_resolved(self.recipe_path)
+        self.states = States(self.path / LAST)
+        self.best = BestModels(self.model_path, self.path / LAST)
+        self.lock: Lock | None = None
 
     @classmethod
     def create(cls, path: str | os.PathLike, recipe: Recipe, overwrite: bool = False) -> "RunFolder":
@@ -81,16 +112,13 @@ class RunFolder:
         """
         cls.check_free(path, overwrite)
         path = Path(path)
-        if (path / "recipe.yaml").is_file():
-            run = cls(path)
+        if (path / RECIPE).is_file():
             # The new recipe replaces the old one last: until then the folder remains a run folder.
-            for file in (run.state_path, run.model_path, path / "metrics.csv", path / "summary.json"):
-                file.unlink(missing_ok=True)
-            for folder in (run.state_path.parent, run.plots, run.tensorboard, path / "export"):
-                shutil.rmtree(folder, ignore_errors=True)
-            for file in path.glob("evaluation-*.json"):
-                file.unlink()
-        write_text(path / "recipe.yaml", recipe.to_yaml())
+            for file in (path / LAST, path / "best.keras", path / METRICS, path / SUMMARY, *path.glob("evaluation-*.json")):
+                remove(file)
+            for name in ("plots", "tensorboard", "export"):
+                shutil.rmtree(path / name, ignore_errors=True)
+        write_text(path / RECIPE, sealed(recipe.to_yaml()))
         run = cls(path)
         run.remove_partial_files()
         return run
@@ -101,19 +129,34 @@ class RunFolder:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise ValueError(f"run: received {str(path)!r}, which is a file; allowed: a new or empty folder")
-        if path.is_dir() and any(not file.name.startswith(PARTIAL) for file in path.iterdir()):
-            if not (path / "recipe.yaml").is_file():
+        if path.is_dir() and any(not file.name.startswith(PARTIAL) and file.name != LOCK for file in path.iterdir()):
+            if not (path / RECIPE).is_file():
                 raise ValueError(
                     f"run: received {str(path)!r}, which is not empty and not a run folder; allowed: a new or empty folder"
                 )
             if not overwrite:
                 raise ValueError(f"run: received {str(path)!r}, which exists; go on with --resume, or start again with --overwrite")
 
+    def reopen(self) -> None:
+        """Before the run goes on: deletes what a kill left half written, and a damaged summary, which the end writes anew."""
+        self.remove_partial_files()
+        try:
+            _ = self.is_finished and self.summary
+        except ValueError as error:
+            warnings.warn(f"{error}; it is written anew", stacklevel=2)
+            (self.path / SUMMARY).unlink()
+
     def extend(self, recipe: Recipe) -> None:
         """Replaces the recipe by one with an extension; the run has not ended then."""
+        self.check_place()
         # Its end goes first: after a kill in between, a resumed run only ends again.
-        (self.path / "summary.json").unlink(missing_ok=True)
-        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        write_text(self.recipe_path, sealed(recipe.to_yaml()))
+
+    def check_place(self) -> None:
+        """Raises a ValueError if the folder was deleted, moved or made anew since: what is written would lie without its recipe."""
+        if not self.recipe_path.is_file() or (self.lock is not None and not self.lock.in_place()):
+            raise ValueError(f"run: {str(self.path)!r} was deleted, moved or replaced during the training, which ends here")
 
     @property
     def plots(self) -> Path:
@@ -128,61 +171,71 @@ class RunFolder:
         return self.path / "best.keras"
 
     @property
-    def state_path(self) -> Path:
-        return self.path / "last" / "state.safetensors"
+    def recipe_path(self) -> Path:
+        return self.path / RECIPE
 
     @property
     def recipe(self) -> Recipe:
-        return load_recipe(self.path / "recipe.yaml")
+        return load_recipe(self.recipe_path)
 
     @property
     def metrics(self) -> list[dict]:
-        """The rows of metrics.csv, a dictionary an epoch; empty before the first epoch has ended."""
-        path = self.path / "metrics.csv"
-        if not path.is_file():
-            return []
-        with open(path, newline="", encoding="utf-8") as file:
-            return [
-                {name: int(value) if name == "epoch" else float(value) for name, value in row.items() if value}
-                for row in csv.DictReader(file)
-            ]
+        """The rows of metrics.csv, a dictionary an epoch; empty before the first epoch has ended.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        path = self.path / METRICS
+        try:
+            rows = read_metrics(path)
+        except Damaged as error:
+            raise ValueError(f"run: {str(path)!r} is damaged ({error}); allowed: the file as the run wrote it") from None
+        epochs = self.summary.get("epochs", len(rows)) if self.is_finished else len(rows)
+        if len(rows) != epochs:
+            raise ValueError(f"run: {str(path)!r} is damaged (it has {len(rows)} of {epochs} epochs)")
+        return rows
 
     def write_metrics(self, rows: list[dict]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.path / "metrics.csv", text.getvalue())
+        self.check_place()
+        write_metrics(self.path / METRICS, rows)
 
     @property
     def summary(self) -> dict:
         """The contents of summary.json.
 
         Raises:
-            ValueError: If the run has not ended.
+            ValueError: If the run has not ended, or the file is damaged.
         """
-        path = self.path / "summary.json"
-        if not path.is_file():
+        path = self.path / SUMMARY
+        if not self.is_finished:
             raise ValueError(f"run: received {str(self.path)!r}, which has no summary.json; allowed: a run that has ended")
-        return json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return read_sealed_json(path)
+        except Damaged as error:
+            raise ValueError(f"run: {str(path)!r} is damaged ({error}); the run writes it anew if it is resumed") from None
 
     @property
     def is_finished(self) -> bool:
         """Whether the run has ended."""
-        return (self.path / "summary.json").is_file()
+        return (self.path / SUMMARY).is_file()
 
     def write_summary(self, summary: dict) -> None:
-        write_json(self.path / "summary.json", summary)
+        self.check_place()
+        write_sealed_json(self.path / SUMMARY, summary)
 
     def model(self) -> ViT:
-        """The trained model, from best.keras.
+        """The trained model, from best.keras; from the best model before, with a warning, if that is damaged.
 
         Raises:
-            ValueError: If no epoch has been validated yet.
+            ValueError: If no epoch has been validated yet, or no intact model is left.
         """
-        if not self.model_path.is_file():
+        return keras.models.load_model(self.intact_model_path(), compile=False)
+
+    def intact_model_path(self) -> Path:
+        """The file of the trained model; see `model`."""
+        if not self.model_path.is_file() and not self.best.files.paths():
             raise ValueError(f"run: received {str(self.path)!r}, which has no best.keras; allowed: a run with a validated epoch")
-        return keras.models.load_model(self.model_path, compile=False)
+        return self.best.find()
 
     @property
     def class_names(self) -> list[str] | None:
@@ -216,40 +269,44 @@ class RunFolder:
         known["center_crop"] = recipe.center_crop
         return predict(self.model(), paths, top=top, threshold=threshold, **known)
 
-    def write_model(self, model: keras.Model) -> None:
-        with atomic_path(self.model_path) as temporary:
-            model.save(temporary)
+    def write_model(self, epoch: int, model: keras.Model) -> None:
+        """Writes the model of an epoch that is better than those before."""
+        self.check_place()
+        self.best.write(epoch, model)
 
-    def read_state(self) -> tuple[dict, dict] | None:
-        """The training state: a dictionary of arrays and one of plain values; None if no epoch has ended."""
-        if not self.state_path.is_file():
-            return None
-        try:
-            with safe_open(self.state_path, framework="numpy") as file:
-                names = list(file.keys())
-                return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["state"])
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"run: {str(self.state_path)!r} is damaged ({error}); start again with --overwrite") from None
+    def read_state(self) -> tuple[dict[str, np.ndarray], dict[str, typing.Any]] | None:
+        """The newest intact training state, arrays by name and plain values; None if there is no state.
 
-    def write_state(self, arrays: dict, values: dict) -> None:
-        with atomic_path(self.state_path) as temporary:
-            arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-            # Not safetensors' save_file: on a full disk it does not raise an OSError.
-            temporary.write_bytes(save(arrays, metadata={"state": json.dumps(values)}))
+        Warns of damaged ones, which are newer.
+
+        Raises:
+            ValueError: If every state is damaged.
+        """
+        return self.states.read()
+
+    def write_state(self, steps: int, arrays: dict[str, np.ndarray], values: dict[str, typing.Any]) -> None:
+        """Writes the training state after so many training steps; the newest few are kept.
+
+        Args:
+            steps: Training steps so far.
+            arrays: Finite arrays by name.
+            values: Plain values, among them `epoch`, the number of finished epochs.
+        """
+        self.check_place()
+        self.states.write(steps, arrays, values)
 
     def remove_partial_files(self) -> None:
-        """Deletes what a kill left half written."""
+        """Deletes what killed processes left half written; what another process of this machine is writing stays."""
         for path in list(self.path.rglob(f"{PARTIAL}*")):
-            remove(path)
+            pid = writer_of(path)
+            if pid in (None, os.getpid()) or not psutil.pid_exists(pid):
+                remove(path)
 
 
 class WrittenElsewhere(RunFolder):
     """A run folder that another process of the same training writes; this one only reads it."""
 
-    def extend(self, recipe):
+    def extend(self, *written):
         """Left to the first process."""
 
-    write_metrics = write_summary = write_model = extend
-
-    def write_state(self, *state):
-        """Left to the first process."""
+    write_metrics = write_summary = write_model = write_state = extend

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-NEEDED = ("keras_tuner", "six", "sklearn", "grpc", "google.protobuf", "filelock", "plotly")
+NEEDED = ("keras_tuner", "six", "sklearn", "grpc", "google.protobuf", "plotly")
 
 
 def is_installed(name):

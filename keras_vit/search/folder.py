@@ -9,30 +9,22 @@ best.yaml  front/      the recipe of the best trial, and of each trial on the Pa
 retrain.json retrain/  the best trials, trained again
 """
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
 from keras_vit.files import read_json_or_none, remove_abandoned, write_text
+from keras_vit.locks import LOCK, Lock
 
 DATA, JAX_CACHE = ".images", ".jax-cache"  # while the search runs: the images as the trials read them, compiled code
 FILES = ("oracle.json", "oracle.previous.json", "report.html", "best.yaml", "retrain.json")
 FOLDERS = ("front", "retrain", DATA, JAX_CACHE)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder; a ValueError if another process does."""
+def locked(folder: Path) -> Lock:
+    """Holds the folder while it is open; a ValueError if another process does."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / "lock", blocking=False):
-            yield
-    except filelock.Timeout:
-        raise ValueError(f"out: received {str(folder)!r}, which another search is using; allowed: another folder") from None
+    return Lock(folder, "out")
 
 
 def read_search(folder: Path) -> dict | None:
@@ -53,7 +45,7 @@ def claim(folder: Path, search: dict, overwrite: bool) -> None:
     """
     remove_abandoned(folder)
     theirs, search = read_search(folder), json.loads(json.dumps(search))
-    if theirs is None and (others := sorted(file.name for file in folder.iterdir() if file.name != "lock")):
+    if theirs is None and (others := sorted(file.name for file in folder.iterdir() if file.name != LOCK)):
         raise ValueError(f"out: received {str(folder)!r}, which holds {', '.join(others[:3])}; allowed: a new or a search folder")
     if theirs is not None:
         changed = differences(theirs["identity"], search["identity"])

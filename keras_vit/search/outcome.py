@@ -7,12 +7,14 @@ import shlex
 import shutil
 import statistics
 import time
+import warnings
 
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import hparams, scalar
 
 from keras_vit.files import write_text
+from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.search.axes import is_countable, values_of
 from keras_vit.search.labels import label
@@ -64,8 +66,6 @@ def describe(oracle, folder, settings, total, finished):
     trials = []
     for trial_id, trial, metrics in states:
         run = folder / f"trial-{trial_id}" / "run"
-        recipe = run / "recipe.yaml"  # with the length that the budget gave it
-        recipe = recipe if recipe.is_file() else run.with_name("recipe.yaml")
         failed, curve = bool(metrics.get(FAILED)), []
         with contextlib.suppress(ValueError, OSError):
             curve = RunFolder(run).metrics
@@ -78,7 +78,7 @@ def describe(oracle, folder, settings, total, finished):
                 "metrics": {} if failed else metrics,
                 "reason": trial.message if failed else None,
                 "curve": curve,
-                "command": train_command(recipe),
+                "command": train_command(recipe_of(folder, trial_id)),
                 "continues": trial.hyperparameters.values.get("tuner/trial_id"),
             }
         )
@@ -92,12 +92,22 @@ def describe(oracle, folder, settings, total, finished):
     }
 
 
+def recipe_of(folder, trial_id):
+    """The file of a trial's recipe: its run's, with the length that the budget gave it, unless it has no run."""
+    trial = folder / f"trial-{trial_id}"
+    return next((path for path in (trial / "run" / "recipe.yaml", trial / "recipe.yaml") if path.is_file()), trial / "recipe.yaml")
+
+
 def write_recipes(search, folder):
     """Writes best.yaml, and a recipe for each point of the front."""
     shutil.rmtree(folder / "front", ignore_errors=True)
     points = front(search["trials"], search["settings"]["objectives"])
     for place, trial in enumerate(points):
-        recipe = (folder / f"trial-{trial['id']}" / "run" / "recipe.yaml").read_text(encoding="utf-8")
+        try:
+            recipe = load_recipe(recipe_of(folder, trial["id"])).to_yaml()
+        except ValueError as error:
+            warnings.warn(f"search: trial {trial['id']}, on the front, gets no recipe in {str(folder)!r}: {error}", stacklevel=2)
+            continue
         metrics = ", ".join(f"{name} {trial['metrics'][name]:.4g}" for name in search["settings"]["objectives"])
         text = f"# Trial {trial['id']} of {folder}: {metrics} (validation).\n{recipe}"
         write_text(folder / "front" / f"{trial['id']}.yaml", text)

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import psutil
 
 from keras_vit.data.dataset import DataSet, Split
 from keras_vit.files import atomic_folder, write_text
-from keras_vit.machine import accelerator, machine, peak_memory_mb, tune
+from keras_vit.machine import accelerator, machine, peak_memory_mb, process_seconds, tune
 from keras_vit.processes import end_with_parent, run_command
 from keras_vit.recipes.choose import picture_side
 from keras_vit.recipes.parse import load_recipe
@@ -209,7 +208,7 @@ def main():
         outcome["latency_ms"] = latency(model, 1)
         outcome["batch_latency_ms"] = latency(model, LATENCY_BATCH)
     # A trial's overhead: start of the process, imports, build, measurements, files.
-    outcome["process_seconds"] = time.time() - psutil.Process().create_time()
+    outcome["process_seconds"] = process_seconds()
     outcome["overhead_seconds"] = outcome["process_seconds"] - rows[-1]["seconds"] + (earlier[0]["seconds"] if earlier else 0.0)
     write_text(result, json.dumps(outcome) + "\n")
 

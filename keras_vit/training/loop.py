@@ -1,5 +1,6 @@
 """A recipe goes in, a run folder comes out: the only place that calls `fit`."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -13,10 +14,11 @@ from keras_vit.checks import check_int, check_number
 from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.data.labels import class_counts
+from keras_vit.data.stream import own_errors
 from keras_vit.machine import machine, tune
 from keras_vit.recipes.parse import flatten
 from keras_vit.recipes.schema import RECALL, Recipe
-from keras_vit.runs.folder import RunFolder, WrittenElsewhere
+from keras_vit.runs.folder import RunFolder, WrittenElsewhere, held
 from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
 from keras_vit.training.distribution.base import check_agreement, gather_texts, on_first
 from keras_vit.training.distribution.join import join
@@ -96,12 +98,14 @@ def train(
         verbose = 1 if sys.stdout.isatty() else 2
     if not distribution.is_first:
         verbose, pictures = 0, False
-    with Interrupts() as interrupts:
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        lock = hold(stack, distribution, run_dir, resume, overwrite)
+        stack.enter_context(own_errors())
         # Settings or checkpoint may not fit: everything is tried before the folder is made.
         if resume:
             recipe, prepared = resumed(recipe, run_dir, seconds, extend, extend_rate), None
         else:
-            on_first(distribution, lambda: RunFolder.check_free(run_dir, overwrite))
             recipe, prepared = prepare(recipe, data, run_dir, seconds, verbose, distribution)
         steps_per_epoch = recipe.train.steps_per_epoch or images // size
         total_epochs = recipe.train.total_epochs
@@ -117,6 +121,7 @@ def train(
         first_batches = [first_batch(data, recipe, stage, first, steps_per_epoch) for first, _, stage in stages]
         check_agreement(distribution, identity(recipe, data))
         run = open_run(run_dir, recipe, resume, overwrite, distribution)
+        run.lock = lock
         if run.is_finished and not extend:
             return run
 
@@ -162,6 +167,14 @@ def load(recipe):
     if data.fallback:
         warnings.warn(f"training on {data.name}, not on CIFAR-10: {data.fallback}", stacklevel=3)
     return data
+
+
+def hold(stack, distribution, run_dir, resume, overwrite):
+    """The first process's lock of the run folder, until the stack ends; the others have None."""
+    locks = []
+    lock = held(run_dir, resume=resume, overwrite=overwrite)
+    on_first(distribution, lambda: locks.append(stack.enter_context(lock)))
+    return locks[0] if locks else None
 
 
 def check_distributed(recipe, seconds, distribution):
@@ -232,14 +245,14 @@ def resumed(recipe, run_dir, seconds, extend, extend_rate):
         changes["extensions"] = theirs.extensions
     recipe = recipe.with_train(**changes)
     check_same_recipe(run, recipe)
+    run.reopen()
     if extend:
         if not run.is_finished and theirs.extensions:
             raise ValueError(f"extend: received {extend}; allowed: none until the extension that {str(run.path)!r} is in has ended")
-        if run.is_finished and not run.state_path.is_file():
-            raise ValueError(f"extend: received {extend}; allowed: 0, as {str(run.path)!r} has no last/state.safetensors")
+        if run.is_finished and not run.states.paths():
+            raise ValueError(f"extend: received {extend}; allowed: 0, as {str(run.path)!r} has no training state in last/")
         after = run.summary["epochs"] if run.is_finished else theirs.total_epochs
         recipe = dataclasses.replace(recipe, train=recipe.train.extended(after, extend, extend_rate))
-    run.remove_partial_files()
     return recipe
 
 
@@ -284,8 +297,8 @@ def fit_stages(session, first_epoch, interrupts, given, verbose):
     progress = [Progress(recipe.train, steps, verbose)] if verbose else []
     # In one process of several the loss is that of its own images: the others would go on.
     watch = [StopOnNaN()] if distribution.processes == 1 else []
-    session.start()
     try:
+        session.start()
         for stage_first, stage_last, stage in recipe.stages():
             first, last = max(first_epoch, stage_first), min(session.last_epoch, stage_last)
             if first >= last:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import keras
@@ -16,12 +17,13 @@ from keras import ops
 
 from keras_vit.data.batches import evaluation_batches
 from keras_vit.data.labels import targets_of
-from keras_vit.machine import machine, peak_memory_mb
+from keras_vit.files import Damaged
+from keras_vit.machine import machine, peak_memory_mb, process_seconds
 from keras_vit.model.adapters import merged_weights
 from keras_vit.model.resample import resample_weight
 from keras_vit.model.vit import build_vit
 from keras_vit.recipes.schema import RECALL
-from keras_vit.runs.folder import columns_of
+from keras_vit.runs.metrics import columns_of
 from keras_vit.runs.scores import metrics_of
 from keras_vit.training.callbacks import Diverged
 from keras_vit.training.distribution.base import Distribution, gather_rows
@@ -68,6 +70,7 @@ class Session(keras.callbacks.Callback):
         self.validation = self.own_batches(data.validation) if data.validation is not None else None
         self.latest = None  # training state after the last epoch, where it is needed again
         self.rows = []
+        self.lost = []  # best epochs whose model is damaged and was found nowhere else
         self.earlier_seconds = 0.0
         self.earlier_process_seconds = 0.0
         self.writer = None
@@ -79,12 +82,12 @@ class Session(keras.callbacks.Callback):
         if not (config.patience and self.rows):
             return False
         epoch = self.rows[-1]["epoch"]
-        return epoch - max(self.best["epoch"], config.schedule_start(epoch)) >= config.patience
+        return epoch - max(best_row(self.rows, config.monitor)["epoch"], config.schedule_start(epoch)) >= config.patience
 
     @property
     def best(self):
-        """The row of the best epoch so far."""
-        return best_row(self.rows, self.recipe.train.monitor)
+        """The row of the best epoch so far, of those whose weights are still there."""
+        return best_row([row for row in self.rows if row["epoch"] not in self.lost], self.recipe.train.monitor)
 
     @property
     def optimizer(self):
@@ -93,7 +96,7 @@ class Session(keras.callbacks.Callback):
     @property
     def process_seconds(self):
         """Seconds of this process so far, plus those of the earlier processes of a resumed run."""
-        return self.earlier_process_seconds + time.time() - psutil.Process().create_time()
+        return self.earlier_process_seconds + process_seconds()
 
     def arrays(self):
         """All variables that training depends on, by a name that is the same in every process."""
@@ -107,10 +110,9 @@ class Session(keras.callbacks.Callback):
     def restore(self, state):
         """Goes on from a state of `RunFolder.read_state`, or starts again without one; returns the number of finished epochs."""
         where = f"run: {str(self.run.path)!r}"
-        rows = self.run.metrics
         if state is None:
-            if len(rows) > 1:
-                raise ValueError(f"{where} has {len(rows)} epochs but no last/state.safetensors; start again with --overwrite")
+            if len(rows := self.run.metrics) > 1:
+                raise ValueError(f"{where} has {len(rows)} epochs but no training state in last/; start again with --overwrite")
             self.run.write_metrics([])
             return 0
         arrays, values = state
@@ -128,15 +130,33 @@ class Session(keras.callbacks.Callback):
             raise ValueError(f"{where} was made with other data than {self.data.name} holds now")
         for name, variable in variables.items():
             variable.assign(arrays[name])
-        self.rows = [row for row in rows if row["epoch"] <= values["epoch"]]
-        if len(self.rows) != values["epoch"]:
-            raise ValueError(f"{where} has {len(self.rows)} of {values['epoch']} epochs in metrics.csv; start with --overwrite")
+        self.rows = values["rows"]
         self.run.write_metrics(self.rows)
+        if self.distribution.is_first:
+            self.settle_best()
         self.earlier_seconds = values["seconds"]
         self.earlier_process_seconds = values["process_seconds"]
         self.notes = values.get("notes", [])
         self.callbacks = [*values["callbacks"], *(name for name in self.callbacks if name not in values["callbacks"])]
         return values["epoch"]
+
+    def settle_best(self):
+        """Makes best.keras the model of the best epoch; if that is damaged, of the best one whose weights are still there.
+
+        The training model has the weights of the last row.
+        """
+        while self.rows:
+            best = self.best
+            try:
+                return self.run.best.choose(best["epoch"])
+            except Damaged as error:
+                damage = f"run: {str(self.run.model_path)!r}, of epoch {best['epoch']}, is damaged ({error})"
+            if best is self.rows[-1]:
+                self.copy_weights()
+                self.run.write_model(best["epoch"], self.evaluated)
+                return warnings.warn(f"{damage}; it is written anew from the training state", stacklevel=4)
+            self.lost.append(best["epoch"])
+            warnings.warn(f"{damage}; the model of epoch {self.best['epoch']} takes its place", stacklevel=4)
 
     def start(self):
         self.started = time.perf_counter()
@@ -221,7 +241,7 @@ class Session(keras.callbacks.Callback):
         row = {name: row[name] for name in columns_of([row]) if name in row}
         self.rows.append(row)
         if self.best is row:
-            self.run.write_model(self.evaluated)
+            self.run.write_model(epoch + 1, self.evaluated)
         self.run.write_metrics(self.rows)
         self.write_events(row)
         if self.out_of_patience:
@@ -234,6 +254,7 @@ class Session(keras.callbacks.Callback):
         self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
         values = {
             "epoch": epoch,
+            "rows": list(self.rows),
             "seconds": self.rows[-1]["seconds"] if self.rows else 0.0,
             "process_seconds": self.process_seconds,
             "fingerprint": self.data.fingerprint,
@@ -241,7 +262,7 @@ class Session(keras.callbacks.Callback):
             "notes": self.notes,
             "callbacks": self.callbacks,
         }
-        self.run.write_state(arrays, values)
+        self.run.write_state(epoch * self.steps_per_epoch, arrays, values)
 
     def write_events(self, row):
         if self.writer is None:
@@ -292,6 +313,8 @@ class Session(keras.callbacks.Callback):
     def finish(self):
         """Reads the test images once, with the best model, and writes the summary."""
         recipe, data, rows = self.recipe, self.data, self.rows
+        if self.distribution.is_first:
+            self.settle_best()
         self.distribution.meet()  # the first process has written the best model
         self.evaluated.load_weights(self.run.model_path)
         test, classes = self.scores(data.test, self.own_batches(data.test)) if data.test is not None else ({}, {})

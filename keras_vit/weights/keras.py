@@ -16,7 +16,7 @@ def open_keras(path: Path) -> Checkpoint:
     """Opens a run folder or a .keras file of this library."""
     if path.is_dir():
         run = RunFolder(path)
-        recipe, model = run.recipe, load(run.model_path)
+        recipe, model = run.recipe, run.model()
         mean, std = (value if isinstance(value, list) else [value] for value in (recipe.mean, recipe.std))
         names = run.summary.get("class_names") if run.is_finished else None
         notes = ()

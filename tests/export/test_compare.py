@@ -24,7 +24,7 @@ def run(tmp_path):
     settings = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
     recipe = load_recipe("digits", model=settings)
     run = RunFolder.create(tmp_path / "run", recipe)
-    run.write_model(randomise(build_vit(dataclasses.replace(recipe.model, num_classes=10))))
+    run.write_model(1, randomise(build_vit(dataclasses.replace(recipe.model, num_classes=10))))
     return run
 
 

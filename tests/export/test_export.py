@@ -408,7 +408,7 @@ def test_only_a_model_or_a_run(tmp_path, faked):
 def test_a_run_brings_normalisation_and_images(tmp_path, faked):
     run = RunFolder.create(tmp_path / "run", load_recipe("digits"))
     config = ViTConfig(image_size=8, channels=1, patch_size=4, width=8, depth=1, num_heads=2, mlp_dim=12, num_classes=10)
-    run.write_model(randomise(build_vit(config)))
+    run.write_model(1, randomise(build_vit(config)))
     path, recipe = run.path / "export" / "onnx", run.recipe
     report = export_model(run, path, "onnx", input="float32")
     assert report["mean"] == np.broadcast_to(recipe.mean, 1).tolist()
@@ -424,7 +424,7 @@ def test_a_run_without_its_data_is_compared_on_photographs(tmp_path, faked):
     recipe = load_recipe("digits", data="folder:/no/such/folder", model={"image_size": 8, "channels": 3})
     run = RunFolder.create(tmp_path / "run", recipe)
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, num_heads=2, mlp_dim=12, num_classes=10)
-    run.write_model(randomise(build_vit(config)))
+    run.write_model(1, randomise(build_vit(config)))
     report = export_model(run, tmp_path / "out", "onnx", input="float32")
     assert {row["images"] for row in report["cases"]} == {"random", "real"}
     with pytest.raises(ValueError, match="/no/such/folder"):

@@ -234,7 +234,7 @@ def run(tmp_path):
     settings = {"image_size": 8, "patch_size": 2, "width": 64, "depth": 2, "num_heads": 2, "mlp_dim": 128}
     recipe = load_recipe("digits", model=settings)
     run = RunFolder.create(tmp_path / "run", recipe)
-    run.write_model(randomise(build_vit(dataclasses.replace(recipe.model, num_classes=10))))
+    run.write_model(1, randomise(build_vit(dataclasses.replace(recipe.model, num_classes=10))))
     return run
 
 

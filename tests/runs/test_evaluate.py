@@ -114,7 +114,7 @@ def make_run(tmp_path):
         if config.num_classes:
             kernel = np.random.default_rng(seed).normal(size=(16, config.num_classes))
             vit.get_layer("head").kernel.assign(kernel)
-        run.write_model(vit)
+        run.write_model(1, vit)
         numbers = {"loss": 2.0, "accuracy": 0.2, "learning_rate": 0.1}
         rows = [
             {"epoch": 1, "seconds": 3.0, "epoch_seconds": 3.0, "images_per_second": 400.0, "val_accuracy": 0.4, "val_loss": 1.5},

@@ -33,7 +33,7 @@ SHAPE = {"image_size": 12, "patch_size": 4, "width": 16, "depth": 1, "num_heads"
 def run(tmp_path):
     recipe = load_recipe("digits", model=SHAPE, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
     run = RunFolder.create(tmp_path / "run", recipe)
-    run.write_model(randomise(keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=3))))
+    run.write_model(1, randomise(keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=3))))
     run.write_summary({"class_names": NAMES})
     return run
 

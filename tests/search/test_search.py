@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import filelock
 import keras
 import pytest
 import yaml
@@ -16,6 +15,7 @@ from searches import FAKE
 
 from keras_vit.cli import search
 from keras_vit.files import read_yaml
+from keras_vit.locks import LOCK, Lock
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.search import folder as folders
 from keras_vit.search import session, settings, tuner, worker
@@ -155,7 +155,7 @@ def test_another_search_in_the_folder_is_refused(command):
 
 def test_a_folder_in_use_is_refused(command, tmp_path):
     (tmp_path / "search").mkdir()
-    with filelock.FileLock(tmp_path / "search" / "lock"), pytest.raises(ValueError, match="which another search is using; allowed"):
+    with Lock(tmp_path / "search", "out"), pytest.raises(ValueError, match=rf"^out: .* in use by process {os.getpid()} on "):
         command(*SMALL)
 
 
@@ -184,7 +184,7 @@ def test_a_folder_that_is_no_search_is_left_alone(command, tmp_path):
     for more in ([], ["--overwrite"]):
         with pytest.raises(ValueError, match="which holds data, trial-photos; allowed: a new or a search folder"):
             command(*SMALL, *more)
-    assert {file.name for file in (tmp_path / "search").iterdir()} == {"data", "trial-photos", "lock"}
+    assert {file.name for file in (tmp_path / "search").iterdir()} == {"data", "trial-photos", LOCK}
 
 
 def test_data_without_validation_images_is_refused(command):

@@ -113,8 +113,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, settings, messa
 
 def test_a_run_without_its_state_cannot_be_extended(tmp_path):
     run = trained(small_recipe(epochs=1), tmp_path / "run")
-    run.state_path.unlink()
-    with pytest.raises(ValueError, match=r"^extend: received 1; allowed: 0, as '.*' has no last/state\.safetensors$"):
+    run.states.paths()[0].unlink()
+    with pytest.raises(ValueError, match=r"^extend: received 1; allowed: 0, as '.*' has no training state in last/$"):
         trained(small_recipe(epochs=1), run.path, resume=True, extend=1)
     assert run.is_finished
 

@@ -55,7 +55,7 @@ def checkpoint(tmp_path_factory):
     """A run folder whose weights are all random."""
     recipe = load_recipe("digits", model=MODEL | {"pool": "cls", "stem": "patch"}, augment=PLAIN, train=SETTINGS, mean=0.4, std=0.3)
     run = train(recipe, tmp_path_factory.mktemp("checkpoint") / "run", data=made_data(), verbose=0, pictures=False)
-    run.write_model(randomise(run.model()))
+    run.write_model(1, randomise(run.model()))
     return run
 
 
@@ -388,7 +388,7 @@ def test_larger_images_resample_the_positions(checkpoint, tmp_path):
     position = np.array(weights_of(model)["encoder/position"])  # class token, then patches
     position[:, 1:] = np.random.default_rng(0).normal(size=8)  # the same everywhere: so it is on any grid
     model.get_layer("encoder").position_embedding.assign(position)
-    source.write_model(model)
+    source.write_model(1, model)
     larger, notes = prepare(source, model={"image_size": (16, 18)}, method="probe")
     assert larger.config.grid_size == (4, 6)
     tuned = weights_of(larger)["encoder/position"]
@@ -497,7 +497,7 @@ def test_what_contradicts_the_checkpoint_is_named(checkpoint, overrides, message
 def test_patch_size_of_a_conv_stem_is_fixed(tmp_path):
     recipe = load_recipe("digits", model={"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8}, augment=PLAIN)
     run = RunFolder.create(tmp_path / "run", recipe)
-    run.write_model(keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=10)))
+    run.write_model(1, keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=10)))
     with pytest.raises(ValueError, match=r"model.patch_size: received \(4, 4\); allowed: \(2, 2\)"):
         finetune_recipe(run.path, model={"patch_size": 4})
     assert finetune_recipe(run.path, model={"image_size": 12}).model.grid_size == (6, 6)

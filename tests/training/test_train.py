@@ -245,23 +245,26 @@ def test_resume_refuses_another_recipe(finished, overrides, name):
 
 def test_resume_refuses_what_it_cannot_continue(copied):
     (copied.path / "summary.json").unlink()
+    newest = copied.states.paths()[0]
     arrays, values = copied.read_state()
     name = next(name for name, array in arrays.items() if array.ndim == 2)
-    copied.write_state({**arrays, name: arrays[name][1:]}, values)
+    steps = int(newest.stem.partition("-")[2])
+    copied.write_state(steps, {**arrays, name: arrays[name][1:]}, values)
     with pytest.raises(ValueError, match=f"made by another model: {name} has shape"):
         train(small_recipe(), copied.path, resume=True, verbose=0)
-    copied.write_state(arrays, {**values, "fingerprint": "other"})
+    copied.write_state(steps, arrays, {**values, "fingerprint": "other"})
     with pytest.raises(ValueError, match="made with other data"):
         train(small_recipe(), copied.path, resume=True, verbose=0)
-    copied.write_state(arrays, {**values, "backend": "other"})
+    copied.write_state(steps, arrays, {**values, "backend": "other"})
     with pytest.raises(ValueError, match="KERAS_BACKEND=other"):
         train(small_recipe(), copied.path, resume=True, verbose=0)
-    state = copied.state_path.read_bytes()
-    copied.state_path.write_bytes(state[: len(state) // 2])
-    with pytest.raises(ValueError, match="is damaged"):
+    for path in copied.states.paths():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"is damaged .* no state is left to go on from: start again with --overwrite"):
         train(small_recipe(), copied.path, resume=True, verbose=0)
-    copied.state_path.unlink()
-    with pytest.raises(ValueError, match=r"no last/state\.safetensors"):
+    for path in copied.states.paths():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"has 3 epochs but no training state in last/"):
         train(small_recipe(), copied.path, resume=True, verbose=0)
 
 
@@ -299,17 +302,17 @@ def test_saved_model_is_not_compiled(finished):
     assert not keras.models.load_model(finished.model_path).compiled
 
 
-def test_full_disk_leaves_the_last_state(copied, monkeypatch):
-    before = copied.state_path.read_bytes()
+def test_full_disk_leaves_the_last_states(copied, monkeypatch):
+    before = {path: path.read_bytes() for path in copied.states.paths()}
 
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        copied.write_state({"a": np.zeros(3)}, {"epoch": 9})
-    assert copied.state_path.read_bytes() == before
-    assert [file.name for file in copied.state_path.parent.iterdir()] == ["state.safetensors"]
+        copied.write_state(99, {"a": np.zeros(3)}, {"epoch": 9})
+    assert {path: path.read_bytes() for path in copied.states.paths()} == before
+    assert not list((copied.path / "last").glob(".*"))
 
 
 @pytest.mark.parametrize(
