@@ -19,6 +19,12 @@ import yaml
 UMASK = os.umask(0o077)  # can only be read by setting it
 os.umask(UMASK)
 
+# Bounds of what is read: in bytes, in values inside values, and in YAML, which is read slowly, values and characters of a number.
+MAX_YAML, MAX_JSON, MAX_DEPTH, MAX_VALUES, MAX_DIGITS = 2**20, 2**24, 32, 50_000, 100
+TAG = "tag:yaml.org,2002:"
+NUMBERS = (f"{TAG}int", f"{TAG}float")
+PLAIN_TAGS = (*NUMBERS, *(f"{TAG}{name}" for name in ("null", "bool", "str", "seq", "map")))
+
 PARTIAL = ".partial-"  # begins the name of what is being written
 OURS = f"{PARTIAL}{platform.node()}-"  # the same for this machine; a process id and random letters follow
 SEAL = re.compile(r"^# sha256: ([0-9a-f]{64})\b.*\n", re.MULTILINE)  # a line that states the digest of the text below it
@@ -134,14 +140,72 @@ def write_json(path: str | os.PathLike, value: typing.Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML of the values that JSON has, in bounded depth: no tags, no aliases, no key twice. `1e-3` is a number, a date a text."""
+
+    yaml_implicit_resolvers: typing.ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN_TAGS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    depth = count = 0
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise refused("an alias", "the values themselves", event)
+        if self.depth == MAX_DEPTH:
+            raise refused("values in values", f"a depth of {MAX_DEPTH}", event)
+        if self.count == MAX_VALUES:
+            raise refused("more values", f"{MAX_VALUES:,}", event)
+        self.depth += 1
+        self.count += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node.tag not in PLAIN_TAGS:
+            raise refused(f"the tag {node.tag}", "none", node)
+        if node.tag in NUMBERS and len(node.value) > MAX_DIGITS:
+            raise refused(f"a number of {len(node.value):,} characters", f"{MAX_DIGITS}", node)
+        if isinstance(node, yaml.MappingNode):
+            keys = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or (key.tag, key.value) in keys:
+                    raise refused("a key twice" if isinstance(key, yaml.ScalarNode) else "a list or mapping as a key", "names", key)
+                keys.add((key.tag, key.value))
+        return node
+
+
+PlainLoader.add_implicit_resolver(f"{TAG}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def refused(received, allowed, where):
+    return yaml.MarkedYAMLError(problem=f"received {received}; allowed: {allowed}", problem_mark=where.start_mark)
+
+
 def read_yaml(path: str | os.PathLike) -> typing.Any:
-    """A YAML or JSON file as plain values; a ValueError if it cannot be read (with the line), or is not as it was `sealed`."""
+    """A YAML or JSON file as plain values.
+
+    Raises:
+        ValueError: If it cannot be read (with the line), goes beyond `PlainLoader`, or is not as it was `sealed`.
+    """
+    wrong = f"{path}: not valid YAML or JSON in UTF-8"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        check_seal(text, path)
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML or JSON in UTF-8: {' '.join(str(error).split())}") from None
+        text = read_text(path, MAX_YAML)
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {' '.join(str(error).split())}") from None
+    check_seal(text, path)
+    try:
+        return yaml.load(text, PlainLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{wrong}: {' '.join(str(error).split())}") from None
+
+
+def read_text(path: str | os.PathLike, most: int) -> str:
+    """A text file in UTF-8; a ValueError for more than `most` bytes."""
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"received more than {most:,} bytes; allowed: {most:,}")
+    return content.decode("utf-8")
 
 
 def sealed(text: str) -> str:
@@ -185,16 +249,17 @@ def sha256(text: str) -> str:
 def read_json(path: str | os.PathLike, field: str) -> dict:
     """A JSON object from a file; a ValueError that begins with `field` if the file is missing or holds something else."""
     try:
-        return parse_json(Path(path).read_text(encoding="utf-8"), str(path), field)
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_JSON)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{field}: {str(path)!r} cannot be read as JSON ({error})") from None
+    return parse_json(text, str(path), field)
 
 
-def parse_json(text: str, name: str, field: str) -> dict:
+def parse_json(text: str | bytes, name: str, field: str) -> dict:
     """A JSON object from a text; errors are those of `read_json`, with `name` as the path."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = plain_json(text)
+    except ValueError as error:
         raise ValueError(f"{field}: {name!r} cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{field}: {name!r} holds a {type(value).__name__}; allowed: a JSON object")
@@ -204,6 +269,24 @@ def parse_json(text: str, name: str, field: str) -> dict:
 def read_json_or_none(path: str | os.PathLike) -> typing.Any:
     """A JSON file as plain values, or None where there is no file or it is damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return plain_json(read_text(path, MAX_JSON))
     except (OSError, ValueError):
         return None
+
+
+def plain_json(text: str | bytes, depth: int = MAX_DEPTH) -> typing.Any:
+    """The values in a JSON text; a ValueError if it is none, too large, or has values in values deeper than `depth`."""
+    deep = ValueError(f"received values in values; allowed: a depth of {depth}")
+    if len(text) > MAX_JSON:
+        raise ValueError(f"received {len(text):,} characters; allowed: {MAX_JSON:,}")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise deep from None
+    level = [value]
+    for _ in range(depth):
+        parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = list(itertools.chain.from_iterable(parts))
+    if any(isinstance(part, (dict, list)) for part in level):
+        raise deep
+    return value

@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_vit.machine import full_float32
 from keras_vit.model.config import ViTConfig
+from keras_vit.model.saved import load_keras
 from keras_vit.model.vit import ViT, build_vit
 from keras_vit.processes import run_python
 
@@ -167,9 +168,7 @@ def load_model(target: dict) -> ViT:
     Args:
         target: `{"model": path of a .keras file}` or `{"config": fields of a ViTConfig}`; the latter gets random weights.
     """
-    trained = keras.saving.load_model(target["model"], compile=False) if "model" in target else None
-    if trained is not None and not isinstance(trained, ViT):
-        raise ValueError(f"target: {target['model']!r} holds a {type(trained).__name__}; allowed: a ViT")
+    trained = load_keras(target["model"], "target") if "model" in target else None
     config = trained.config if trained is not None else ViTConfig(**target["config"])
     config = dataclasses.replace(config, dropout=0.0, attention_dropout=0.0, drop_path=0.0)
     model = build_vit(config, dtype="float32")

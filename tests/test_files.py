@@ -3,9 +3,18 @@
 import os
 
 import pytest
-from helpers import dead_process
+from helpers import dead_process, one_line_error
 
-from keras_vit.files import atomic_folder, atomic_path, partial_prefix, read_json, read_json_or_none, read_yaml, remove_abandoned
+from keras_vit.files import (
+    atomic_folder,
+    atomic_path,
+    partial_prefix,
+    plain_json,
+    read_json,
+    read_json_or_none,
+    read_yaml,
+    remove_abandoned,
+)
 
 
 def names(folder):
@@ -105,3 +114,52 @@ def test_yaml(tmp_path):
     with pytest.raises(ValueError, match=r"a.yaml: not valid YAML .* line 2") as caught:
         read_yaml(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1]\nb: *x", r"received an alias; allowed: the values themselves .*line 2, column 4"),
+        ("&a [*a]", "received an alias"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]", "received an alias"),
+        ("[" * 900 + "]" * 900, "received values in values; allowed: a depth of 32"),
+        ("- " * 5000, "received values in values; allowed: a depth of 32"),
+        ("[" * 100_000, "received values in values; allowed: a depth of 32"),
+        ("[" + "1," * 60_000 + "]", "received more values; allowed: 50,000"),
+        ("x" * 2**20 + "x", "received more than 1,048,576 bytes; allowed: 1,048,576"),
+        ("{a: 1, b: 2, a: 3}", "received a key twice; allowed: names .*line 1, column 14"),
+        ("? [1]\n: 2", "received a list or mapping as a key"),
+        ("!!python/object/apply:os.system [ls]", "received the tag .*os.system; allowed: none"),
+        ("%TAG ! tag:yaml.org,2002:python/\n---\n!none x", "received the tag tag:yaml.org,2002:python/none"),
+        ("!!binary aGk=", "received the tag tag:yaml.org,2002:binary"),
+        ("a: " + "1" * 101, "received a number of 101 characters; allowed: 100"),
+        ("a: " + ":".join(["1"] * 1000), "received a number of 1,999 characters"),
+        ("a: 0x_", "invalid literal for int"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_yaml_that_is_made_to_harm(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with one_line_error(rf"a.yaml: not valid YAML or JSON in UTF-8: .*{message}"):
+        read_yaml(path)
+
+
+def test_yaml_is_what_json_can_hold(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("[1e-3, 1.5E+2, 2001-01-01, <<, =, null, true, '3', 1_000]")
+    assert read_yaml(path) == [0.001, 150.0, "2001-01-01", "<<", "=", None, True, "3", 1000]
+
+
+def test_json_is_bounded(tmp_path):
+    path = tmp_path / "a.json"
+    for text in ("[" * 100_000, "[" * 33 + "]" * 33, '{"a":' * 40 + "1" + "}" * 40):
+        path.write_text(text)
+        with one_line_error("^checkpoint: '.*a.json' cannot be read as JSON .*received values in values; allowed: a depth of 32"):
+            read_json(path, "checkpoint")
+        assert read_json_or_none(path) is None
+    assert plain_json("[" * 32 + "]" * 32)
+    assert plain_json("[" * 33 + "]" * 33, depth=33)
+    path.write_text('{"a": "' + "x" * 2**24 + '"}')
+    with one_line_error("received more than 16,777,216 bytes"):
+        read_json(path, "checkpoint")

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keras_vit.checks import as_moments, check_number
+from keras_vit.checks import as_moments, check_number, visible
 from keras_vit.cli.command import Parser, check_unused, refuse
 from keras_vit.data.folder import printable
 from keras_vit.export.images import to_model
@@ -32,9 +32,9 @@ from keras_vit.export.report import names_of_classes, read_report
 from keras_vit.export.runtimes import FILES, Runtime
 from keras_vit.files import write_text
 from keras_vit.machine import tune
+from keras_vit.model.saved import load_keras
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.prediction import BATCH_SIZE, Classifier, classifier, find_images, page, predict_files, visible
-from keras_vit.weights.keras import load
+from keras_vit.runs.prediction import BATCH_SIZE, Classifier, classifier, find_images, page, predict_files
 
 MOST = 50  # rows on the screen if all of them are in a file
 SHOWN = 10  # classes counted in the last line
@@ -126,7 +126,7 @@ def open_classifier(options, notes):
     tune()  # keeps what JAX compiles to load a model: seconds, each time
     run, names = run_of(path), ("mean", "std", "class_names", "center_crop")
     stated = {name: getattr(options, name) for name in names}
-    model = run.model() if run else load(path)
+    model = run.model() if run else load_keras(path, "MODEL")
     if not run and not (options.mean and options.std):
         notes.append("mean and std: not in a .keras file; taken where not given: 0.5, 0.5")
     known = {"multi_label": options.multi_label}

@@ -268,12 +268,10 @@ def load_torch(folder, report, threads):
 def load_keras(folder, report, threads):
     """The only loader that needs Keras and this library."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    import keras
-
-    import keras_vit.model.vit  # noqa: F401  registers the classes that the file may have
     from keras_vit.images import normalize
+    from keras_vit.model.saved import load_any_keras
 
-    model = keras.saving.load_model(folder / FILES["keras"], compile=False)
+    model = load_any_keras(folder / FILES["keras"])
 
     def run(images):
         if images.dtype == np.uint8:

@@ -2,11 +2,21 @@
 
 import dataclasses
 import math
+import re
 import typing
 
-from keras_vit.checks import as_pair, check_choice, check_fields, check_int, check_number, make_plain
+from keras_vit.checks import as_pair, check_choice, check_fields, check_number, make_plain, shown
 from keras_vit.model import counts
-from keras_vit.model.limits import POSITIONS, ROTARY, check_heads, check_position, check_rotary, count_prefix_positions, divisors
+from keras_vit.model.limits import (
+    POSITIONS,
+    ROTARY,
+    check_heads,
+    check_patches,
+    check_position,
+    check_rotary,
+    check_sizes,
+    count_prefix_positions,
+)
 
 POOLS = ("cls", "gap", "cls_gap", "map")
 PREFIX_POSITIONS = ("none", "class", "all")
@@ -154,10 +164,7 @@ class ViTConfig:
         make_plain(self)
         for name in ("image_size", "patch_size"):
             object.__setattr__(self, name, as_pair(name, getattr(self, name)))
-        for name in ("channels", "width", "depth", "num_heads", "mlp_dim"):
-            check_int(name, getattr(self, name), at_least=1)
-        for name in ("num_classes", "registers", "pre_logits_dim", "merge_tokens", "pool_heads", "pool_mlp_dim"):
-            check_int(name, getattr(self, name), at_least=0)
+        check_sizes(self)
         for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             check_number(name, getattr(self, name), at_least=0, below=1)
         flags = ("distillation", "qk_norm", "rms_norm", "attention_norm", "mlp_norm", "pre_norm", "norm_after_pool")
@@ -175,10 +182,9 @@ class ViTConfig:
             check_choice(name, getattr(self, name), allowed)
         check_number("layer_scale", self.layer_scale, at_least=0)
         check_number("norm_epsilon", self.norm_epsilon, above=0)
-        for side, image, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
-            if image % patch:
-                raise ValueError(f"patch_size: received {patch}; allowed: the divisors of the image's {side}: {divisors(image)}")
-            if self.stem == "conv" and (patch < 2 or patch & (patch - 1)):
+        check_patches(self.image_size, self.patch_size)
+        for patch in self.patch_size if self.stem == "conv" else ():
+            if patch < 2 or patch & (patch - 1):
                 raise ValueError(f"patch_size: received {patch}; allowed: powers of 2 from 2 on, with stem conv")
         if self.stem == "conv" and self.patch_size[0] != self.patch_size[1]:
             raise ValueError(f"patch_size: received {self.patch_size}; allowed: a square, with stem conv")
@@ -313,7 +319,9 @@ class ViTConfig:
 
 def decode_variant(variant: str) -> dict:
     """The fields that a variant such as "S/16" stands for, as a dictionary."""
-    name, slash, patch = str(variant).rpartition("/")
-    if not slash or name not in VARIANTS or not patch.isdecimal() or int(patch) < 1:
-        raise ValueError(f"variant: received {variant!r}; allowed: NAME/PATCH with NAME one of {', '.join(VARIANTS)}, as in 'S/16'")
+    name, slash, patch = variant.rpartition("/") if isinstance(variant, str) else ("", "", "")
+    if not slash or name not in VARIANTS or not re.fullmatch("0*[1-9][0-9]{0,4}", patch):
+        raise ValueError(
+            f"variant: received {shown(variant)}; allowed: NAME/PATCH with NAME one of {', '.join(VARIANTS)}, as in 'S/16'"
+        )
     return {**VARIANTS[name], "patch_size": int(patch)}

@@ -1,9 +1,27 @@
-"""What positions and heads allow: checks that the configuration and its layers share."""
+"""What positions and heads allow, and how large a model may be: checks that the configuration and its layers share."""
 
-from keras_vit.checks import as_pair, check_choice, check_number
+import math
+
+from keras_vit.checks import as_pair, check_choice, check_int, check_number
 
 POSITIONS = ("learned", "sincos2d", "sincos1d", "none")
 ROTARY = ("none", "centered", "index")
+
+MAX_PATCHES = 2**20
+# From the smallest to the largest value of a field. ViT-22B (arXiv 2302.05442) has width 6,144, depth 48 and mlp_dim 24,576.
+SIZES = {
+    **dict.fromkeys(("channels", "width", "num_heads"), (1, 2**16)),
+    "depth": (1, 2**10),
+    "mlp_dim": (1, 2**20),
+    **dict.fromkeys(("registers", "pool_heads"), (0, 2**16)),
+    **dict.fromkeys(("num_classes", "pre_logits_dim", "merge_tokens", "pool_mlp_dim"), (0, 2**20)),
+}
+
+
+def check_sizes(config):
+    """Raises a ValueError for a size that no model has: building it, or counting its weights, would never end."""
+    for name, (least, most) in SIZES.items():
+        check_int(name, getattr(config, name), least, most)
 
 
 def count_prefix_positions(position: str, prefix_positions: str, class_token: bool, registers: int) -> int:
@@ -43,6 +61,16 @@ def check_rotary(rotary, base, grid, offset, head_dim):
         raise ValueError(f"num_heads: received heads of {head_dim} channels; allowed: multiples of 4 with rotary positions")
 
 
+def check_patches(image_size, patch_size):
+    """Raises a ValueError unless patches divide an image, into `MAX_PATCHES` or fewer."""
+    for side, image, patch in zip(("height", "width"), image_size, patch_size, strict=True):
+        if image % patch:
+            raise ValueError(f"patch_size: received {patch}; allowed: the divisors of the image's {side}: {divisors(image)}")
+    patches = math.prod(image_size) // math.prod(patch_size)
+    if patches > MAX_PATCHES:
+        raise ValueError(f"image_size: received {image_size}, {patches:,} patches; allowed: at most {MAX_PATCHES:,} patches")
+
+
 def check_heads(width, num_heads, name="num_heads"):
     """Raises a ValueError unless the heads divide the width."""
     if num_heads < 1 or width % num_heads:
@@ -50,4 +78,5 @@ def check_heads(width, num_heads, name="num_heads"):
 
 
 def divisors(number):
-    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return ", ".join(map(str, sorted({*small, *(number // divisor for divisor in small)})))

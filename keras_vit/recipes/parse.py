@@ -2,14 +2,16 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
 import jsonargparse
 
-from keras_vit.checks import check_fields, unknown
+from keras_vit.checks import check_fields, check_type, is_integer, plain, shown, unknown
 from keras_vit.files import check_seal, read_yaml
 from keras_vit.model.config import ViTConfig, decode_variant
 from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe
@@ -58,8 +60,7 @@ def read_settings(name: str | os.PathLike, variant: str | None = None, sections:
     further = {section: tree.pop(section, None) or {} for section in sections or {}}
     settings = flatten(tree, f"{path}: ")
     for section, values in further.items():
-        check_fields(sections[section], values, f"{path}: {section}")
-        settings.update({f"{section}.{name}": value for name, value in values.items()})
+        settings.update(flatten_section(section, sections[section], values, f"{path}: "))
     if variant:
         settings.update({f"model.{name}": value for name, value in decode_variant(variant).items()})
     return settings
@@ -97,16 +98,33 @@ def flatten(tree: dict, where: str) -> dict:
     check_fields(Recipe, tree, f"{where}recipe")
     settings = {}
     for key, value in tree.items():
-        if key not in SECTIONS:
-            settings[key] = value
-            continue
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}{key}: received {value!r}; allowed: a mapping of settings")
-        if key == "model" and "variant" in value:
-            value = {**decode_variant(value["variant"]), **{k: v for k, v in value.items() if k != "variant"}}
-        check_fields(SECTIONS[key], value, f"{where}{key}")
-        settings.update({f"{key}.{name}": item for name, item in value.items()})
+        if key in SECTIONS:
+            if key == "model" and isinstance(value, dict) and "variant" in value:
+                value = {**decode_variant(value["variant"]), **{k: v for k, v in value.items() if k != "variant"}}
+            settings.update(flatten_section(key, SECTIONS[key], value, where))
+        else:
+            settings[key] = typed(key, Recipe, key, value, where)
     return settings
+
+
+def flatten_section(section: str, cls, values: dict, where: str) -> dict:
+    """Values {"depth": 4} of a section as {"model.depth": 4}, names and types checked; arguments as of `flatten`."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}{section}: received {shown(values)}; allowed: a mapping of settings")
+    check_fields(cls, values, f"{where}{section}")
+    return {f"{section}.{name}": typed(f"{section}.{name}", cls, name, value, where) for name, value in values.items()}
+
+
+def typed(setting: str, cls, name: str, value, where: str):
+    """The value of a field of a data class; a ValueError unless it is of the field's type."""
+    value = plain(value)
+    if isinstance(value, dict):  # classes may have numbers as names
+        value = {str(key) if is_integer(key) else key: each for key, each in value.items()}
+    check_type(f"{where}{setting}", value.tolist() if hasattr(value, "tolist") else value, hints_of(cls)[name])
+    return value
+
+
+hints_of = functools.cache(typing.get_type_hints)
 
 
 def recipe_parser(parser: jsonargparse.ArgumentParser | None = None) -> jsonargparse.ArgumentParser:

@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 
-from keras_vit.checks import check_int, check_number, make_plain
+from keras_vit.checks import check_int, check_number, check_types, make_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Stage:
 
     def __post_init__(self):
         make_plain(self)
+        check_types(self, "augment")
         check_number("until", self.until, above=0, below=1)
         check_number("image_scale", self.image_scale, above=0, at_most=1)
         check_number("patch_scale", self.patch_scale, at_least=1)

@@ -6,7 +6,19 @@ import typing
 
 import yaml
 
-from keras_vit.checks import as_moments, check_choice, check_fields, check_int, check_number, check_seed, make_plain, unknown
+from keras_vit.checks import (
+    as_moments,
+    check_choice,
+    check_fields,
+    check_int,
+    check_number,
+    check_seed,
+    check_types,
+    make,
+    make_plain,
+    shown,
+    unknown,
+)
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.dataset import DataSet, load_data
 from keras_vit.data.labels import KINDS
@@ -107,6 +119,7 @@ class TrainConfig:
 
     def __post_init__(self):
         make_plain(self)
+        check_types(self, "monitor")
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             check_int(name, getattr(self, name), at_least=1)
         if self.steps_per_epoch is not None:
@@ -114,7 +127,8 @@ class TrainConfig:
         check_int("patience", self.patience, at_least=0)
         if isinstance(self.class_weights, dict):
             for name, weight in self.class_weights.items():
-                check_number(f"class_weights: {name}", weight, at_least=0)
+                check_number(f"class_weights: {shown(name)}", weight, at_least=0)
+            check_types(self, "class_weights")
         else:
             check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
         check_choice("loss", self.loss, LOSSES)
@@ -122,7 +136,7 @@ class TrainConfig:
         check_choice("sampling", self.sampling, SAMPLING)
         if self.sampling == self.class_weights == "balanced":
             raise ValueError("class_weights: received 'balanced'; allowed: none with sampling=balanced, which balances the classes")
-        if not str(self.monitor).startswith(RECALL):
+        if not self.monitor.startswith(RECALL):
             check_choice("monitor", self.monitor, tuple(dict.fromkeys(("auto", *SINGLE_MONITORS, *MULTI_MONITORS))))
         check_number("learning_rate", self.learning_rate, above=0)
         check_number("warmup_epochs", self.warmup_epochs, at_least=0)
@@ -137,7 +151,8 @@ class TrainConfig:
         check_choice("distribute", self.distribute, DISTRIBUTIONS)
         check_choice("jit", self.jit, JITS)
         for name, kind in (("stages", Stage), ("extensions", Extension)):
-            parts = [kind(**part) if isinstance(part, dict) else part for part in getattr(self, name)]
+            check_types(self, name)
+            parts = [part if isinstance(part, kind) else make(kind, part, name) for part in getattr(self, name)]
             object.__setattr__(self, name, parts)
         for before, stage in itertools.pairwise(self.stages):
             if stage.until <= before.until:
@@ -222,9 +237,7 @@ class FinetuneConfig:
 
     def __post_init__(self):
         make_plain(self)
-        for name in ("checkpoint", "architecture"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}: received {getattr(self, name)!r}; allowed: a string")
+        check_types(self, "checkpoint", "architecture")
         check_choice("source", self.source, SOURCES)
         check_choice("method", self.method, METHODS)
         check_choice("keep_head", self.keep_head, (True, False))
@@ -244,7 +257,7 @@ class FinetuneConfig:
         for name in names:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             if value != default:
-                raise ValueError(f"{name}: received {value!r}; allowed: {default!r} {where}")
+                raise ValueError(f"{name}: received {shown(value)}; allowed: {default!r} {where}")
 
     def check_model(self, model: ViTConfig) -> None:
         """Raises a ValueError for settings that do not fit a model."""
@@ -303,9 +316,10 @@ class Recipe:
     def __post_init__(self):
         make_plain(self)
         check_seed(self.seed)
+        check_types(self, "model", "data_dir", "augment", "train", "finetune")
         if not isinstance(self.data, str) or not self.data:
             raise ValueError(
-                f"data: received {self.data!r}; allowed: auto, digits, folder:PATH, csv:FILE, arrays:FILE.npz or a TFDS name"
+                f"data: received {shown(self.data)}; allowed: auto, digits, folder:PATH, csv:FILE, arrays:FILE.npz or a TFDS name"
             )
         check_choice("labels", self.labels, KINDS)
         if self.model.data_format != "channels_last":

@@ -8,7 +8,6 @@ import dataclasses
 import glob
 import io
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_vit.checks import as_moments, check_int, check_number
+from keras_vit.checks import as_moments, check_int, check_number, visible
 from keras_vit.data.decode import one_line, parallel, picture, read_image
 from keras_vit.data.folder import image_files, printable
 from keras_vit.images import normalize
@@ -25,7 +24,6 @@ from keras_vit.model.vit import ViT
 BATCH_SIZE = 64
 THRESHOLD = 0.5  # probability above which a class is on an image that may have several
 SHOWN = 3  # files named in a note
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # a terminal would obey them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,11 +226,6 @@ def read(file, classifier):
     except Exception as error:  # Pillow's parsers raise whatever a broken file leads them to
         reason = getattr(error, "strerror", None) or one_line(error)
         return visible(reason.removeprefix("image: ").replace(f" {str(file)!r}", ""))
-
-
-def visible(text: str) -> str:
-    """A text that a terminal shows and does not obey: control characters become escapes."""
-    return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def ranked(classifier, names, images, choose, size=0, thumbnails=False):

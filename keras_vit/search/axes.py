@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 from keras_tuner import HyperParameters
 
-from keras_vit.checks import check_choice, check_fields, check_number
+from keras_vit.checks import check_choice, check_number, check_types, shown
 from keras_vit.files import read_yaml
 from keras_vit.model.config import POOLS, STEMS
+from keras_vit.recipes.parse import flatten_section
 from keras_vit.recipes.schema import Recipe
 
 Axis = str | int | float | list[typing.Any] | None
 
 INTEGERS = ("patch_size", "depth", "num_heads", "head_dim", "batch_size")
 NAMES = {"stem": STEMS, "pool": POOLS}
+LARGEST = 2**16  # integer of an axis, whose values are listed
 LOGARITHMIC = ("learning_rate", "weight_decay")
 MOST_PATCHES, FEWEST_PATCHES = 256, 4  # the bounds of `patch_size: auto`
 DIGITS = 4  # of searched real numbers: recipes stay readable, and values survive messages between machines
@@ -57,6 +59,9 @@ class SpaceConfig:
     batch_size: Axis = "64,128,256"
     augment: Axis = "0..1"
 
+    def __post_init__(self):
+        check_types(self)
+
 
 def read_space(path: str | os.PathLike) -> dict[str, Axis]:
     """Every axis of a YAML or JSON file of axes, {"depth": "2..8", ...}; an axis that the file does not name is None.
@@ -72,7 +77,7 @@ def read_space(path: str | os.PathLike) -> dict[str, Axis]:
     axes = read_yaml(path)
     if not isinstance(axes, dict):
         raise ValueError(f"{path}: received a {type(axes).__name__}; allowed: a mapping of axes, such as depth: 2..8")
-    check_fields(SpaceConfig, axes, str(path))
+    flatten_section("space", SpaceConfig, axes, f"{path}: ")
     return {field.name: axes.get(field.name) for field in dataclasses.fields(SpaceConfig)}
 
 
@@ -85,14 +90,14 @@ def add_axis(hyperparameters: HyperParameters, name: str, spec: Axis, recipe: Re
     if isinstance(spec, str) and ".." in spec:
         low, high = (read_value(name, part) for part in spec.split("..", 1))
         if low > high:
-            raise ValueError(f"space.{name}: received {spec!r}; allowed: a range LOW..HIGH with LOW below HIGH")
+            raise ValueError(f"space.{name}: received {shown(spec)}; allowed: a range LOW..HIGH with LOW below HIGH")
         if low == high:
             hyperparameters.Fixed(name, low)
         elif name in INTEGERS:
             hyperparameters.Int(name, low, high)
         elif name in LOGARITHMIC:
             if low <= 0:
-                raise ValueError(f"space.{name}: received {spec!r}; allowed: a logarithmic range, which begins above 0")
+                raise ValueError(f"space.{name}: received {shown(spec)}; allowed: a logarithmic range, which begins above 0")
             hyperparameters.Float(name, low, high, sampling="log")
         else:
             hyperparameters.Float(name, low, high)
@@ -100,7 +105,7 @@ def add_axis(hyperparameters: HyperParameters, name: str, spec: Axis, recipe: Re
     parts = spec.split(",") if isinstance(spec, str) else spec if isinstance(spec, list) else [spec]
     values = list(dict.fromkeys(read_value(name, part) for part in parts))
     if not values:
-        raise ValueError(f"space.{name}: received {spec!r}; allowed: a range such as 2..8, or values such as 2,4,8")
+        raise ValueError(f"space.{name}: received {shown(spec)}; allowed: a range such as 2..8, or values such as 2,4,8")
     if len(values) == 1:
         hyperparameters.Fixed(name, values[0])
     else:
@@ -114,14 +119,16 @@ def read_value(name, text):
         check_choice(f"space.{name}", text, NAMES[name])
         return text
     try:
-        value = float(text)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"space.{name}: received {text!r}; allowed: a number, a range such as 2..8 or values such as 2,4,8"
-        ) from None
+        value = math.nan if isinstance(text, bool) else float(text)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        allowed = "a number, a range such as 2..8 or values such as 2,4,8"
+        raise ValueError(f"space.{name}: received {shown(text)}; allowed: {allowed}")
     if name in INTEGERS:
-        if value != int(value) or value < 1:
-            raise ValueError(f"space.{name}: received {text}; allowed: integers of at least 1")
+        if value != int(value) or not 1 <= value <= LARGEST:
+            bounds = f"from 1 to {LARGEST:,}" if value > LARGEST else "of at least 1"
+            raise ValueError(f"space.{name}: received {value:g}; allowed: integers {bounds}")
         return int(value)
     bounds = {
         "mlp_ratio": {"above": 0},

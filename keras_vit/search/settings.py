@@ -5,7 +5,7 @@ import math
 import re
 import typing
 
-from keras_vit.checks import check_int, check_number, make_plain, unknown
+from keras_vit.checks import check_int, check_number, check_types, make_plain, shown, unknown
 from keras_vit.recipes.schema import RECALL
 
 METHODS = ("bayesian", "random", "grid", "hyperband")
@@ -58,11 +58,12 @@ class SearchConfig:
 
     def __post_init__(self):
         make_plain(self)
+        check_types(self)
         names = self.objective.split(",")
         if not is_quality(names[0]) or len(set(names)) != len(names) or not set(names[1:]) <= set(COSTS):
             qualities = ", ".join((*SINGLE_QUALITIES, *MULTI_QUALITIES))
             allowed = f"one of {qualities}, {RECALL}CLASS, and after it any of {', '.join(COSTS)}"
-            raise ValueError(f"objective: received {self.objective!r}; allowed: {allowed}")
+            raise ValueError(f"objective: received {shown(self.objective)}; allowed: {allowed}")
         for name in ("workers", "seeds"):
             check_int(name, getattr(self, name), at_least=1)
         check_int("retrain", self.retrain, at_least=0)
@@ -146,7 +147,7 @@ def read_budget(name, text):
 def read_quantity(name, text, units, allowed):
     match = re.fullmatch(rf"(\d+\.?\d*(?:e[+-]?\d+)?)\s*({units})", str(text).strip().lower())
     if not match or not 0 < float(match[1]) < math.inf:
-        raise ValueError(f"{name}: received {text!r}; allowed: {allowed}")
+        raise ValueError(f"{name}: received {shown(text)}; allowed: {allowed}")
     return float(match[1]), match[2]
 
 

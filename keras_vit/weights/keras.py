@@ -1,15 +1,14 @@
 """Run folders and `.keras` files of this library."""
 
-import zipfile
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from keras_vit.model.adapters import merged_weights
+from keras_vit.model.saved import load_keras
 from keras_vit.model.vit import ViT
 from keras_vit.runs.folder import RunFolder
-from keras_vit.weights.checkpoint import Checkpoint, wrong
+from keras_vit.weights.checkpoint import Checkpoint
 
 
 def open_keras(path: Path) -> Checkpoint:
@@ -21,23 +20,10 @@ def open_keras(path: Path) -> Checkpoint:
         names = run.summary.get("class_names") if run.is_finished else None
         notes = ()
     else:
-        model, mean, std, names = load(path), [0.5], [0.5], None
+        model, mean, std, names = load_keras(path, "checkpoint"), [0.5], [0.5], None
         notes = ("mean and std: not in a .keras file; taken: 0.5, 0.5",)
     weights = float_weights(model, f"checkpoint: {str(path)!r}")
     return Checkpoint("keras", path, model.config, mean, std, names, weights.__getitem__, notes=notes)
-
-
-def load(path):
-    """The `ViT` in a .keras file; a ValueError if there is none."""
-    if not zipfile.is_zipfile(path):
-        raise wrong(path, "an intact .keras file")
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise wrong(path, "a .keras file that can be loaded", error) from None
-    if not isinstance(model, ViT):
-        raise wrong(path, "a ViT of this library", f"it holds a {type(model).__name__}")
-    return model
 
 
 def float_weights(model: ViT, where: str) -> dict[str, np.ndarray]:

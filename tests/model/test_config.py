@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 
 from keras_vit import VARIANTS, ViTConfig, build_vit
+from keras_vit.model.limits import check_heads, divisors
 from keras_vit.recipes.schema import Recipe, TrainConfig
 
 TINY = {"image_size": (16, 24), "patch_size": (4, 4), "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
@@ -252,3 +254,36 @@ def test_unknown_fields_get_a_hint():
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ViTConfig().width = 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 1_000_000_007}, "image_size: received 1000000007; allowed: an integer from 1 to 65536"),
+        ({"width": 1_000_000_007, "num_heads": 2}, "width: received 1000000007; allowed: an integer from 1 to 65536"),
+        ({"depth": 10**6}, "depth: received 1000000; allowed: an integer from 1 to 1024"),
+        ({"mlp_dim": 10**5000}, "mlp_dim: received an integer of 16,610 bits; allowed: an integer from 1 to 1048576"),
+        (
+            {"image_size": 4096, "patch_size": 2},
+            r"image_size: received \(4096, 4096\), 4,194,304 patches; allowed: at most 1,048,576",
+        ),
+        ({"image_size": 65_521}, "patch_size: received 16; allowed: the divisors of the image's height: 1, 65521$"),
+        ({"layer_scale": 10**400}, "layer_scale: received an integer of 1,329 bits; allowed: a number"),
+        ({"pool": "x" * 10**6}, "pool: received 'xxx"),
+    ],
+)
+def test_sizes_of_no_model_are_refused_at_once(settings, message):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        ViTConfig(**settings)
+    assert time.monotonic() - began < 1
+    assert len(str(caught.value)) < 600
+
+
+def test_divisors_are_complete_and_quick():
+    for number in (1, 2, 12, 49, 97, 360):
+        assert divisors(number) == ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"num_heads: received 2; allowed: the divisors of width 1000000007: 1, 1000000007$"):
+        check_heads(1_000_000_007, 2)
+    assert time.monotonic() - began < 1

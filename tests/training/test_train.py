@@ -180,10 +180,10 @@ def test_a_stage_goes_on_where_the_last_one_ended():
     [
         ([{"until": 0.5, "image_scale": 0.6}], "stages: patch_size: received 2; allowed: the divisors"),
         ([{"until": 0.5, "patch_scale": 2}], "stages: patch_scale: received 2; allowed: 1 with stem=conv"),
-        ([{"until": 0.5, "image_scale": 2}], "image_scale: received 2.0; allowed: a number"),
+        ([{"until": 0.5, "image_scale": 2}], "train.stages.image_scale: received 2; allowed: a number"),
         ([{"until": 0.5}, {"until": 0.4}], "stages: received until 0.4 after 0.5; allowed: each later than the last"),
         ([{"until": 1.0}], "until: received 1.0"),
-        ([{"until": 0.5, "patch_dropout": 1}], "patch_dropout: received 1.0; allowed: a number"),
+        ([{"until": 0.5, "patch_dropout": 1}], "train.stages.patch_dropout: received 1; allowed: a number"),
         ([{"until": 0.5, "augment": {"cutmx": 1}}], "stages: augment: received 'cutmx' (did you mean 'cutmix'?)"),
         ([{"until": 0.5, "augment": {"cutmix": -1}}], "stages: cutmix: received -1; allowed: a number"),
     ],
