@@ -1,15 +1,17 @@
 """A .npz file of arrays as a data set."""
 
-import zipfile
+import math
 from pathlib import Path
 
 import numpy as np
 
-from keras_vit.data.decode import CONVERTED, one_line, to_shape
-from keras_vit.data.labels import is_multi
-from keras_vit.machine import memory_limit
+from keras_vit.archives import open_arrays
+from keras_vit.checks import visible
+from keras_vit.data.decode import CONVERTED, to_shape
+from keras_vit.data.labels import check_memory, is_multi
 
 SUFFIXES = {"train": "train", "validation": "val", "test": "test"}  # arrays x_train, y_train and so on
+MAX_LABEL = 2**20 - 1
 
 
 def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]]:
@@ -19,7 +21,7 @@ def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]
         path: A .npz file with x_train, y_train and, if it has them, x_val, y_val, x_test, y_test: images (N, H, W) or
             (N, H, W, C), uint8 or float from 0 to 1, and whole numbers (N,) from 0 on. Each number in y_train is a class, and its
             name: {0, 255} are two classes. Labels of zeros and ones (N, K), K of at least 2, are multi-hot: any number of classes
-            an image.
+            an image, and at least one training image for each class.
         shape: (H, W, C) wanted.
 
     Raises:
@@ -28,44 +30,50 @@ def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]
     arrays, parts = load(path), {}
     for part, suffix in SUFFIXES.items():
         x, y = f"x_{suffix}", f"y_{suffix}"
-        if part != "train" and x not in arrays and y not in arrays:
+        if part != "train" and x not in arrays.shapes and y not in arrays.shapes:
             continue
         for key in (x, y):
-            if key not in arrays:
-                raise ValueError(f"{key}: received none in {path!r}, which has {', '.join(sorted(arrays))}; allowed: an array")
-        images, labels = pixels(arrays[x], x, shape[-1]), read_labels(arrays[y], y)
+            if key not in arrays.shapes:
+                held = visible(", ".join(sorted(arrays.shapes)[:10]))
+                raise ValueError(f"{key}: received none in {path!r}, which has {held}; allowed: an array")
+        try:
+            images, labels = arrays.read(x), arrays.read(y)
+        except ValueError as error:
+            raise ValueError(f"data: received {f'arrays:{path}'!r}, which is damaged ({error}); allowed: intact arrays") from None
+        images, labels = pixels(images, x, shape[-1]), read_labels(labels, y)
         if len(images) != len(labels):
             raise ValueError(f"{y}: received {len(labels):,} labels; allowed: {len(images):,}, the images of {x}")
+        check_memory(f"{x}: received {len(images):,} images, in {shape[0]}x{shape[1]}x{shape[2]}", len(images) * math.prod(shape))
         parts[part] = (to_shape(images, shape), labels)
     trained = parts["train"][1]
     for part, (_, labels) in parts.items():
         if labels.shape[1:] != trained.shape[1:]:
             raise ValueError(f"y_{SUFFIXES[part]}: received shape {labels.shape}; allowed: {('N', *trained.shape[1:])}, as y_train")
     if is_multi(trained):
+        for label in np.flatnonzero(~trained.any(axis=0)):
+            raise ValueError(f"y_train: received no image of class {label}, of {trained.shape[1]:,}; allowed: one or more of each")
         return parts, [str(label) for label in range(trained.shape[1])]
     values = np.unique(trained)
     for part, (_, labels) in parts.items():
         unknown = np.setdiff1d(labels, values)
         if len(unknown):
-            shown = ", ".join(map(str, values[:10])) + ", ..." * (len(values) > 10)
-            raise ValueError(f"y_{SUFFIXES[part]}: received label {unknown[0]}; allowed, as in y_train: {shown}")
+            known = ", ".join(map(str, values[:10])) + ", ..." * (len(values) > 10)
+            raise ValueError(f"y_{SUFFIXES[part]}: received label {unknown[0]}; allowed, as in y_train: {known}")
     parts = {part: (images, np.searchsorted(values, labels)) for part, (images, labels) in parts.items()}
     return parts, [str(value) for value in values]
 
 
 def load(path):
+    """The archive, opened."""
     file, received = Path(path).expanduser(), f"data: received {f'arrays:{path}'!r}"
     if not file.is_file():
         raise ValueError(f"{received}: there is no such file; allowed: arrays:FILE.npz")
     try:
-        with zipfile.ZipFile(file) as archive:
-            size, limit = sum(info.file_size for info in archive.infolist()), memory_limit()
-        if size <= limit:
-            with np.load(file, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{received}, which cannot be read ({one_line(error)}); allowed: a .npz file of numbers") from error
-    raise ValueError(f"{received} of {size:,} bytes; allowed: a third of the free memory, {limit:,}")
+        arrays = open_arrays(file)
+    except ValueError as error:
+        raise ValueError(f"{received}, which cannot be read ({error}); allowed: a .npz file of numbers") from None
+    check_memory(received, arrays.bytes)
+    return arrays
 
 
 def pixels(images, key, channels):
@@ -97,6 +105,7 @@ def read_labels(labels, key):
         return labels.astype(np.int8)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= 2**20:
-        raise ValueError(f"{key}: received {labels.dtype} of shape {labels.shape}; allowed: whole numbers (N,) from 0 on")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() > MAX_LABEL:
+        allowed = f"whole numbers (N,) from 0 to {MAX_LABEL}"
+        raise ValueError(f"{key}: received {labels.dtype} of shape {labels.shape}; allowed: {allowed}")
     return labels.astype(np.int64)

@@ -1,5 +1,6 @@
 """What is known of files that have not changed since, kept in the user's cache: the next run does not read them again."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vit.archives import open_arrays
 from keras_vit.files import atomic_path
 
 CHECKED = Path("~/.cache/keras_vit/checked")
@@ -22,11 +24,9 @@ def remembered(kind: str, files: Iterable[str | os.PathLike], find: Callable[[],
     """
     state = hashlib.sha256("\n".join([kind, *map(state_of, files)]).encode("utf-8", "surrogateescape")).hexdigest()
     known = CHECKED.expanduser() / f"{state[:32]}.npz"
-    try:
-        with np.load(known, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError):
-        pass
+    with contextlib.suppress(ValueError):
+        arrays = open_arrays(known)
+        return {name: arrays.read(name) for name in arrays.shapes}
     found = find()
     try:
         known.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from keras_vit.data.arrays import read_arrays
 from keras_vit.data.decode import crop, picture
 from keras_vit.data.digits import read_digits
 from keras_vit.data.folder import read_folder
-from keras_vit.data.labels import KINDS, Members, choose, choose_multi, is_known, is_multi, members_of, multi_hot
+from keras_vit.data.labels import KINDS, Members, check_memory, choose, choose_multi, is_known, is_multi, members_of, multi_hot
 from keras_vit.data.photos import Photos
 from keras_vit.data.seeds import SPLIT, generator
 from keras_vit.data.table import read_csv
@@ -222,7 +222,9 @@ def read_source(
         parts, names = read_tfds(name, data_dir, shape, notes)
     if labels == "single" and is_multi(parts["train"][1]):
         raise ValueError(f"labels: received 'single'; allowed: multi or auto, for the labels (N, K) of {name}")
-    if labels == "multi":
+    if labels == "multi" and not is_multi(parts["train"][1]):
+        count = sum(len(given) for _, given in parts.values())
+        check_memory(f"labels: received 'multi', for {count:,} images of {len(names):,} classes,", count * len(names))
         parts = {part: (images, multi_hot(given, len(names))) for part, (images, given) in parts.items()}
     return parts, names
 

@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_vit.machine import memory_limit
+
 KINDS = ("auto", "single", "multi")  # of labels, as a recipe asks for them
 
 
@@ -19,6 +21,12 @@ def is_multi(labels: np.ndarray) -> bool:
 def is_known(labels: np.ndarray) -> np.ndarray:
     """Whether each image (N,) has labels: -1 stands for an image that cannot be read."""
     return labels[:, 0] >= 0 if is_multi(labels) else labels >= 0
+
+
+def check_memory(received: str, size: int) -> None:
+    """Raises a ValueError that begins with `received` if `size` bytes are more than `memory_limit` allows."""
+    if size > (limit := memory_limit()):
+        raise ValueError(f"{received} of {size:,} bytes; allowed: a third of the free memory, {limit:,}")
 
 
 def multi_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:

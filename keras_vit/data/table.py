@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_vit.data.decode import one_line
 from keras_vit.data.folder import PART_NAMES, Files, printable
-from keras_vit.data.labels import class_counts, is_multi
+from keras_vit.data.labels import check_memory, class_counts, is_multi
 from keras_vit.data.photos import collect
 
 # Names of the columns, in any case.
@@ -70,6 +70,8 @@ def read_csv(path: str, shape: tuple[int, int, int], notes: list[str], kind: str
     position, parts = {name: index for index, name in enumerate(class_names)}, {}
     for part in dict.fromkeys(row.part for row in rows):
         chosen = [index for index, row in enumerate(rows) if row.part == part]
+        if multi:
+            check_memory(f"{received} with {len(chosen):,} rows and {len(class_names):,} labels,", len(chosen) * len(class_names))
         labels = np.zeros((len(chosen), len(class_names)), np.int8) if multi else np.zeros(len(chosen), np.int64)
         for place, index in enumerate(chosen):
             for name in names_of_rows[index]:

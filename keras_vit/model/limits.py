@@ -7,11 +7,11 @@ from keras_vit.checks import as_pair, check_choice, check_int, check_number
 POSITIONS = ("learned", "sincos2d", "sincos1d", "none")
 ROTARY = ("none", "centered", "index")
 
-MAX_PATCHES = 2**20
+MAX_PATCHES, MAX_DEPTH = 2**20, 2**10
 # From the smallest to the largest value of a field. ViT-22B (arXiv 2302.05442) has width 6,144, depth 48 and mlp_dim 24,576.
 SIZES = {
     **dict.fromkeys(("channels", "width", "num_heads"), (1, 2**16)),
-    "depth": (1, 2**10),
+    "depth": (1, MAX_DEPTH),
     "mlp_dim": (1, 2**20),
     **dict.fromkeys(("registers", "pool_heads"), (0, 2**16)),
     **dict.fromkeys(("num_classes", "pre_logits_dim", "merge_tokens", "pool_mlp_dim"), (0, 2**20)),

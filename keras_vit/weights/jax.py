@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.files import atomic_path
+from keras_vit.archives import BFLOAT16, open_arrays
+from keras_vit.files import atomic_path, plain_json
 from keras_vit.model.config import ViTConfig
+from keras_vit.model.limits import MAX_DEPTH
 from keras_vit.weights.checkpoint import Checkpoint, wrong
 from keras_vit.weights.prefix import place_prefix
 from keras_vit.weights.rows import Row, check_tensors, save_rows, weight_reader
 from keras_vit.weights.settings import cannot_hold, check_rank, read_moments, refuse_unless, square_side
 
-MAX_BYTES = 64 * 2**30  # of all arrays of a file by their headers; ViT-22B in bfloat16 has 44 GB
+MAX_EXPANSION, SMALL = 16, 2**26  # of a compressed file, and bytes of one that may expand more: trained weights hardly shrink
 PREFIXES = ("", "params/", "opt/target/", "img/", "params/img/")
 UNUSED = r"(params/)?(t|b|bias_init|txt/.*)|opt/(?!target/).*"  # SigLIP's temperature, bias and text tower, an optimizer's state
 
@@ -133,13 +135,21 @@ def read_config(shapes: dict, settings: dict) -> tuple[ViTConfig, str]:
 
 def open_jax(path: Path) -> Checkpoint:
     """Opens an .npz file."""
-    stored, settings = npz_shapes(path)
+    try:
+        archive = open_arrays(path)
+        if archive.bytes > max(MAX_EXPANSION * path.stat().st_size, SMALL):
+            raise ValueError(f"its arrays have {archive.bytes:,} bytes; allowed: {MAX_EXPANSION} times those of the file")
+    except ValueError as error:
+        raise wrong(path, "an intact .npz file of arrays", error) from None
+    stored, settings = archive.shapes, settings_in(archive.comment)
     prefix = next((p for p in PREFIXES if f"{p}embedding/kernel" in stored), "")
     stored = {name: shape for name, shape in stored.items() if not re.fullmatch(UNUSED, name)}
     # If big_vision scans over the blocks, one array holds a tensor of all blocks.
     shapes, places = {}, {}
     for name, shape in stored.items():
         match = re.fullmatch(rf"({re.escape(prefix)}Transformer/)encoderblock/(.*)", name)
+        if match and not (shape and 1 <= shape[0] <= MAX_DEPTH):
+            raise wrong(path, f"{name} with a row for each of 1 to {MAX_DEPTH} blocks", f"it has shape {shape}")
         for block in range(shape[0]) if match else [None]:
             full = name if block is None else f"{match[1]}encoderblock_{block}/{match[2]}"
             shapes[full], places[full] = shape if block is None else shape[1:], (name, block)
@@ -150,11 +160,10 @@ def open_jax(path: Path) -> Checkpoint:
     def read(name):
         name, block = places[name]
         try:
-            with np.load(path, allow_pickle=False) as file:
-                array = file[name]
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise wrong(path, "an intact .npz file", error) from None
-        if array.dtype == np.dtype("V2"):  # bfloat16, unknown to NumPy: the upper half of a float32
+            array = archive.read(name)
+        except ValueError as error:
+            raise wrong(path, "an intact .npz file of arrays", error) from None
+        if array.dtype == BFLOAT16:  # the upper half of a float32
             array = (array.view("uint16").astype("uint32") << 16).view("float32")
         return array if block is None else array[block]
 
@@ -165,30 +174,13 @@ def open_jax(path: Path) -> Checkpoint:
     return Checkpoint("jax", path, config, *moments, names, weight_reader(rows, read))
 
 
-def npz_shapes(path):
-    """Names and shapes of the arrays of an .npz file, from their headers, and the settings in its comment."""
-    shapes, total = {}, 0
+def settings_in(comment: bytes) -> dict:
+    """The settings in the comment of a file that this library wrote."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                with archive.open(entry) as file:
-                    version = np.lib.format.read_magic(file)
-                    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-                    shape, _, dtype = reader(file)
-                if dtype.hasobject:
-                    raise ValueError(f"{entry.filename} holds Python objects, which are never read")
-                total += dtype.itemsize * int(np.prod(shape, dtype="float64"))
-                if total > MAX_BYTES:
-                    raise ValueError(f"by their headers its arrays have over {MAX_BYTES >> 30} GiB")
-                shapes[entry.filename.removesuffix(".npy")] = shape
-            comment = archive.comment
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise wrong(path, "an intact .npz file of arrays", error) from None
-    try:
-        settings = json.loads(comment)["keras_vit"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        settings = plain_json(comment)["keras_vit"]
+    except (ValueError, KeyError, TypeError):
         settings = {}
-    return shapes, settings if isinstance(settings, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def save_jax(config: ViTConfig, weights: dict, path: Path, mean: list, std: list, class_names: list | None) -> None:

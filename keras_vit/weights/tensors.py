@@ -1,15 +1,18 @@
 """The tensors of safetensors files, in one file or in shards. Pickles, which can run any code, are never read."""
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from keras_vit.checks import shown
 from keras_vit.files import read_json
 from keras_vit.weights.checkpoint import wrong
 
+MAX_HEADER = 2**24  # bytes; 1,000 tensors take some 100,000
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 
 
@@ -24,28 +27,47 @@ def open_safetensors(files: Mapping[Path, list[str] | None]) -> tuple[dict, Call
     """
     shapes, places = {}, {}
     for path, names in files.items():
-        if not path.is_file():
-            raise wrong(path, "an existing file")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                held = list(file.keys())
-                for name in held:
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-                    places[name] = path
-        except (SafetensorError, OSError) as error:
-            raise wrong(path, "an intact safetensors file", error) from None
+        with opened(path) as file:
+            held = list(file.keys())
+            for name in held:
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+                places[name] = path
         for name in names or ():
             if name not in held:
                 raise wrong(path, f"a file with {name!r}, as the index says")
 
     def read(name):
-        try:
-            with safe_open(places[name], framework="numpy") as file:
-                return file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise wrong(places[name], "an intact safetensors file", error) from None
+        with opened(places[name]) as file:
+            try:
+                tensor = file.get_tensor(name)
+            except (TypeError, AttributeError, ValueError):  # a type or a shape that NumPy does not have
+                tensor = None
+            if tensor is None or tensor.dtype.kind == "c":
+                received = f"{shown(name)} is {file.get_slice(name).get_dtype()} {shown(shapes[name])}"
+                raise wrong(places[name], "tensors of real numbers that NumPy knows", received)
+            return tensor
 
     return shapes, read
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file, its header checked: offsets that overlap, lie outside or leave gaps are refused.
+
+    Raises:
+        ValueError: For a file that is missing, cut short or damaged, or whose header is larger than `MAX_HEADER`.
+    """
+    if not path.is_file():
+        raise wrong(path, "an existing file")
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise wrong(path, f"a header of at most {MAX_HEADER:,} bytes", f"it has {length:,}")
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise wrong(path, "an intact safetensors file", error) from None
 
 
 def split_rows(shapes: dict, read: Callable, packed: Mapping, first: Callable[[int], int]) -> tuple[dict, Callable]:

@@ -7,7 +7,6 @@ What their tensors are called, and what the architecture's name tells, stands in
 import json
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.numpy import save
 
 from keras_vit.files import atomic_folder, atomic_path, parse_json, read_json, write_json
@@ -17,7 +16,7 @@ from keras_vit.weights.checkpoint import Checkpoint
 from keras_vit.weights.prefix import place_prefix
 from keras_vit.weights.rows import check_tensors, save_rows, weight_reader
 from keras_vit.weights.settings import check_found, read_moments, read_setting
-from keras_vit.weights.tensors import join_rows, open_safetensors, safetensors_files, split_rows
+from keras_vit.weights.tensors import join_rows, open_safetensors, opened, safetensors_files, split_rows
 
 NORMALISATION = {
     "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
@@ -62,7 +61,7 @@ def open_timm(path: Path, architecture: str | None) -> Checkpoint:
 
 def file_settings(path):
     """The settings in the metadata of a safetensors file that this library wrote; empty for other files."""
-    with safe_open(path, framework="numpy") as file:
+    with opened(path) as file:
         text = (file.metadata() or {}).get("timm")
     return parse_json(text, str(path), "checkpoint") if text else {}
 

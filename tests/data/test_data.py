@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import wait_for
 
-from keras_vit.data import arrays, dataset, network, tfds
+from keras_vit.data import dataset, labels, network, tfds
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.batches import evaluation_batches, training_batch, training_batches
 from keras_vit.data.dataset import Split, load_data
@@ -283,7 +283,7 @@ def test_images_of_train_among_the_others_are_counted(tmp_path):
         ({"x_train": np.full((40, 6, 7), 2.0)}, "^x_train: received float64 from 2.0 to 2.0; allowed: uint8, or float from 0 to 1"),
         ({"x_train": np.full((40, 6, 7), np.nan)}, "^x_train: received float64 from nan"),
         ({"x_train": np.zeros((40, 6, 7), np.int32)}, "^x_train: received int32; allowed: uint8, or float"),
-        ({"x_train": np.array([None] * 40)}, "allow_pickle=False"),
+        ({"x_train": np.array([None] * 40)}, "holds Python objects, which are never read"),
         ({"y_train": np.arange(39)}, "^y_train: received 39 labels; allowed: 40, the images of x_train"),
         ({"y_train": np.arange(40) - 1}, "^y_train: received .*; allowed: whole numbers"),
         ({"y_train": np.ones(40)}, "^y_train: received .*; allowed: whole numbers"),
@@ -307,7 +307,7 @@ def test_arrays_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"^data: received 'arrays:.*text.npz', which cannot be read"):
         load_data(f"arrays:{tmp_path}/text.npz", image_size=8)
     name = save(tmp_path / "big.npz", **grey_arrays())
-    monkeypatch.setattr(arrays, "memory_limit", lambda: 1000)
+    monkeypatch.setattr(labels, "memory_limit", lambda: 1000)
     with pytest.raises(
         ValueError, match=r"^data: received 'arrays:.*big.npz' of 2,\d+ bytes; allowed: a third of the free memory, 1,000"
     ):
