@@ -71,6 +71,13 @@ def tune() -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORT_COMPILATION)
 
 
+def return_memory() -> None:
+    """Returns freed memory to the system, where the C library is glibc. What is used again is mapped anew."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def stay_on_processor() -> None:
     """Keeps this process, but not its children, off accelerators; call it before the first tensor is made."""
     backend = keras.backend.backend()

@@ -11,6 +11,7 @@ import numpy as np
 if typing.TYPE_CHECKING:
     import tifffile
 
+OF_ONE_FILE = {"is_ome": False, "is_mmstack": False, "is_ndtiff": False}
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of TIFF and BigTIFF, in both orders of bytes
 
 
@@ -26,7 +27,7 @@ def is_tiff(file: str | os.PathLike | typing.BinaryIO) -> bool:
 
 
 def opened_tiff(file: str | os.PathLike | typing.BinaryIO) -> "tifffile.TiffFile":
-    """A TIFF file, whose values are not read yet.
+    """A TIFF file, whose values are not read yet. Kinds of TIFF that name other files are read as any other: from this file alone.
 
     Raises:
         ValueError: If tifffile is not installed. It has an error of its own for a broken file.
@@ -35,7 +36,7 @@ def opened_tiff(file: str | os.PathLike | typing.BinaryIO) -> "tifffile.TiffFile
         import tifffile
     except ImportError:
         raise ValueError("image: received a TIFF file of several bands; allowed with: pip install tifffile") from None
-    return tifffile.TiffFile(file)
+    return tifffile.TiffFile(file, **OF_ONE_FILE)
 
 
 def shape_of(tiff: "tifffile.TiffFile") -> tuple[int, int, int]:
@@ -45,6 +46,11 @@ def shape_of(tiff: "tifffile.TiffFile") -> tuple[int, int, int]:
         ValueError: If the file holds something else.
     """
     return arranged(tiff)[1]
+
+
+def bytes_of(tiff: "tifffile.TiffFile") -> int:
+    """Bytes of the first image, decoded."""
+    return tiff.series[0].nbytes
 
 
 def read_bands(tiff: "tifffile.TiffFile") -> np.ndarray:

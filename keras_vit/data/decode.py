@@ -11,17 +11,23 @@ import functools
 import hashlib
 import math
 import os
+import threading
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from keras_vit.data.bands import is_tiff, opened_tiff, read_bands, shape_of
+from keras_vit.data.bands import bytes_of, is_tiff, opened_tiff, read_bands, shape_of
+from keras_vit.machine import return_memory
 
-# Larger images are not decoded: from 89 million pixels on Pillow suspects a decompression bomb (256 MB as RGB).
+# Larger images are not decoded: from 89 million pixels on Pillow suspects a decompression bomb (358 MB as RGB, 4 bytes a pixel).
+# Those that are decoded at a time have no more together.
 MAX_PIXELS = 89_478_485
+LARGE = 16  # pictures of more than this part of it are large
+SLIM = ("JPEG", "MPO", "PNG", "BMP", "PPM", "TGA")  # formats whose decoders hold no more than the picture
+COPIES = 4  # of a picture in memory, with another format, transparency or 16 bits
 # In the order in which they are tried: TGA last, as nothing marks it.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
 ORIENTATION = 0x0112  # of EXIF
@@ -30,6 +36,53 @@ ALPHA = {
     4: ("RGBA", "RGB", "P", "PA", "LA", "L", "1"),
 }  # Pillow's modes that have a transparency, or are opaque
 CONVERTED = (1, 3)  # numbers of channels that every picture is converted to
+
+
+class Room:
+    """Lets threads in as long as what they need fits together; one that needs more than all has it alone.
+
+    The C library keeps what a thread has freed, for that thread alone. After large pictures it has to return it.
+
+    Args:
+        most: The sum of their needs, in pixels.
+    """
+
+    def __init__(self, most: int):
+        self.most = self.free = most
+        self.kept = 0  # freed pixels of large pictures since the last return
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, need: int) -> Iterator[None]:
+        """Waits until there is room, and keeps it meanwhile."""
+        need = min(need, self.most)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= need)
+            self.free -= need
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.kept += need if need > self.most // LARGE else 0
+                if self.kept > self.most // 2:
+                    self.kept = 0
+                    return_memory()
+                self.free += need
+                self.changed.notify_all()
+
+
+DECODED = Room(MAX_PIXELS)
+
+
+@contextlib.contextmanager
+def room_for(image: Image.Image) -> Iterator[None]:
+    """Room to decode a picture and convert it, in the size that `draft` has chosen; at the end the picture is closed."""
+    slim = image.format in SLIM and image.mode in ("1", "L", "P", "RGB") and not image.has_transparency_data
+    with DECODED.taken(image.width * image.height * (1 if slim else COPIES)):
+        try:
+            yield
+        finally:
+            image.close()  # before others get the room
 
 
 @functools.cache
@@ -74,12 +127,14 @@ def inspect_image(file: str | os.PathLike | typing.BinaryIO, channels: int = 3) 
         digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
         opened.seek(0)
         if channels not in CONVERTED:
-            return open_planes(opened, channels)[0].size[::-1], digest
+            with open_planes(opened, channels) as found:
+                return found[0].size[::-1], digest
         with open_image(opened) as image:
-            size = image.size if is_turned(image) else image.size[::-1]
+            size = image.size
             image.draft(None, (1, 1))  # a JPEG at an eighth of its size: a fault shows there too
-            image.load()
-            return size, digest
+            with room_for(image):
+                image.load()
+                return size if is_turned(image) else size[::-1], digest
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -89,7 +144,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation swaps height and width."""
+    """Whether the EXIF orientation swaps height and width. Decodes a PNG."""
     return image.getexif().get(ORIENTATION, 1) >= 5
 
 
@@ -108,11 +163,13 @@ def read_image(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int,
             for a file that is no image, or is cut off.
     """
     if shape[-1] not in CONVERTED:
-        return fit(open_planes(file, shape[-1]), shape, center_crop)
+        with open_planes(file, shape[-1]) as found:
+            return fit(found, shape, center_crop)
     with open_image(file) as image:
         # Decodes a JPEG at 1/2, 1/4 or 1/8 where that is at least twice the wanted size: no visible loss, at far less cost.
         image.draft(None, 2 * (math.ceil(2 * max(shape[:2]) / center_crop),))
-        return fit(upright(image), shape, center_crop)
+        with room_for(image):
+            return fit(upright(image), shape, center_crop)
 
 
 def read_crop(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, int], box: Sequence[float]) -> np.ndarray:
@@ -127,12 +184,15 @@ def read_crop(file: str | os.PathLike | typing.BinaryIO, shape: tuple[int, int, 
     """
     _, _, rows, columns = box
     if shape[-1] not in CONVERTED:
-        return crop(open_planes(file, shape[-1]), shape, box)
+        with open_planes(file, shape[-1]) as found:
+            return crop(found, shape, box)
     with open_image(file) as image:
-        width, height = image.size[::-1] if is_turned(image) else image.size
+        turned = image.format in ("JPEG", "MPO") and is_turned(image)  # others have no draft, and a PNG would be decoded to tell
+        width, height = image.size[::-1] if turned else image.size
         shrink = max(1.0, min(rows * height / shape[0], columns * width / shape[1]))
         image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
-        return crop(upright(image), shape, box)
+        with room_for(image):
+            return crop(upright(image), shape, box)
 
 
 Picture = Image.Image | list[Image.Image]  # an image, or its planes
@@ -171,8 +231,9 @@ def each_plane(function: Callable, image: Picture, channels: int) -> np.ndarray:
     return values[..., None] if channels == 1 else values
 
 
-def open_planes(file: str | os.PathLike | typing.BinaryIO, channels: int) -> list[Image.Image]:
-    """The planes of a picture file with so many channels.
+@contextlib.contextmanager
+def open_planes(file: str | os.PathLike | typing.BinaryIO, channels: int) -> Iterator[list[Image.Image]]:
+    """The planes of a picture file with so many channels, and room for them.
 
     Raises:
         ValueError: As `open_image`; for another number of channels.
@@ -184,13 +245,26 @@ def open_planes(file: str | os.PathLike | typing.BinaryIO, channels: int) -> lis
                 raise ValueError(f"image: received {width}x{height} pixels; allowed: {MAX_PIXELS:,}")
             if found != channels:
                 raise ValueError(f"image: received {found} channels; allowed: {channels}, as model.channels")
-            return planes(read_bands(tiff))
+            if bytes_of(tiff) > 4 * MAX_PIXELS:
+                raise ValueError(f"image: received {bytes_of(tiff):,} bytes in {found} bands; allowed: {4 * MAX_PIXELS:,}")
+            with DECODED.taken(bytes_of(tiff)):  # COPIES of them, at 4 bytes a pixel
+                yield from cleared(planes(read_bands(tiff)))
+        return
     with open_image(file) as image:
         if channels not in ALPHA:
             raise ValueError(f"image: received a {image.format} file; allowed: TIFF, for {channels} channels")
         if image.mode not in ALPHA[channels]:
             raise ValueError(f"image: received {image.mode}; allowed for {channels} channels: {', '.join(ALPHA[channels])}")
-        return list(upright(image).convert(ALPHA[channels][0]).split())
+        with room_for(image):
+            yield from cleared(list(upright(image).convert(ALPHA[channels][0]).split()))
+
+
+def cleared(planes: list[Image.Image]) -> Iterator[list[Image.Image]]:
+    """The planes, which go before their room does."""
+    try:
+        yield planes
+    finally:
+        planes.clear()
 
 
 def planes(image: np.ndarray) -> list[Image.Image]:
@@ -201,7 +275,10 @@ def planes(image: np.ndarray) -> list[Image.Image]:
 def flatten(image: Image.Image, channels: int) -> Image.Image:
     """A picture in 8 bits, grey or RGB, on white."""
     if image.mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image, np.float32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
+        values = np.array(image, np.float32)
+        values /= 257
+        values += 0.5
+        image = Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

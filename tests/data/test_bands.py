@@ -7,6 +7,7 @@ import pytest
 from helpers import SMALL, augmented, random_pixels
 from PIL import Image
 
+from keras_vit.data import decode
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.data.dataset import Split, load_data
@@ -39,6 +40,34 @@ def test_bands_in_pixels_planes_and_pages(tmp_path):
         assert inspect_image(path, 5)[0] == (9, 7)
         with pytest.raises(ValueError, match=r"^image: received 5 channels; allowed: 4, as model.channels$"):
             read_image(path, (9, 7, 4))
+
+
+OME = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a"><Image ID="Image:0"><Pixels ID="Pixels:0"
+DimensionOrder="XYCZT" Type="uint8" SizeX="7" SizeY="9" SizeC="2" SizeZ="1" SizeT="1">
+<Channel ID="Channel:0:0" SamplesPerPixel="1"/><Channel ID="Channel:0:1" SamplesPerPixel="1"/>
+<TiffData FirstC="0" IFD="0" PlaneCount="1"><UUID FileName="a.ome.tif">urn:uuid:a</UUID></TiffData>
+<TiffData FirstC="1" IFD="0" PlaneCount="1"><UUID FileName="../secret.ome.tif">urn:uuid:b</UUID></TiffData>
+</Pixels></Image></OME>"""
+
+
+def test_a_file_that_names_others_is_read_alone(tmp_path):
+    for name in ("secret.ome.tif", "folder/a.ome.tif"):
+        write(tmp_path / name, random_pixels(9, 7, 1)[..., 0], description=OME.replace("urn:uuid:a", f"urn:uuid:{name[0]}"))
+    path = tmp_path / "folder" / "a.ome.tif"
+    with pytest.raises(ValueError, match=r"^image: received 1 channels; allowed: 2, as model.channels$"):
+        read_image(path, (9, 7, 2))
+    write(tmp_path / "own.ome.tif", random_pixels(4, 9, 7), photometric="minisblack", metadata={"axes": "CYX"}, ome=True)
+    assert read_image(tmp_path / "own.ome.tif", (9, 7, 4)).shape == (9, 7, 4)
+
+
+def test_bands_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    write(tmp_path / "a.tif", np.zeros((64, 64, 500), "uint8"), **INTERLEAVED, compression="zlib")  # 2 MB in a few kilobytes
+    assert (tmp_path / "a.tif").stat().st_size < 20_000
+    assert read_image(tmp_path / "a.tif", (4, 4, 500)).shape == (4, 4, 500)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 500_000)
+    with pytest.raises(ValueError, match=r"^image: received 2,048,000 bytes in 500 bands; allowed: 2,000,000$"):
+        read_image(tmp_path / "a.tif", (4, 4, 500))
 
 
 def test_sixteen_bits_and_floats(tmp_path):
