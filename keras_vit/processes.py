@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -14,10 +15,14 @@ from pathlib import Path
 
 import psutil
 
+from keras_vit.checks import visible
+
 ROOT = Path(__file__).resolve().parents[1]
 OURS = [ROOT / name for name in ("keras_vit", "experiments", "tuning", "benchmarks")]  # folders of this project's own code
 # Environment of a process that keeps off accelerators.
 ON_PROCESSOR = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "KERAS_TORCH_DEVICE": "cpu"}
+UNREAD = 128 + 13  # exit code of a process that SIGPIPE ends
+LONGEST = 4000  # characters of an error
 GRACE_SECONDS = 5  # between asking a process to end and ending it
 
 
@@ -25,26 +30,53 @@ def run_command(function: Callable[[], int | None]) -> None:
     """Runs a command's main function and exits with what it returns; a user's mistake becomes one line and exit code 2.
 
     A mistake is a ValueError or ImportError raised by this project's own code, or a file that cannot be read or
-    written. Any other exception is a fault of the program and keeps its traceback. A warning is one line too.
+    written. Any other exception is a fault of the program and keeps its traceback. A warning is one line too. Where nobody reads
+    the output any more, as after `| head -1`, the command ends without a word and with 141, as one that the signal SIGPIPE ends.
     """
     warnings.filterwarnings("ignore", module=r"keras\.")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {visible(' '.join(str(message).split()))}\n"
+    code = outcome(function)
+    if is_unread():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says at its exit that it cannot write
+        code = code or UNREAD
+    if code:
+        sys.exit(code)
+
+
+def outcome(function):
+    """The exit code of a command's main function, whose errors are shown."""
     try:
-        code = function()
+        return function()
+    except SystemExit as stop:
+        return stop.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except (ValueError, ImportError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and is_unread():
+            return UNREAD
         if not isinstance(error, OSError) and not raised_here(error):
             raise
         if isinstance(error, OSError):
             name = f" {str(error.filename)!r}" if error.filename else ""
             kept = "; what was written before is kept" if error.errno == errno.ENOSPC else ""
             error = f"cannot read or write{name}: {error.strerror or error}{kept}"
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    if code:
-        sys.exit(code)
+        text = visible(" ".join(str(error).split()))
+        print(f"error: {text if len(text) <= LONGEST else f'{text[:LONGEST]} ...'}", file=sys.stderr)
+        return 2
+
+
+def is_unread() -> bool:
+    """Whether the standard output is a pipe whose reader has closed it; what is still to be written is written first."""
+    try:
+        sys.stdout.flush()
+        waiting = select.poll()
+        waiting.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))
+    except BrokenPipeError:
+        return True
+    except (AttributeError, OSError, ValueError):  # no such output, or a system without `poll`
+        return False
 
 
 def raised_here(error):

@@ -8,7 +8,6 @@ import re
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
@@ -16,6 +15,7 @@ from rich.text import Text
 from keras_vit.data.dataset import short_name
 from keras_vit.machine import machine
 from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
+from keras_vit.terminal import Terminal
 from keras_vit.training.distribution.base import LostProcess, gather_texts
 from keras_vit.training.distribution.join import join
 from keras_vit.training.loop import train
@@ -230,7 +230,7 @@ def start(name, settings):
     words = [word for setting in settings for word in setting.split("=", 1)]
     last = len(words) - 1 - words[::-1].index("--train.distribute") if "--train.distribute" in words[:-1] else None
     kind = read_settings(name).get("train.distribute", "none") if last is None else words[last + 1]
-    return Console(highlight=False, soft_wrap=True, quiet=not join(kind).is_first)
+    return Terminal(highlight=False, soft_wrap=True, quiet=not join(kind).is_first)
 
 
 def load_data(console, recipe, doing):

@@ -14,7 +14,6 @@ import time
 
 import keras
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from keras_vit.checks import check_choice
@@ -23,6 +22,7 @@ from keras_vit.data.stream import stream
 from keras_vit.machine import machine
 from keras_vit.model.config import ViTConfig
 from keras_vit.recipes.schema import DISTRIBUTIONS, Recipe
+from keras_vit.terminal import Terminal
 from keras_vit.training.distribution.base import check_agreement, gather_texts
 from keras_vit.training.distribution.join import SECONDS, join
 from keras_vit.training.models import compiled_model
@@ -38,7 +38,7 @@ def main(arguments):
     options = parser.parse_args(arguments)
     check_choice("--distribute", options.distribute, DISTRIBUTIONS)
     distribution = join(options.distribute, options.seconds)
-    console = Console(highlight=False, quiet=not distribution.is_first)
+    console = Terminal(highlight=False, quiet=not distribution.is_first)
     where = machine()
     ours = {"host": platform.node(), "process": str(os.getpid()), "devices": ", ".join(devices()), **where["versions"]}
     table = Table("", *(f"process {rank}" for rank in range(distribution.processes)), title=f"backend {where['backend']}")

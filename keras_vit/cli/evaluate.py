@@ -11,8 +11,6 @@ Numbers and pictures of one run are written into its folder.
 
 from pathlib import Path
 
-from rich.console import Console
-
 from keras_vit.checks import check_choice
 from keras_vit.cli.command import Parser, check_unused
 from keras_vit.explain.positions import position_similarity
@@ -20,6 +18,7 @@ from keras_vit.runs.comparison import comparison_table, run_names
 from keras_vit.runs.evaluation import evaluate, evaluation_lines, evaluation_table, write_evaluation
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.plots import curves, position_maps
+from keras_vit.terminal import Terminal
 
 OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens")
 
@@ -47,7 +46,7 @@ def parse_options(arguments):
 
 def main(arguments):
     options = parse_options(arguments)
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     runs = [RunFolder(path) for path in options.runs]
     if len(runs) > 1:
         written = [options.out or Path("comparison.png")]

@@ -15,14 +15,13 @@ import signal
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from keras_vit.cli.command import Parser, check_unused
 from keras_vit.export.compare import compare_exports, comparison_table
 from keras_vit.export.export import export_model
 from keras_vit.export.formats import EVERY, FORMATS, INPUTS, PRECISIONS
 from keras_vit.export.report import export_table
 from keras_vit.runs.folder import RunFolder
+from keras_vit.terminal import Terminal
 from keras_vit.weights.load import load_model
 
 OF_AN_EXPORT = ("format", "precision", "out", "input", "batch_size", "merge_tokens", "overwrite", "mean", "std", "class_names")
@@ -59,7 +58,7 @@ def parse_options(arguments):
 def main(arguments):
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up as after Ctrl-C
     options = parse_options(arguments)
-    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, WIDTH))
+    console = Terminal(highlight=False, soft_wrap=True, width=max(Terminal().width, WIDTH))
     source, home = load_source(options.run)
     if options.compare is not None:
         seconds = 2.0 if options.seconds is None else options.seconds

@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 import jsonargparse
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,6 +25,7 @@ from keras_vit.model.config import VARIANTS, ViTConfig
 from keras_vit.parity import THRESHOLDS, Difference, compare, export_everywhere, run_backends
 from keras_vit.recipes.parse import read_settings, recipe_names, reworded
 from keras_vit.runs.folder import RunFolder
+from keras_vit.terminal import Terminal
 
 
 def make_parser():
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     if len(backends) < 2 and not formats:
         raise ValueError(f"backends: received {', '.join(backends)}; allowed: two or more of {', '.join(BACKENDS)}")
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     numbers = run_backends(model, backends, options.batch_size, console.print)
     differences = compare(numbers)
     if differences:

@@ -20,7 +20,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +34,7 @@ from keras_vit.machine import tune
 from keras_vit.model.saved import load_keras
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.prediction import BATCH_SIZE, Classifier, classifier, find_images, page, predict_files
+from keras_vit.terminal import Terminal
 
 MOST = 50  # rows on the screen if all of them are in a file
 SHOWN = 10  # classes counted in the last line
@@ -83,7 +83,7 @@ def main(arguments):
     options = parse_options(arguments)
     with contextlib.suppress(AttributeError):  # a stream of another kind, as in tests
         sys.stdout.reconfigure(errors="backslashreplace")
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDE
     files, notes = find_images(options.paths), []

@@ -20,7 +20,6 @@ import shlex
 import time
 
 import jsonargparse
-from rich.console import Console
 
 from keras_vit.checks import check_int, check_number
 from keras_vit.cli.command import Parser, RecipeParser, program, warn_of_fallback
@@ -33,6 +32,7 @@ from keras_vit.search.session import load_facts, search
 from keras_vit.search.settings import METHODS, SearchConfig
 from keras_vit.search.space import Limits, Space
 from keras_vit.search.worker import work
+from keras_vit.terminal import Terminal
 
 SECTIONS = {"space": SpaceConfig}  # further sections that a recipe may have
 
@@ -40,7 +40,7 @@ SECTIONS = {"space": SpaceConfig}  # further sections that a recipe may have
 def main(arguments):
     started = time.monotonic()
     stay_on_processor()  # this process trains nothing
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Terminal(highlight=False, soft_wrap=True, markup=False)
     if any(re.match(r"--worker(=|$)", each) for each in arguments):
         return work_for(arguments, console)
     options, settings = make_parser().parse(arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.checks import as_pair, check_choice, check_int, check_number, check_seed
+from keras_vit.checks import as_pair, check_choice, check_int, check_number, check_seed, visible
 from keras_vit.data.arrays import read_arrays
 from keras_vit.data.decode import crop, picture
 from keras_vit.data.digits import read_digits
@@ -159,6 +159,10 @@ def load_data(
             name, (parts, class_names) = "digits", read_source("digits", data_dir, shape, notes, labels)
     else:
         parts, class_names = read_source(name, data_dir, shape, notes, labels)
+    class_names = [visible(class_name) for class_name in class_names]
+    if len(set(class_names)) < len(class_names):
+        twice = next(class_name for class_name in class_names if class_names.count(class_name) > 1)
+        raise ValueError(f"data: received {name!r} with two classes {twice!r}; allowed: names that differ as they are shown")
     if center_crop != 1:
         parts = {part: (with_center_crop(images, center_crop), given) for part, (images, given) in parts.items()}
     parts = {part: Split(*arrays) for part, arrays in parts.items() if is_known(arrays[1]).any()}

@@ -1,17 +1,34 @@
 """The report of an export, `export.json`: its settings, checked, and later what was written and measured."""
 
 import datetime
-import json
+import typing
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from keras_vit.checks import as_channels, check_number
+from keras_vit.checks import MAX_SIDE, as_channels, check_int, check_number, check_type, visible
+from keras_vit.data.decode import one_line
 from keras_vit.export.formats import EVERY
 from keras_vit.export.models import interface
 from keras_vit.export.runtimes import FILES
+from keras_vit.files import MAX_JSON, plain_json, read_text
 from keras_vit.machine import machine
+
+# What those who read a report rely on.
+FIELDS = {
+    "format": typing.Literal[tuple(EVERY)],
+    "precision": str,
+    "input": typing.Literal["uint8", "float32"],
+    "image_shape": tuple[int, int, int],
+    "data_format": typing.Literal["channels_last", "channels_first"],
+    "batch_size": int | None,
+    "mean": list[float] | None,
+    "std": list[float] | None,
+    "class_names": list[str],
+    "multi_label": bool,
+    "center_crop": float,
+}
 
 
 def describe(model, format, precision, input, mean, std, class_names, batch_size, multi_label=False, center_crop=1.0) -> dict:
@@ -52,7 +69,7 @@ def of_every_channel(name, value, channels, **bounds):
 
 def names_of_classes(names, count):
     """The names as text, or the class numbers; none for a model without a head."""
-    names = [str(name) for name in range(count)] if names is None else [str(name) for name in names]
+    names = [visible(str(name)) for name in (range(count) if names is None else names)]
     if len(names) != count:
         allowed = f"{count}, the classes of the model" if count else "none, as the model gives features"
         raise ValueError(f"class_names: received {len(names)}; allowed: {allowed}")
@@ -65,12 +82,18 @@ def read_report(folder: Path, field: str = "--compare") -> dict:
     Raises:
         ValueError: If the folder is no export.
     """
+    allowed = "a folder with an intact export.json"
     try:
-        report = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        if report["format"] not in EVERY or not (folder / FILES[report["format"]]).exists():
-            raise ValueError(f"{field}: received {str(folder)!r}, which has no {FILES.get(report['format'], 'known artifact')}")
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
-        raise ValueError(f"{field}: received {str(folder)!r}; allowed: a folder with an intact export.json") from None
+        report = plain_json(read_text(folder / "export.json", MAX_JSON))
+        check_type("export.json", report, dict[str, typing.Any])
+        for name, kind in FIELDS.items():
+            check_type(name, report.get(name), kind)
+        for side in report["image_shape"]:
+            check_int("image_shape", side, 1, MAX_SIDE)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field}: received {str(folder)!r}; allowed: {allowed} ({one_line(error)})") from None
+    if not (folder / FILES[report["format"]]).exists():
+        raise ValueError(f"{field}: received {str(folder)!r}, which has no {FILES[report['format']]}; allowed: {allowed}")
     return report
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from keras_vit.checks import check_choice, check_int
+from keras_vit.checks import check_choice, check_int, visible
 from keras_vit.data.batches import evaluation_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.data.labels import is_multi
@@ -211,5 +211,5 @@ def evaluation_table(evaluation: Evaluation | MultiLabelEvaluation, most: int = 
         rows = sorted((row for row in rows if row["f1"] is not None), key=lambda row: row["f1"])[:most]
     for row in rows:
         shares = ("-" if row[name] is None else f"{100 * row[name]:.1f}" for name in columns)
-        table.add_row(escape(row["name"]), *shares, f"{row['count']:,}")
+        table.add_row(escape(visible(row["name"])), *shares, f"{row['count']:,}")
     return table

@@ -28,6 +28,7 @@ import psutil
 
 from keras_vit.files import PARTIAL, Damaged, read_sealed_json, remove, sealed, write_sealed_json, write_text, writer_of
 from keras_vit.locks import LOCK, Lock
+from keras_vit.model.saved import load_keras
 from keras_vit.model.vit import ViT
 from keras_vit.recipes.parse import check_resolved, load_recipe
 from keras_vit.recipes.schema import Recipe
@@ -229,7 +230,7 @@ class RunFolder:
         Raises:
             ValueError: If no epoch has been validated yet, or no intact model is left.
         """
-        return keras.models.load_model(self.intact_model_path(), compile=False)
+        return load_keras(self.intact_model_path(), "run")
 
     def intact_model_path(self) -> Path:
         """The file of the trained model; see `model`."""

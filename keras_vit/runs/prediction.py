@@ -75,7 +75,7 @@ def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=Fals
         raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
     mean, std = as_moments(mean, std, config.channels)
     check_number("center_crop", center_crop, above=0, at_most=1)
-    names = [str(name) for name in (range(config.num_classes) if class_names is None else class_names)]
+    names = [visible(str(name)) for name in (range(config.num_classes) if class_names is None else class_names)]
     if len(names) != config.num_classes:
         raise ValueError(f"class_names: received {len(names)}; allowed: {config.num_classes}, the classes of the model")
 
@@ -289,7 +289,7 @@ def page(predictions: Sequence[Prediction], title: str, notes: Sequence[str] = (
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     rows = [
         {
-            "image": each.image,
+            "image": visible(str(each.image)),
             "source": f"data:image/jpeg;base64,{base64.b64encode(each.thumbnail).decode()}",
             "classes": [*zip(each.classes, each.probabilities, strict=True)],
         }

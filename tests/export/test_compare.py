@@ -141,7 +141,7 @@ def test_mistakes(run, tmp_path):
         folder.mkdir()
         if content:
             (folder / "export.json").write_text(content)
-        with pytest.raises(ValueError, match=r"^--compare: .*; allowed: a folder with an intact export.json$"):
+        with pytest.raises(ValueError, match=r"^--compare: .*; allowed: a folder with an intact export.json \(.*\)$"):
             compare_exports(run, home, [folder])
     shutil.rmtree(export)
     write_export(run, home / "other", parameters=7)
