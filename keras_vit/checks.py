@@ -16,6 +16,7 @@ import numpy as np
 MAX_SIDE = 2**16  # pixels of an image's side
 MAX_NUMBER = sys.float_info.max
 LARGEST = 2**53  # integers up to here are exact as real numbers
+UNITS = {"s": 1, "m": 60, "h": 3600}  # of time, in seconds
 # What a terminal would obey, or cannot show.
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SCALARS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
@@ -219,6 +220,24 @@ def as_channels(name, value, channels, above=-math.inf):
         several = f", or one for each of {channels} channels" if channels > 1 else ""
         raise ValueError(f"{name}: received {shown(value)}; allowed: {one}{several}") from None
     return [float(number) for number in values]
+
+
+def read_quantity(name: str, text: str, units: str, allowed: str) -> tuple[float, str]:
+    """A number above 0 and its unit.
+
+    Args:
+        name: The field.
+        text: Such as "90s" or "500 steps".
+        units: A regular expression of the units.
+        allowed: Ends the message.
+
+    Raises:
+        ValueError: For another text.
+    """
+    match = re.fullmatch(rf"(\d+\.?\d*(?:e[+-]?\d+)?)\s*({units})", str(text).strip().lower())
+    if not match or not 0 < float(match[1]) < math.inf:
+        raise ValueError(f"{name}: received {text!r}; allowed: {allowed}")
+    return float(match[1]), match[2]
 
 
 def check_choice(name, value, allowed):

@@ -16,6 +16,7 @@ from keras_vit.data.dataset import short_name
 from keras_vit.machine import machine
 from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
 from keras_vit.terminal import Terminal
+from keras_vit.training.callbacks import Terminated
 from keras_vit.training.distribution.base import LostProcess, gather_texts
 from keras_vit.training.distribution.join import join
 from keras_vit.training.loop import train
@@ -27,6 +28,8 @@ WORDINGS = (
     (r"argument (\S+): expected (.+)", r"\1: received none; allowed: \2"),
     (r"the following arguments are required: (.+)", r"\1: received none; allowed: a value"),
 )
+
+AUTO = "auto"  # of --resume
 
 # What people change in a recipe: the option, the setting that it is short for, its value's name and its help.
 USUAL = (
@@ -163,10 +166,25 @@ class RecipeParser(SettingsParser):
 
     def add_resume(self) -> None:
         """How to go on with a run."""
-        self.add_argument("--resume", metavar="RUN", help="Go on with an interrupted run, to the same numbers.")
+        text = "Go on with an interrupted run, to the same numbers; auto: with the one in --out, or start it."
+        self.add_argument("--resume", metavar="RUN", help=text)
         self.add_argument("--extend", metavar="N", type=int, default=0, help="With --resume: add N epochs, also to a finished run.")
         text = "Peak learning rate of the added epochs. Default: half the recipe's; the same with a constant schedule."
         self.add_argument("--extend-rate", metavar="X", type=float, help=text)
+
+    def parse_resume(self, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """As `parse`; of `--resume auto` what it means now, and a ValueError for options that have no effect then."""
+        options, settings = self.parse(arguments)
+        if options.resume == AUTO:
+            check_unused(options, ("overwrite", "extend", "extend_rate"), "with --resume auto")
+            if not options.out:
+                raise ValueError("--out: received none; allowed with --resume auto: the run's folder")
+            options.resume = options.out if (Path(options.out) / "recipe.yaml").is_file() else None
+        elif options.resume:
+            check_unused(options, ("out", "overwrite"), "with --resume")
+        if not options.resume:
+            check_unused(options, ("extend", "extend_rate"), "without --resume")
+        return options, settings
 
     def add_usual_settings(self, leave_out: tuple[str, ...] = (), **defaults: str) -> None:
         """What people change in a recipe.
@@ -278,7 +296,7 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
     except LostProcess as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # the engine would wait for the lost process, or end this one with words of its own
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if options.resume or modified(made) != before:  # not what --overwrite was still to replace
             console.print(f"\nGo on with: {program(command)} --resume {escape(str(out))}")
         raise

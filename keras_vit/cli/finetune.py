@@ -11,7 +11,7 @@ CHECKPOINT is a run folder, a .keras file, a checkpoint of timm, transformers or
 Its architecture is kept, and its image size, mean and std are the defaults.
 """
 
-from keras_vit.cli.command import RecipeParser, check_unused, load_data, program, start, train_and_report
+from keras_vit.cli.command import RecipeParser, load_data, program, start, train_and_report
 from keras_vit.recipes.parse import parse_recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.finetune import parse_finetune
@@ -28,18 +28,15 @@ def make_parser():
 
 def main(arguments):
     checkpoint, *rest = arguments if arguments and not arguments[0].startswith("-") else (None, *arguments)
-    options, settings = make_parser().parse(rest)
-    if options.resume:
-        check_unused(options, ("out", "overwrite"), "with --resume")
-    else:
-        check_unused(options, ("extend", "extend_rate"), "without --resume")
+    options, settings = make_parser().parse_resume(rest)
     if checkpoint:
         settings = [f"--finetune.checkpoint={checkpoint}", *settings]
     elif not rest:
         raise ValueError(f"CHECKPOINT: received none; allowed: as `{program('finetune')} --help` explains")
     name = options.recipe or (RunFolder(options.resume).recipe_path if options.resume else "photos")
     console = start(name, settings)
-    recipe, _ = (parse_recipe if options.resume else parse_finetune)(name, settings)
+    goes_on = options.resume and not (checkpoint and options.recipe)
+    recipe, _ = (parse_recipe if goes_on else parse_finetune)(name, settings)
     data = load_data(console, recipe, "Fine-tuning on")
     method = recipe.finetune.method
     title = f"{method} fine-tuning of {recipe.finetune.checkpoint}, learning rate {recipe.train.learning_rate:g}"

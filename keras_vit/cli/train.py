@@ -4,6 +4,7 @@
   keras-vit train --data folder:PHOTOS --epochs 30    a folder of images for each class
   keras-vit train --recipe standard --model.depth 6   a recipe with a setting changed
   keras-vit train --resume runs/quick-cifar10-jax     goes on after a kill, to the same numbers
+  keras-vit train --out RUN --resume auto             starts it or goes on: for a queue that repeats the command
   keras-vit train --resume RUN --extend 20            20 more epochs, also for a finished run
   KERAS_BACKEND=torch keras-vit train                 or jax, tensorflow
 
@@ -13,7 +14,7 @@ Every setting of the recipe is an option: --help-all.
 import dataclasses
 from pathlib import Path
 
-from keras_vit.cli.command import RecipeParser, check_unused, load_data, start, train_and_report
+from keras_vit.cli.command import RecipeParser, load_data, start, train_and_report
 from keras_vit.machine import accelerator
 from keras_vit.recipes.choose import choose_recipe, picture_side
 from keras_vit.recipes.parse import parse_recipe
@@ -29,11 +30,7 @@ def make_parser():
 
 
 def main(arguments):
-    options, settings = make_parser().parse(arguments)
-    if options.resume:
-        check_unused(options, ("out", "overwrite"), "with --resume")
-    else:
-        check_unused(options, ("extend", "extend_rate"), "without --resume")
+    options, settings = make_parser().parse_resume(arguments)
     name = options.recipe
     if not name and options.resume:
         name = RunFolder(options.resume).recipe_path

@@ -1,9 +1,10 @@
-"""Parts of a training that differ from the rest: stages before it, extensions after it."""
+"""Parts of a training: stages before the rest, extensions after it, and what is saved within an epoch."""
 
 import dataclasses
+import math
 import typing
 
-from keras_vit.checks import check_int, check_number, check_types, make_plain
+from keras_vit.checks import UNITS, check_int, check_number, check_types, make_plain, read_quantity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,3 +62,18 @@ class Extension:
         check_int("after", self.after, at_least=1)
         check_int("epochs", self.epochs, at_least=1)
         check_number("learning_rate", self.learning_rate, above=0)
+
+
+def save_interval(text: str) -> tuple[float, float]:
+    """Steps and seconds between two saved states within an epoch, from `500 steps`, `90s`, `10m`, `2h` or `1 epochs`; inf = none.
+
+    Raises:
+        ValueError: For another text.
+    """
+    allowed = "1 epochs, or steps or a time within an epoch such as 500 steps, 90s, 10m, 2h"
+    amount, unit = read_quantity("save_every", text, "steps?|epochs?|[smh]", allowed)
+    if unit in UNITS:
+        return math.inf, amount * UNITS[unit]
+    if amount % 1 or (unit.startswith("epoch") and amount != 1):
+        raise ValueError(f"save_every: received {text!r}; allowed: {allowed}")
+    return (amount if unit.startswith("step") else math.inf), math.inf

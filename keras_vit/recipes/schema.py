@@ -23,7 +23,7 @@ from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.dataset import DataSet, load_data
 from keras_vit.data.labels import KINDS
 from keras_vit.model.config import ViTConfig
-from keras_vit.recipes.parts import Extension, Stage
+from keras_vit.recipes.parts import Extension, Stage, save_interval
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "constant")
@@ -71,6 +71,8 @@ class TrainConfig:
             large matrix; JAX). The batch, and so the outcome, is the same on any number of devices. See the guide on devices.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
+        save_every: How often the training state is saved, for `--resume`: after each epoch (`1 epochs`), or also within an epoch,
+            after `500 steps`, `90s`, `10m` or `2h`. It changes no number, and may change when a run is resumed.
         patience: Epochs without a better one after which the training ends; 0 = after all epochs. `monitor` says what is better.
         monitor: Validation metric of the best epoch, whose weights are kept; of equal ones the epoch with the lowest loss.
             `accuracy`, `balanced_accuracy` (mean of the classes' recalls), `loss`, `recall:CLASS`; with several labels an image
@@ -108,6 +110,7 @@ class TrainConfig:
     distribute: typing.Literal[DISTRIBUTIONS] = "none"
     jit: typing.Literal[JITS] = "auto"
     validate_every: int = 1
+    save_every: str = "1 epochs"
     patience: int = 0
     monitor: str = "auto"
     loss: typing.Literal[LOSSES] = "auto"
@@ -125,6 +128,7 @@ class TrainConfig:
         if self.steps_per_epoch is not None:
             check_int("steps_per_epoch", self.steps_per_epoch, at_least=1)
         check_int("patience", self.patience, at_least=0)
+        save_interval(self.save_every)
         if isinstance(self.class_weights, dict):
             for name, weight in self.class_weights.items():
                 check_number(f"class_weights: {shown(name)}", weight, at_least=0)
@@ -164,6 +168,11 @@ class TrainConfig:
                     f"extensions: received after {part.after}; allowed: {first} to {last}, where the epochs before end"
                 )
             first, last = part.after + 1, part.after + part.epochs
+
+    @property
+    def save_interval(self) -> tuple[float, float]:
+        """Steps and seconds between two states that are saved within an epoch; inf = none."""
+        return save_interval(self.save_every)
 
     @property
     def total_epochs(self) -> int:

@@ -15,9 +15,9 @@ from pathlib import Path
 import keras
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from keras_vit.files import Damaged, atomic_path
+from keras_vit.runs.arrays import write_arrays
 
 KEPT = 2  # of each
 CHUNK = 2**20  # bytes of a model read at a time
@@ -88,8 +88,7 @@ class States:
         arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         text = json.dumps(values)
         with atomic_path(path) as temporary:
-            # Not safetensors' save_file: on a full disk it does not raise an OSError.
-            temporary.write_bytes(save(arrays, metadata={"state": text, "sha256": digest(arrays, text)}))
+            write_arrays(temporary, arrays, {"state": text, "sha256": digest(arrays, text)})
         self.files.prune(steps)
 
     def read(self) -> tuple[dict[str, np.ndarray], dict[str, typing.Any]] | None:

@@ -1,11 +1,9 @@
 """How a search goes: its settings, and the quantities in them."""
 
 import dataclasses
-import math
-import re
 import typing
 
-from keras_vit.checks import check_int, check_number, check_types, make_plain, shown, unknown
+from keras_vit.checks import UNITS, check_int, check_number, check_types, make_plain, read_quantity, shown, unknown
 from keras_vit.recipes.schema import RECALL
 
 METHODS = ("bayesian", "random", "grid", "hyperband")
@@ -16,7 +14,7 @@ COSTS = {
     "params": ("params", "min"),
     "flops": ("flops", "min"),
 }
-UNITS, DAY = {"s": 1, "m": 60, "h": 3600}, 86400
+DAY = 86400
 TRIALS_IN_TIME = 15  # trials that fit max_time with the default budget
 START_SECONDS = 20  # approximate overhead of a trial: start, compilation, validation
 HYPERBAND_EPOCHS = 3  # the shortest training that Hyperband can halve
@@ -142,13 +140,6 @@ def read_budget(name, text):
     if unit in UNITS:
         return {"kind": "seconds", "amount": amount * UNITS[unit]}
     return {"kind": "flops" if unit == "flops" else "epochs", "amount": amount}
-
-
-def read_quantity(name, text, units, allowed):
-    match = re.fullmatch(rf"(\d+\.?\d*(?:e[+-]?\d+)?)\s*({units})", str(text).strip().lower())
-    if not match or not 0 < float(match[1]) < math.inf:
-        raise ValueError(f"{name}: received {shown(text)}; allowed: {allowed}")
-    return float(match[1]), match[2]
 
 
 def show_budget(budget: Budget) -> str:

@@ -24,6 +24,7 @@ from keras_vit.recipes.parse import load_recipe
 from keras_vit.search.folder import DATA, JAX_CACHE
 from keras_vit.search.oracle import FAILED, WORST, previous
 from keras_vit.search.trial import CORES
+from keras_vit.training.callbacks import TERMINATED
 
 TRIAL = [sys.executable, "-m", "keras_vit.search.trial"]  # the command that runs a job
 LIMITS = ("took more than", "made no step in")  # first words of the reasons of trials that a limit ended
@@ -274,10 +275,11 @@ class TrialTuner(TunerHooks):
                 end_process(process)
         if process.returncode == 0:
             return None, False
-        if process.returncode < 0:
-            name = signal.Signals(-process.returncode).name
+        code = -signal.SIGTERM if process.returncode == TERMINATED else process.returncode  # `train` ends by itself then
+        if code < 0:
+            name = signal.Signals(-code).name
             return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else ""), True
-        return reason_in(folder / "log.txt", process.returncode), False
+        return reason_in(folder / "log.txt", code), False
 
 
 class Silence:

@@ -9,11 +9,47 @@ import time
 
 import keras
 
+TERMINATED = 128 + signal.SIGTERM  # exit code
 WARM_STEPS = 3  # steps before a measurement, for compilation and the first allocations
 
 
 class Diverged(ValueError):
     """The loss is no longer a finite number."""
+
+
+class Terminated(SystemExit):
+    """A signal by which a queue warns of the end: this process ends with exit code 143."""
+
+    def __init__(self):
+        super().__init__(TERMINATED)
+
+
+# What a signal raises, and the handler that it has where the program has none of its own.
+SIGNALS = {signal.SIGINT: (KeyboardInterrupt, signal.default_int_handler), signal.SIGTERM: (Terminated, signal.SIG_DFL)}
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    SIGNALS[signal.SIGUSR1] = SIGNALS[signal.SIGTERM]
+
+
+class Callbacks(keras.callbacks.CallbackList):
+    """The callbacks of a `fit` that begins within an epoch: they see the whole epoch's steps.
+
+    Args:
+        callbacks: The callbacks.
+        model: The model.
+        epochs: The epoch after the last one.
+        steps: Steps of an epoch.
+        first_step: The step of the epoch at which `fit` begins.
+    """
+
+    def __init__(self, callbacks, model, epochs, steps, first_step):
+        super().__init__(callbacks, add_history=True, model=model, verbose=0, epochs=epochs, steps=steps)
+        self.first_step = first_step
+
+    def on_train_batch_begin(self, batch, logs=None):
+        super().on_train_batch_begin(self.first_step + batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(self.first_step + batch, logs)
 
 
 class Watcher(keras.callbacks.Callback):
@@ -53,39 +89,50 @@ class Clock(Watcher):
                 self.watched.stop_training = True
 
 
-class Interrupts(keras.callbacks.Callback):
-    """Makes an interruption (Ctrl-C) end the training, whenever it comes.
+class Interrupts:
+    """Makes a signal end the training, whenever it comes: Ctrl-C, and SIGTERM or SIGUSR1, by which queues warn.
 
-    A KeyboardInterrupt can get lost. Keras swallows it while tracing a model (PyTorch), and raises a TypeError instead while
-    cleaning up the first step (JAX). During garbage collection Python only prints it. This callback remembers the interruption
-    and raises it again at the next step or at the end.
+    Where it would lose steps, it waits until the state has been saved (`SaveWithinEpochs`); only a second Ctrl-C does not.
+
+    The exception of a signal can get lost. Keras swallows it while tracing a model (PyTorch), and raises a TypeError instead while
+    cleaning up the first step (JAX). During garbage collection Python only prints it. It is remembered, and raised again before
+    the next step or at the end.
+
+    Attributes:
+        came: The exception of the signal that has come; None = none has.
+        unsaved: Whether steps would be lost.
     """
 
     def __init__(self):
-        super().__init__()
-        self.handler, self.came, self.hook = None, False, sys.unraisablehook
+        self.handlers, self.hook = {}, sys.unraisablehook
+        self.came, self.unsaved = None, False
 
     def __enter__(self):
-        # Not in another thread, and not where the program has a handler of its own.
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self.handler = signal.signal(signal.SIGINT, self.note)
-            sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else self.hook(lost)
+        if threading.current_thread() is threading.main_thread():
+            for number, (_, default) in SIGNALS.items():
+                if signal.getsignal(number) == default:  # not where the program has a handler of its own
+                    self.handlers[number] = signal.signal(number, self.note)
+        if self.handlers:
+            sys.unraisablehook = lambda lost: None if lost.exc_type is self.came else self.hook(lost)
         return self
 
     def __exit__(self, kind, error, trace):
-        if self.handler is not None:
-            signal.signal(signal.SIGINT, self.handler)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.handlers:
             sys.unraisablehook = self.hook
-        if self.came and kind is not KeyboardInterrupt:
-            raise KeyboardInterrupt from None
+        if kind is not self.came and not isinstance(error, (OSError, Diverged)):  # a full disk says more
+            self.check()
 
     def note(self, number, frame):
-        self.came = True
-        raise KeyboardInterrupt
+        first, self.came = self.came is None, SIGNALS[number][0]
+        if not (self.unsaved and (first or self.came is Terminated)):  # a queue may warn twice
+            raise self.came
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def check(self):
+        """Raises the exception of the signal that has come, if any."""
         if self.came:
-            raise KeyboardInterrupt
+            raise self.came from None
 
 
 class StopOnNaN(Watcher):
@@ -115,7 +162,7 @@ class Progress(keras.callbacks.Callback):
         self.epoch_seconds = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.perf_counter()
+        self.started, self.first = time.perf_counter(), None
         self.bar = keras.utils.Progbar(self.steps, verbose=self.verbose, stateless_metrics=())
         left = ""
         if self.epoch_seconds:
@@ -123,11 +170,15 @@ class Progress(keras.callbacks.Callback):
             left = f", about {left} left"
         print(f"Epoch {epoch + 1}/{self.config.total_epochs}{left}", flush=True)
 
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.first is None:
+            self.first = batch  # not 0 where the epoch goes on in its middle
+
     def on_train_batch_end(self, batch, logs=None):
         if self.verbose == 1:
-            rate = (batch + 1) * self.config.batch_size / (time.perf_counter() - self.started)
+            rate = (batch + 1 - self.first) * self.config.batch_size / (time.perf_counter() - self.started)
             self.bar.update(batch + 1, [*logs.items(), ("images_per_second", rate)], finalize=False)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epoch_seconds = time.perf_counter() - self.started
+        self.epoch_seconds = (time.perf_counter() - self.started) * self.steps / (self.steps - self.first)
         self.bar.update(self.steps, list(logs.items()), finalize=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 
-from keras_vit.checks import check_int, check_number
+from keras_vit.checks import check_choice, check_int, check_number
 from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.data.labels import class_counts
@@ -19,19 +19,20 @@ from keras_vit.machine import machine, tune
 from keras_vit.recipes.parse import flatten
 from keras_vit.recipes.schema import RECALL, Recipe
 from keras_vit.runs.folder import RunFolder, WrittenElsewhere, held
-from keras_vit.training.callbacks import Interrupts, Progress, StopOnNaN
+from keras_vit.training.callbacks import Callbacks, Interrupts, Progress, StopOnNaN
 from keras_vit.training.distribution.base import check_agreement, gather_texts, on_first
 from keras_vit.training.distribution.join import join
 from keras_vit.training.finetune import describe_trained
 from keras_vit.training.losses import class_weights
 from keras_vit.training.models import compiled_model
 from keras_vit.training.optimizer import average_decay
-from keras_vit.training.session import Session, WriteState
+from keras_vit.training.saving import SaveEpochs, SaveWithinEpochs
+from keras_vit.training.session import Session
 from keras_vit.training.speed import resolve_precision, stream_settings, with_length
 from keras_vit.training.user_callbacks import UserCallbacks
 
 # Settings that a run may go on with other values of.
-FREE = ("data_dir", "model.num_classes", "train.distribute")
+FREE = ("data_dir", "model.num_classes", "train.distribute", "train.save_every")
 
 
 def train(
@@ -39,7 +40,7 @@ def train(
     run_dir: str | os.PathLike,
     *,
     data: DataSet | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     extend: int = 0,
     extend_rate: float | None = None,
     overwrite: bool = False,
@@ -57,8 +58,9 @@ def train(
         recipe: The `Recipe`; to resume a run, the recipe that it was started with.
         run_dir: The run folder: new or empty, unless `resume` or `overwrite`.
         data: The recipe's `DataSet` if it has been loaded already.
-        resume: Goes on after the last finished epoch of the run in `run_dir`, to the same final numbers as if it had
-            never stopped (same backend and machine). Extensions of the run need not be in `recipe`.
+        resume: Goes on with the run in `run_dir` after its last saved step, to the same final numbers as if it had never stopped
+            (same backend and machine). Extensions of the run need not be in `recipe`, and `train.save_every` may be another.
+            "auto": if `run_dir` holds a run; otherwise starts one. So a queue can repeat the same program after a warning.
         extend: With `resume`: epochs to add to the run, whether it has ended or not. The run folder's recipe then has a
             `keras_vit.recipes.parts.Extension`; best model, metrics, moments and averages go on.
         extend_rate: Peak learning rate of these epochs. None = half of `train.learning_rate` for a cosine, which then falls to
@@ -80,10 +82,17 @@ def train(
 
     Raises:
         ValueError: For settings, data, callbacks or a checkpoint that cannot be used, and a folder that holds something else.
-        Diverged: If the loss became NaN or infinite. The run folder keeps the last good epoch.
+        Diverged: If the loss became NaN or infinite. The run folder keeps the last finite state.
+        KeyboardInterrupt, SystemExit: On Ctrl-C; on SIGTERM or SIGUSR1, with code 143, in the main thread of a program without
+            handlers of its own for them. The state after the last step has been saved.
     """
     from keras_vit.runs.plots import batch_picture, curves
 
+    if resume == "auto":
+        if extend or overwrite:
+            raise ValueError(f"resume: received 'auto'; allowed: true or false with {'extend' if extend else 'overwrite'}")
+        resume = (Path(run_dir) / "recipe.yaml").is_file()
+    check_choice("resume", resume, (True, False, "auto"))
     check_extension(extend, extend_rate, resume)
     given = UserCallbacks(callbacks)
     tune()
@@ -126,7 +135,7 @@ def train(
             return run
 
         state = run.read_state() if resume else None
-        done = max(state[1]["epoch"] - 1, 0) if state else 0
+        done = max(state[1]["epoch"] - (not state[1]["step"]), 0) if state else 0
         stage = next(stage for first, last, stage in stages if first <= done < last)
         weights = class_weights(recipe.train.class_weights, data)
         names = None if state else data.class_names
@@ -134,6 +143,7 @@ def train(
         last_epoch = total_epochs if until is None else min(until, total_epochs)
         session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names, distribution)
         first_epoch = session.restore(state) if resume else 0
+        begins = not (first_epoch or session.first_step)
         if extend:
             run.extend(recipe)
             if verbose:
@@ -141,11 +151,11 @@ def train(
                 rates = f"learning rate from {added.learning_rate:g}{' to 0' if recipe.train.schedule == 'cosine' else ' on'}"
                 print(f"extension: epochs {added.after + 1} to {added.after + added.epochs}, {rates}", flush=True)
         if recipe.finetune.checkpoint:
-            if not first_epoch:
-                session.write_state(0)  # from here on the run does not need the checkpoint
+            if begins:
+                session.save(0)  # from here on the run does not need the checkpoint
             if verbose:
                 print(*session.notes, describe_trained(model), sep="\n", flush=True)
-        if pictures and not first_epoch:
+        if pictures and begins:
             batch_picture(*first_batches[0], data.class_names, run.plots / "batch.png")
 
         if first_epoch < last_epoch and not session.out_of_patience:
@@ -291,7 +301,7 @@ def first_batch(data, recipe, stage, first, steps):
 
 
 def fit_stages(session, first_epoch, interrupts, given, verbose):
-    """Trains from an epoch to the session's last one, stage by stage."""
+    """Trains from an epoch, or from the session's first step of it, to the session's last one, stage by stage."""
     recipe, data, steps = session.recipe, session.data, session.steps_per_epoch
     distribution = session.distribution
     progress = [Progress(recipe.train, steps, verbose)] if verbose else []
@@ -299,36 +309,51 @@ def fit_stages(session, first_epoch, interrupts, given, verbose):
     watch = [StopOnNaN()] if distribution.processes == 1 else []
     try:
         session.start()
-        for stage_first, stage_last, stage in recipe.stages():
-            first, last = max(first_epoch, stage_first), min(session.last_epoch, stage_last)
-            if first >= last:
-                continue
-            if session.go_on_with(stage, first) and verbose and stage.finetune.checkpoint:
+        for first, step, last, stage_first, stage in parts(session, first_epoch):
+            if session.go_on_with(stage, first, step) and verbose and stage.finetune.checkpoint:
                 print(describe_trained(session.training_model), flush=True)
             settings = stream_settings(stage, data, recipe.train.schedule_end(stage_first) * steps)
+            model = session.training_model
+            saving = SaveWithinEpochs(session, interrupts, verbose), SaveEpochs(session, interrupts)
+            callbacks = [session, saving[0], *watch, *progress, *given.callbacks, saving[1]]
             with distribution.training():
                 batches = training_batches(
                     data.train,
                     stage.augment,
-                    start_step=first * steps,
+                    start_step=first * steps + step,
                     image_size=stage.model.image_size,
                     part=distribution.part,
                     **settings,
                 )
-                session.training_model.fit(
+                model.fit(
                     distribution.batches(batches),
                     epochs=last,
                     initial_epoch=first,
-                    steps_per_epoch=steps,
-                    callbacks=[session, *watch, *progress, interrupts, *given.callbacks, WriteState(session)],
+                    steps_per_epoch=steps - step,
+                    callbacks=Callbacks(callbacks, model, last, steps, step),
                     shuffle=False,
                     verbose=0,
                 )
-            if session.training_model.stop_training:  # a callback asked for it
+            if model.stop_training:  # a callback asked for it
                 break
         given.end()
     finally:
         session.close()
+
+
+def parts(session, first_epoch):
+    """(first epoch, its first step, epoch after the last one, first epoch of the stage, its recipe) of each `fit`.
+
+    That is a stage, or first the rest of an epoch.
+    """
+    step = session.first_step
+    for stage_first, stage_last, stage in session.recipe.stages():
+        first, last = max(first_epoch, stage_first), min(session.last_epoch, stage_last)
+        if first < last and step:
+            yield first, step, first + 1, stage_first, stage
+            first, step = first + 1, 0
+        if first < last:
+            yield first, 0, last, stage_first, stage
 
 
 def check_apart(run_dir, checkpoint):

@@ -31,10 +31,11 @@ from keras_vit.training.finetune import trained_parameters
 from keras_vit.training.losses import class_weights, make_loss
 from keras_vit.training.models import averaged, carry_over, compile_model, compiled_model
 from keras_vit.training.optimizer import iterations, own_optimizer
+from keras_vit.training.saving import StateWriter, restore_metrics
 
 
 class Session(keras.callbacks.Callback):
-    """After each epoch: averages the weights, validates, and writes metrics and the best model; `WriteState` comes last.
+    """After each epoch: averages the weights, validates, and writes metrics and the best model; `SaveEpochs` comes last.
 
     A second, float32 model with the averaged weights is validated and saved. It is not compiled: the saved file does not depend
     on the backend. `scorer` is the same model, compiled.
@@ -68,10 +69,13 @@ class Session(keras.callbacks.Callback):
         self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
         # Made once: TensorFlow never frees what a pipeline is made of.
         self.validation = self.own_batches(data.validation) if data.validation is not None else None
+        self.states = StateWriter(self.write_state)
         self.latest = None  # training state after the last epoch, where it is needed again
         self.rows = []
         self.lost = []  # best epochs whose model is damaged and was found nowhere else
-        self.earlier_seconds = 0.0
+        self.first_step, self.accumulated = 0, []  # of a run that goes on within an epoch
+        self.earlier_seconds = self.earlier_epoch_seconds = 0.0
+        self.started = self.saved = None
         self.earlier_process_seconds = 0.0
         self.writer = None
 
@@ -94,6 +98,11 @@ class Session(keras.callbacks.Callback):
         return own_optimizer(self.training_model.optimizer)
 
     @property
+    def seconds(self):
+        """Seconds since the first epoch began, without those between the processes of a resumed run."""
+        return self.earlier_seconds + (time.perf_counter() - self.started if self.started else 0.0)
+
+    @property
     def process_seconds(self):
         """Seconds of this process so far, plus those of the earlier processes of a resumed run."""
         return self.earlier_process_seconds + process_seconds()
@@ -108,7 +117,10 @@ class Session(keras.callbacks.Callback):
         }
 
     def restore(self, state):
-        """Goes on from a state of `RunFolder.read_state`, or starts again without one; returns the number of finished epochs."""
+        """Goes on from a state of `RunFolder.read_state`, or starts again without one; returns the number of finished epochs.
+
+        Where the state is one within an epoch, `first_step` is its next step.
+        """
         where = f"run: {str(self.run.path)!r}"
         if state is None:
             if len(rows := self.run.metrics) > 1:
@@ -134,7 +146,8 @@ class Session(keras.callbacks.Callback):
         self.run.write_metrics(self.rows)
         if self.distribution.is_first:
             self.settle_best()
-        self.earlier_seconds = values["seconds"]
+        self.first_step, self.accumulated = values["step"], values["metrics"]
+        self.earlier_seconds, self.earlier_epoch_seconds = values["seconds"], values["epoch_seconds"]
         self.earlier_process_seconds = values["process_seconds"]
         self.notes = values.get("notes", [])
         self.callbacks = [*values["callbacks"], *(name for name in self.callbacks if name not in values["callbacks"])]
@@ -160,6 +173,7 @@ class Session(keras.callbacks.Callback):
 
     def start(self):
         self.started = time.perf_counter()
+        self.saved = len(self.rows) * self.steps_per_epoch + self.first_step, self.started
         if not self.distribution.is_first:
             return
         # Not tensorboardX's SummaryWriter: a full disk ends its thread unseen, and it then waits for that thread.
@@ -173,8 +187,8 @@ class Session(keras.callbacks.Callback):
         for row in self.rows:
             self.write_events(row)
 
-    def go_on_with(self, stage, first_epoch):
-        """Switches to a stage's recipe before an epoch, to its model if that differs, which inherits weights and optimizer state.
+    def go_on_with(self, stage, first_epoch, first_step):
+        """Switches to a stage's recipe before a step, to its model if that differs, which inherits weights and optimizer state.
 
         Returns:
             Whether the model is another one.
@@ -191,7 +205,7 @@ class Session(keras.callbacks.Callback):
             model, _ = compiled_model(stage, steps, weights=weights, distribution=self.distribution)
             carry_over(self.training_model, model)
             self.training_model = model
-        if first_epoch == self.recipe.train.schedule_start(first_epoch):
+        if not first_step and first_epoch == self.recipe.train.schedule_start(first_epoch):
             self.optimizer.schedule.begin(stage.train, self.steps_per_epoch * stage.train.epochs, self.optimizer_steps)
         return changed
 
@@ -202,7 +216,10 @@ class Session(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
-        self.epoch_started = time.perf_counter()
+        self.epoch_started = time.perf_counter() - self.earlier_epoch_seconds
+        if self.accumulated:
+            restore_metrics(self.training_model, self.accumulated)
+        self.earlier_epoch_seconds, self.accumulated = 0.0, []
 
     def on_train_batch_begin(self, batch, logs=None):
         if keras.backend.backend() == "torch":
@@ -220,8 +237,8 @@ class Session(keras.callbacks.Callback):
         # The loss precedes the last update: only the weights show its effect.
         if math.isnan(logs["loss"]) or not all(np.isfinite(array).all() for array in arrays.values()):
             raise Diverged(
-                f"loss: {logs['loss']} in epoch {epoch + 1}, weights no longer finite; {str(self.run.path)!r} keeps what "
-                f"epoch {epoch} left. Lower train.learning_rate ({config.learning_rate:g}) or set train.clip_norm"
+                f"loss: {logs['loss']} in epoch {epoch + 1}, weights no longer finite; {str(self.run.path)!r} keeps the "
+                f"last finite state. Lower train.learning_rate ({config.learning_rate:g}) or set train.clip_norm"
             )
         seconds = time.perf_counter() - self.epoch_started
         logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
@@ -233,7 +250,7 @@ class Session(keras.callbacks.Callback):
         row = {
             **logs,
             "epoch": epoch + 1,
-            "seconds": self.earlier_seconds + time.perf_counter() - self.started,
+            "seconds": self.seconds,
             "epoch_seconds": seconds,
             "learning_rate": float(ops.convert_to_numpy(self.optimizer.learning_rate)),
             "memory_mb": psutil.Process().memory_info().rss / 2**20,
@@ -247,22 +264,41 @@ class Session(keras.callbacks.Callback):
         if self.out_of_patience:
             self.training_model.stop_training = True
 
-    def write_state(self, epoch):
-        """Writes the training state after an epoch."""
+    def since_saved(self, epoch, step):
+        """Steps and seconds since the last state was saved, at a step of an epoch."""
+        steps, when = self.saved
+        return epoch * self.steps_per_epoch + step - steps, time.perf_counter() - when
+
+    def save(self, epoch, step=0):
+        """Copies the training state after a number of epochs and of steps of the next one; another thread begins to write it."""
+        metrics = self.model.metrics_variables if step else []  # under JAX, `self.model` fetches all of its state
         arrays = {name: self.distribution.array(variable) for name, variable in self.arrays().items()}
-        keep = self.optimizer.use_ema and len(self.recipe.stages()) > 1
-        self.latest = {name: array.copy() for name, array in arrays.items()} if keep else None
+        if not step:
+            keep = self.optimizer.use_ema and (len(self.recipe.stages()) > 1 or self.first_step)
+            self.latest = dict(arrays) if keep else None
+        steps = epoch * self.steps_per_epoch + step
         values = {
             "epoch": epoch,
+            "step": step,
             "rows": list(self.rows),
-            "seconds": self.rows[-1]["seconds"] if self.rows else 0.0,
+            "metrics": [ops.convert_to_numpy(variable).tolist() for variable in metrics],
+            "seconds": self.seconds,
+            "epoch_seconds": time.perf_counter() - self.epoch_started if step else 0.0,
             "process_seconds": self.process_seconds,
             "fingerprint": self.data.fingerprint,
             "backend": keras.backend.backend(),
             "notes": self.notes,
             "callbacks": self.callbacks,
         }
-        self.run.write_state(epoch * self.steps_per_epoch, arrays, values)
+        self.states.start(steps, arrays, values)
+        self.saved = steps, time.perf_counter()
+
+    def write_state(self, steps, arrays, values):
+        """Writes a state. One within an epoch that is not finite ends the epoch instead, and so the training."""
+        if values["step"] and not all(np.isfinite(array).all() for array in arrays.values()):
+            self.training_model.stop_training = True
+        else:
+            self.run.write_state(steps, arrays, values)
 
     def write_events(self, row):
         if self.writer is None:
@@ -279,7 +315,9 @@ class Session(keras.callbacks.Callback):
         self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self):
-        if self.writer is not None:
+        try:
+            self.states.close()
+        finally:
             self.writer.close()
 
     def copy_weights(self):
@@ -354,20 +392,6 @@ class Session(keras.callbacks.Callback):
             }
         )
         self.distribution.meet()  # and now the summary
-
-
-class WriteState(keras.callbacks.Callback):
-    """Writes the training state after each epoch, as all other callbacks leave it, the user's too.
-
-    After a kill before that the epoch is repeated, and all that the others wrote is written again.
-    """
-
-    def __init__(self, session):
-        super().__init__()
-        self.session = session
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.session.write_state(epoch + 1)
 
 
 def batches_of(split, recipe):

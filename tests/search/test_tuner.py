@@ -23,7 +23,7 @@ MB = 2**20
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_each_failure_ends_one_trial_and_says_why(tmp_path, monkeypatch, workers):
-    failures = {1: "memory", 2: "raise", 3: "kill", 4: "nan", 5: "hang"}
+    failures = {1: "memory", 2: "raise", 3: "kill", 4: "nan", 5: "hang", 6: "warn"}
     monkeypatch.setenv("FAKE_FAILURES", json.dumps(failures))
     tuner = make(tmp_path / "search", trials=7, stall_limit=3)
     tuner.search_with(workers)
@@ -36,6 +36,7 @@ def test_each_failure_ends_one_trial_and_says_why(tmp_path, monkeypatch, workers
         3: "killed by SIGKILL (out of memory?)",
         4: "loss: nan in epoch 1",
         5: "made no step in 3 s",
+        6: "killed by SIGTERM",
     }
     assert (tmp_path / "search" / "trial-2" / "failure.txt").read_text() == reasons[2] + "\n"
     assert not children("fake_trial")

@@ -73,7 +73,7 @@ class JaxDistribution(Processes):
     def array(self, variable):
         value = variable.value
         if value.is_fully_addressable or value.is_fully_replicated:
-            return np.asarray(value)
+            return np.array(value)  # a copy: the next step overwrites what it has
         return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
     def gather(self, array):
