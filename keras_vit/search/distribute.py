@@ -9,6 +9,8 @@ one run.
 """
 
 import contextlib
+import logging
+import re
 import threading
 import time
 from concurrent import futures
@@ -16,14 +18,16 @@ from concurrent import futures
 import grpc
 from keras_tuner.engine.trial import TrialStatus
 
+from keras_vit.checks import shown
 from keras_vit.private.keras_tuner import MESSAGES, SERVICE, Client, OracleServicer
-from keras_vit.search.oracle import metrics_of, with_results
+from keras_vit.search.oracle import check_metrics, metrics_of, with_results
 from keras_vit.search.tuner import Lost, reason_of
 
 LEASE_SECONDS = 30.0  # of silence, after which the chief gives a trial to another worker
 BEAT_SECONDS = 2.0  # between two signs of life
 UNANSWERED_SECONDS = 15.0  # after which a worker ends its trial if its signs of life get no answer
 FAREWELL_SECONDS = 10.0  # for which a chief with nothing left to do waits until its workers have asked once more
+MAX_MESSAGE, MAX_WORKERS = 2**22, 1000  # bytes of a request; workers, and requests that wait
 IDENTITY = "worker"  # metadata key of the caller's name
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -44,8 +48,12 @@ def join(host, port):
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class Refused(ValueError):
+    """A request that the chief does not understand, or that no worker of this search makes."""
+
+
 def answered(method):
-    """One call at a time; a `Lost` goes to the worker, any other error ends the chief."""
+    """One call at a time; a `Lost` or `Refused` goes to the worker, any other error ends the chief."""
 
     def call(self, request, context):
         try:
@@ -53,6 +61,8 @@ def answered(method):
                 return method(self, request, context)
         except Lost as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except Refused as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Exception as error:
             self.error = self.error or error
             context.abort(grpc.StatusCode.INTERNAL, f"it has failed: {error}")
@@ -88,7 +98,9 @@ class Chief(OracleServicer):
         Raises:
             ValueError: If the port is in use.
         """
-        server = grpc.server(futures.ThreadPoolExecutor(max_workers=1), options=[("grpc.so_reuseport", 0)])
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE)]
+        server = grpc.server(futures.ThreadPoolExecutor(max_workers=1), options=options, maximum_concurrent_rpcs=MAX_WORKERS)
+        logging.getLogger("grpc").propagate = False  # it would print a traceback for each message that it cannot read
         SERVICE.add_OracleServicer_to_server(self, server)
         try:
             server.add_insecure_port(join(*address))
@@ -131,6 +143,12 @@ class Chief(OracleServicer):
     def caller(self, context, trial_id=None):
         """The name of the calling worker; raises `Lost` if the trial is not, or no longer, its own."""
         worker = dict(context.invocation_metadata()).get(IDENTITY, "")
+        if not isinstance(worker, str) or not re.fullmatch(r"[\w.-]{1,100}", worker):
+            raise Refused(f"worker: received {shown(worker)}; allowed: a name of letters, digits, '.', '-' and '_'")
+        if worker not in self.seen and len(self.seen) >= MAX_WORKERS:
+            self.seen = {name: self.seen[name] for name in self.living()}
+            if len(self.seen) >= MAX_WORKERS:
+                raise Refused(f"worker: received one more than {MAX_WORKERS:,}; allowed: {MAX_WORKERS:,}")
         self.seen[worker] = time.monotonic()
         if trial_id is not None:
             ongoing = self.oracle.ongoing_trials
@@ -143,7 +161,8 @@ class Chief(OracleServicer):
 
     @answered
     def CreateTrial(self, request, context):
-        self.caller(context)
+        if self.caller(context) != request.tuner_id:
+            raise Refused(f"worker: received {shown(request.tuner_id)}; allowed: the caller's own name")
         running = request.tuner_id in self.oracle.ongoing_trials
         trial = self.oracle.create_trial(request.tuner_id)
         if trial.status == TrialStatus.STOPPED:
@@ -166,18 +185,26 @@ class Chief(OracleServicer):
         self.caller(context, request.trial_id)
         # Numbers travel with seven digits.
         metrics = {name: float(f"{value:.7g}") for name, value in request.metrics.items()}
-        trial = self.oracle.update_trial(request.trial_id, metrics, step=request.step)
+        try:
+            check_metrics(metrics, self.oracle.objectives)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        trial = self.oracle.update_trial(request.trial_id, metrics)
         return MESSAGES.UpdateTrialResponse(trial=trial.to_proto())
 
     @answered
     def EndTrial(self, request, context):
         worker = self.caller(context, request.trial.trial_id)
-        trial = self.oracle.ongoing_trials[worker]
-        if TrialStatus.from_proto(request.trial.status) != TrialStatus.COMPLETED:
+        trial, status = self.oracle.ongoing_trials[worker], request.trial.status
+        if status not in map(TrialStatus.to_proto, (TrialStatus.COMPLETED, TrialStatus.INVALID)):
+            raise Refused(f"status: received {status}; allowed: completed, or invalid for a trial that is given back")
+        if TrialStatus.from_proto(status) == TrialStatus.INVALID:
             self.oracle.give_back(worker)
             self.events.trial_lost(trial, worker)
         else:
             metrics = metrics_of(trial)
+            if not metrics:
+                raise Refused(f"trial {trial.trial_id}: received its end; allowed after its metrics")
             trial.message = reason_of(self.folder, trial, metrics)
             trial.status = TrialStatus.COMPLETED
             self.oracle.end_trial(trial)
@@ -187,11 +214,13 @@ class Chief(OracleServicer):
     @answered
     def GetBestTrials(self, request, context):
         self.caller(context)
+        if request.num_trials < 0:
+            raise Refused(f"num_trials: received {request.num_trials}; allowed: a number of at least 0")
         return super().GetBestTrials(request, context)
 
     @answered
     def UpdateSpace(self, request, context):
-        raise Lost("the space of this search does not change")
+        raise Refused("space: received another one; allowed: none, the space of this search does not change")
 
 
 class ChiefClient(Client):

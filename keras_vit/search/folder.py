@@ -29,7 +29,8 @@ def locked(folder: Path) -> Lock:
 
 def read_search(folder: Path) -> dict | None:
     """The description of the search in a folder; None if the folder holds none."""
-    return read_json_or_none(folder / "search.json")
+    found = read_json_or_none(folder / "search.json")
+    return found if isinstance(found, dict) and isinstance(found.get("identity"), dict) else None
 
 
 def claim(folder: Path, search: dict, overwrite: bool) -> None:

@@ -22,11 +22,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from keras_vit.checks import check_number, shown, visible
 from keras_vit.files import write_text
 from keras_vit.private.keras_tuner import OracleHooks
+from keras_vit.search.labels import is_share
 from keras_vit.search.pareto import non_dominated
 
 FAILED = "failed"  # a metric: 1 where a trial has no result
+MOST_METRICS, LONGEST_NAME = 100, 200  # of a trial
 WORST = 0.0  # accuracy of a failed trial
 CANDIDATES, NEIGHBOURS = 2000, 500  # random configurations, and neighbours of the best, that the Gaussian process ranks
 DRAWS = 128  # of each candidate's objectives, for the expectation of their norm
@@ -92,6 +95,7 @@ class SearchOracle(OracleHooks):
             return super().create_trial(tuner_id)
 
     def update_trial(self, trial_id, metrics, step=0):
+        check_metrics(metrics, self.objectives)
         with self.exclusive():
             # KerasTuner would take the mean of two reports.
             self.trials[trial_id].metrics = type(self.trials[trial_id].metrics)()
@@ -169,6 +173,19 @@ class SearchOracle(OracleHooks):
         unfinished = (TrialStatus.RUNNING, TrialStatus.INVALID)
         self.waiting = [name for name in reversed(self.start_order) if self.trials[name].status in unfinished]
         self.ongoing_trials = {}
+
+
+def check_metrics(metrics: dict[str, float], objectives: dict[str, str]) -> None:
+    """Raises a ValueError unless these are metrics of a trial: shares from 0 to 1, other numbers of at least 0, every objective."""
+    if not isinstance(metrics, dict) or len(metrics) > MOST_METRICS:
+        raise ValueError(f"metrics: received {shown(metrics)}; allowed: at most {MOST_METRICS} numbers by name")
+    for name, value in metrics.items():
+        if not isinstance(name, str) or len(name) > LONGEST_NAME or name != visible(name):
+            raise ValueError(f"metrics: received {shown(name)}; allowed: names of at most {LONGEST_NAME} characters")
+        check_number(name, value, at_least=0, at_most=1 if is_share(name) else math.inf)
+    for name in () if metrics.get(FAILED) else objectives:
+        if name not in metrics:
+            raise ValueError(f"{name}: received none; allowed: a number, as the search is after it")
 
 
 def metrics_of(trial):

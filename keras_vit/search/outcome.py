@@ -7,7 +7,6 @@ import shlex
 import shutil
 import statistics
 import time
-import warnings
 
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
@@ -78,7 +77,7 @@ def describe(oracle, folder, settings, total, finished):
                 "metrics": {} if failed else metrics,
                 "reason": trial.message if failed else None,
                 "curve": curve,
-                "command": train_command(recipe_of(folder, trial_id)),
+                "command": train_command(recipe_file(folder, trial_id)),
                 "continues": trial.hyperparameters.values.get("tuner/trial_id"),
             }
         )
@@ -92,22 +91,27 @@ def describe(oracle, folder, settings, total, finished):
     }
 
 
-def recipe_of(folder, trial_id):
+def recipe_file(folder, trial_id):
     """The file of a trial's recipe: its run's, with the length that the budget gave it, unless it has no run."""
     trial = folder / f"trial-{trial_id}"
     return next((path for path in (trial / "run" / "recipe.yaml", trial / "recipe.yaml") if path.is_file()), trial / "recipe.yaml")
 
 
-def write_recipes(search, folder):
-    """Writes best.yaml, and a recipe for each point of the front."""
+def write_recipes(search, folder, recipe_of):
+    """Writes best.yaml, and a recipe for each point of the front.
+
+    Args:
+        search: As `describe` returns it.
+        folder: The search folder.
+        recipe_of: Gives the recipe of a trial, by its name, where its own file is missing or damaged.
+    """
     shutil.rmtree(folder / "front", ignore_errors=True)
     points = front(search["trials"], search["settings"]["objectives"])
     for place, trial in enumerate(points):
         try:
-            recipe = load_recipe(recipe_of(folder, trial["id"])).to_yaml()
-        except ValueError as error:
-            warnings.warn(f"search: trial {trial['id']}, on the front, gets no recipe in {str(folder)!r}: {error}", stacklevel=2)
-            continue
+            recipe = load_recipe(recipe_file(folder, trial["id"])).to_yaml()
+        except (OSError, ValueError):
+            recipe = recipe_of(trial["id"]).to_yaml()
         metrics = ", ".join(f"{name} {trial['metrics'][name]:.4g}" for name in search["settings"]["objectives"])
         text = f"# Trial {trial['id']} of {folder}: {metrics} (validation).\n{recipe}"
         write_text(folder / "front" / f"{trial['id']}.yaml", text)

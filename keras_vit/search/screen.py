@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from keras_vit.search.outcome import describe, short, write_hparams, write_recipes
 from keras_vit.search.report import write_report
+from keras_vit.search.trial import scheduled
 
 REPORT_SECONDS = 15  # between two reports of a running search
 
@@ -120,5 +121,9 @@ class Screen(Lines):
         """Writes report.html and the recipes."""
         search = describe(self.oracle, self.folder, self.settings, self.total, finished)
         write_report({**search, "retrained": list(retrained)}, self.folder / "report.html")
-        write_recipes(search, self.folder)
+        write_recipes(search, self.folder, self.recipe_of)
         self.reported, self.finished = time.monotonic(), finished
+
+    def recipe_of(self, trial_id):
+        """The recipe of a trial, from the state of the search."""
+        return scheduled(self.oracle.space.recipe(self.oracle.trials[trial_id].hyperparameters.values), self.settings["budget"])

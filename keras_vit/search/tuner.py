@@ -17,16 +17,17 @@ from pathlib import Path
 
 import keras
 
-from keras_vit.files import atomic_folder, read_json_or_none, write_text
+from keras_vit.files import atomic_folder, read_json_or_none, read_text, write_text
 from keras_vit.private.keras_tuner import TunerHooks
 from keras_vit.processes import GRACE_SECONDS, end_process, start_process
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.search.folder import DATA, JAX_CACHE
-from keras_vit.search.oracle import FAILED, WORST, previous
+from keras_vit.search.oracle import FAILED, WORST, check_metrics, previous
 from keras_vit.search.trial import CORES
 from keras_vit.training.callbacks import TERMINATED
 
 TRIAL = [sys.executable, "-m", "keras_vit.search.trial"]  # the command that runs a job
+LONGEST_REASON = 10_000  # bytes
 LIMITS = ("took more than", "made no step in")  # first words of the reasons of trials that a limit ended
 MORE_TRIES = 2  # for a killed process that got no further than the one before
 POLL_SECONDS, ASK_SECONDS = 0.05, 1.0  # between two checks of a process, and between two requests to a chief
@@ -175,7 +176,7 @@ class TrialTuner(TunerHooks):
         if folder.exists() and not holds(folder, recipe):
             shutil.rmtree(folder)  # left by a state that was lost
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        reason, metrics = None, read_json_or_none(folder / "result.json") or self.twin_of(trial)
+        reason, metrics = None, self.result_in(folder)[0] or self.twin_of(trial)
         if metrics is None:
             begun = (folder / "run").exists()
             reason = self.run_job(self.write_job(trial, folder), folder, trial.trial_id)
@@ -183,14 +184,25 @@ class TrialTuner(TunerHooks):
                 # The files of an earlier process may be the cause.
                 shutil.rmtree(folder / "run", ignore_errors=True)
                 reason = self.run_job(self.write_job(trial, folder), folder, trial.trial_id)
-            metrics = read_json_or_none(folder / "result.json")
-            if reason is None and metrics is None:
-                reason = "ended without a result"
+            metrics, wrong = self.result_in(folder)
+            reason = reason or wrong
         if reason is not None:
             write_text(folder / "failure.txt", reason + "\n")
             metrics = {next(iter(self.oracle.objectives)): WORST, FAILED: 1.0}
         trial.message = reason
-        return {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
+        return metrics
+
+    def result_in(self, folder):
+        """The metrics in a trial's folder, or None and why there are none."""
+        found = read_json_or_none(folder / "result.json")
+        if not isinstance(found, dict):
+            return None, "ended without a result"
+        try:  # what could not be measured is no metric
+            metrics = {name: value for name, value in found.items() if value is not None and not is_nan(value)}
+            check_metrics(metrics, self.oracle.objectives)
+            return {name: float(value) for name, value in metrics.items()}, None
+        except ValueError as error:
+            return None, f"result.json: {error}"
 
     def twin_of(self, trial):
         """The metrics of a finished trial of the same recipe and length, or None."""
@@ -298,6 +310,10 @@ class Silence:
         """Called several times a second."""
 
 
+def is_nan(value):
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def holds(folder, recipe):
     """Whether the folder of a trial holds this recipe; the data's folder may differ."""
     try:
@@ -311,8 +327,8 @@ def reason_of(folder, trial, metrics):
     if not metrics.get(FAILED):
         return None
     try:
-        return (folder / f"trial-{trial.trial_id}" / "failure.txt").read_text(encoding="utf-8").strip()
-    except OSError:
+        return read_text(folder / f"trial-{trial.trial_id}" / "failure.txt", LONGEST_REASON).strip()
+    except (OSError, ValueError):
         return f"see failure.txt in the folder of trial {trial.trial_id}, on its worker"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from keras_vit.checks import make
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.search.axes import SpaceConfig
 from keras_vit.search.distribute import ChiefClient, join
@@ -49,12 +50,17 @@ def work(
     changed = differences(identity, {**identity, "data": facts["fingerprint"], "backend": facts["backend"]})
     if changed:
         raise ValueError(f"worker: received another search than that in {str(folder)!r}: {changed}; allowed: the same")
-    space = Space(SpaceConfig(**identity["space"]), recipe, Limits(**identity["limits"]))
+    try:
+        config = config_of(search)
+        axes, limits = make(SpaceConfig, identity["space"], "space"), make(Limits, identity["limits"], "limits")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"out: received {str(folder)!r}, whose search.json is damaged ({error}); allowed: an intact one") from None
+    space = Space(axes, recipe, limits)
 
     def connect(oracle):
         return lambda name: ChiefClient(oracle, address, name, patience)
 
-    tuner = make_tuner(config_of(search), space, recipe.seed, folder, connect)
+    tuner = make_tuner(config, space, recipe.seed, folder, connect)
     tuner.events = Lines(console)
     console.print(f"{recipe.data}, {facts['backend']} on {facts['device']}; trials of {join(*address)}")
     tuner.search_with(workers, worker_environments(workers, facts["accelerators"]))

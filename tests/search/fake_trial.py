@@ -43,4 +43,5 @@ for epoch in range(done, job["until"] or 3):  # a killed one goes on behind its 
 outcome = {f"val_{quality}": score, "params": 10 + len(recipe), "latency_ms": 1 / score, "overhead_seconds": 7.5}
 if job["data"] is None:  # a final training
     outcome = {f"test_{quality}": score}
-Path(job["result"]).write_text(json.dumps(outcome))
+said = json.loads(os.environ.get("FAKE_RESULTS", "{}")).get(number)
+Path(job["result"]).write_text(said or json.dumps(outcome))

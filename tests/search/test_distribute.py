@@ -2,17 +2,22 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
 import searches
 from helpers import LIGHT, wait_for
+from keras_tuner.engine.trial import TrialStatus
 from searches import FAKE, epochs, make
 
+from keras_vit.private.keras_tuner import MESSAGES, SERVICE
 from keras_vit.search import distribute
 from keras_vit.search.distribute import Chief, ChiefClient, read_address
 from keras_vit.search.oracle import HyperbandOracle, RandomOracle
@@ -189,6 +194,99 @@ def test_a_chief_that_fails_says_so_itself(tmp_path):
     with chief(tuner, port, expected=True) as errors, pytest.raises(ValueError, match=r"refuses: it has failed: .*No space left"):
         worker(tmp_path / "search", port).search_with(1)
     assert "No space left" in str(errors[0])
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A chief of one trial, which worker `w` has; `ask(method, request, worker)` gives the code and words of a refusal, or None."""
+    tuner, port = make(tmp_path / "search", trials=1), free_port()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, chief(tuner, port):
+        stub = SERVICE.OracleStub(channel)
+
+        def ask(method, request, worker="w"):
+            try:
+                metadata = ((distribute.IDENTITY, worker),) if worker else ()
+                getattr(stub, method)(request, timeout=20, metadata=metadata, wait_for_ready=True)
+            except grpc.RpcError as error:
+                return error.code().name, error.details()
+
+        assert ask("CreateTrial", MESSAGES.CreateTrialRequest(tuner_id="w")) is None
+        ask.trial, ask.port, ask.oracle = next(iter(tuner.oracle.trials.values())), port, tuner.oracle
+        yield ask
+        assert ask("UpdateTrial", report({"val_accuracy": 0.75})) is None
+        assert ask("EndTrial", ended("COMPLETED")) is None
+        assert ask("CreateTrial", MESSAGES.CreateTrialRequest(tuner_id="w")) is None
+    assert tuner.oracle.results()[0][1]["val_accuracy"] == 0.75
+
+
+def report(metrics, trial="0"):
+    request = MESSAGES.UpdateTrialRequest(trial_id=trial)
+    for name, value in metrics.items():
+        request.metrics[name] = value
+    return request
+
+
+def ended(status, trial="0"):
+    request = MESSAGES.EndTrialRequest()
+    request.trial.trial_id = trial
+    request.trial.status = TrialStatus.to_proto(status) if isinstance(status, str) else status
+    return request
+
+
+def test_a_chief_refuses_what_it_does_not_understand_and_goes_on(asked, capfd):
+    names = MESSAGES.CreateTrialRequest
+    refused = [
+        (("EndTrial", ended("COMPLETED")), "trial 0: received its end; allowed after its metrics"),
+        (("EndTrial", ended(77)), "status: received 77; allowed: completed, or invalid"),
+        *((("EndTrial", ended(each)), "status: received") for each in ("RUNNING", "STOPPED", "IDLE", "FAILED", 0)),
+        (("UpdateTrial", report({})), "val_accuracy: received none"),
+        (("UpdateTrial", report({"params": 3.0})), "val_accuracy: received none"),
+        (("UpdateTrial", report({"val_accuracy": 1e38})), r"val_accuracy: received 1e\+38; allowed: a number of at least 0"),
+        (("UpdateTrial", report({"val_accuracy": 1.1})), "val_accuracy: received 1.1; allowed"),
+        (("UpdateTrial", report({"val_accuracy": float("nan")})), "val_accuracy: received nan; allowed"),
+        (("UpdateTrial", report({"val_accuracy": 0.5, "params": float("inf")})), "params: received inf; allowed"),
+        (("UpdateTrial", report({"val_accuracy": 0.5, "\x1b[31m": 1.0})), r"metrics: received '\\x1b\[31m'; allowed: names"),
+        (("UpdateTrial", report({"val_accuracy": 0.5, "x" * 300: 1.0})), "metrics: received 'xxx.*; allowed: names"),
+        (("UpdateTrial", report({f"m{n}": 1.0 for n in range(200)})), "metrics: received .*; allowed: at most 100"),
+        (("UpdateSpace", MESSAGES.UpdateSpaceRequest()), "space: received another one; allowed: none"),
+        (("GetBestTrials", MESSAGES.GetBestTrialsRequest(num_trials=-1)), "num_trials: received -1"),
+        (("CreateTrial", names(tuner_id="w"), "x"), "worker: received 'w'; allowed: the caller's own name"),
+        *((("CreateTrial", names(tuner_id=each), each), "worker: received") for each in ("", "../x", "x" * 200, "a b")),
+    ]
+    for request, words in refused:
+        code, said = asked(*request)
+        assert code == "INVALID_ARGUMENT", request
+        assert re.match(words, said), said
+    for request in (report({"val_accuracy": 0.5}, "1"), ended("COMPLETED", "../../x")):
+        assert asked("UpdateTrial" if "Update" in type(request).__name__ else "EndTrial", request)[0] == "FAILED_PRECONDITION"
+    assert asked.oracle.ongoing_trials == {"w": asked.trial}
+    assert capfd.readouterr().err == ""
+
+
+def test_garbage_and_oversized_messages_end_no_chief(asked, capfd):
+    rng = np.random.default_rng(0)
+    with grpc.insecure_channel(f"127.0.0.1:{asked.port}") as channel:
+        for method in ("CreateTrial", "UpdateTrial", "EndTrial", "GetTrial", "GetBestTrials", "GetSpace", "None"):
+            call = channel.unary_unary(f"/keras_tuner.Oracle/{method}")
+            for content in (rng.bytes(100), b"\xff" * 1000, b"\x0a\xff\xff\xff\xff\x0f", bytes(distribute.MAX_MESSAGE + 1)):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(content, timeout=20, metadata=((distribute.IDENTITY, "w"),))
+                assert caught.value.code() != grpc.StatusCode.DEADLINE_EXCEEDED
+    for content in (b"GET / HTTP/1.1\r\n\r\n", rng.bytes(5000), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + rng.bytes(5000)):
+        with socket.create_connection(("127.0.0.1", asked.port), timeout=20) as connection:
+            connection.sendall(content)
+    assert asked.oracle.ongoing_trials == {"w": asked.trial}
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_more_workers_than_a_search_has(asked, monkeypatch):
+    monkeypatch.setattr(distribute, "MAX_WORKERS", 3)
+    for name in ("a", "b"):
+        assert asked("GetBestTrials", MESSAGES.GetBestTrialsRequest(num_trials=1), name) is None
+    assert asked("GetBestTrials", MESSAGES.GetBestTrialsRequest(num_trials=1), "c")[1].startswith(
+        "worker: received one more than 3"
+    )
+    assert asked("GetTrial", MESSAGES.GetTrialRequest(trial_id="0")) is None
 
 
 @pytest.mark.parametrize("name", ["../../x", "0/../x"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -344,3 +345,41 @@ def test_default_budget_leaves_room_for_some_fifteen_trials():
         assert config.trial_budget["kind"] == "seconds"
         trials = config.seconds / (config.trial_budget["amount"] + settings.START_SECONDS)
         assert 12 <= trials <= 18, max_time
+
+
+@pytest.mark.parametrize("damage", ["missing", "no run", "cut off", "no text"])
+def test_a_trial_folder_that_is_gone_does_not_stop_the_search(command, capsys, damage):
+    """The state knows the best trial's configuration: its recipe is written from there."""
+    folder = command(*SMALL, "--trials", "3")
+    best = load_recipe(folder / "best.yaml")
+    name = next(file.stem for file in (folder / "front").iterdir())
+    trial, recipe = folder / f"trial-{name}", folder / f"trial-{name}" / "run" / "recipe.yaml"
+    if damage == "missing":
+        shutil.rmtree(trial)
+    elif damage == "no run":
+        shutil.rmtree(trial / "run")
+    else:
+        recipe.write_bytes(recipe.read_bytes()[:200] if damage == "cut off" else b"\xff\xfe" * 50)
+    (folder / "best.yaml").unlink()
+    command(*SMALL, "--trials", "5")
+    assert "best: trial" in capsys.readouterr().out
+    points = {file.stem: load_recipe(file) for file in (folder / "front").iterdir()}
+    assert load_recipe(folder / "best.yaml") in points.values()
+    if name in points:
+        assert points[name] == best
+    state = json.loads(json.loads((folder / "oracle.json").read_text())["state"])
+    assert [trial["status"] for trial in state["trials"]] == ["COMPLETED"] * 5
+
+
+def test_a_search_folder_whose_description_is_damaged_is_named(command, tmp_path, capsys):
+    folder = command(*ONE)
+    for text in ("[1]", "{}", '{"identity": 3}', "{", ""):
+        (folder / "search.json").write_text(text)
+        with pytest.raises(ValueError, match=r"^out: received '.*', which holds .*; allowed: a new or a search folder"):
+            command(*ONE)
+        with pytest.raises(ValueError, match=r"^out: received '.*', which holds no search; allowed: the --out of the chief"):
+            search.main(["--worker", "1", "--out", str(folder)])
+    for identity in ({"data": "f0", "backend": FACTS["backend"]}, {"space": [], "data": "f0", "backend": FACTS["backend"]}):
+        (folder / "search.json").write_text(json.dumps({"identity": identity}))
+        with pytest.raises(ValueError, match=r"^out: received '.*', whose search.json is damaged \(.*\); allowed: an intact one"):
+            search.main(["--worker", "1", "--out", str(folder)])

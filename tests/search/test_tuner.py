@@ -42,6 +42,33 @@ def test_each_failure_ends_one_trial_and_says_why(tmp_path, monkeypatch, workers
     assert not children("fake_trial")
 
 
+def test_results_that_cannot_be_are_failures_and_never_the_best(tmp_path, monkeypatch):
+    said = {
+        1: '{"val_accuracy": 1e38}',
+        2: '{"val_accuracy": NaN}',
+        3: '{"val_accuracy": 1.01, "params": 5}',
+        4: "[1]",
+        5: '{"val_acc',
+    }
+    said |= {6: '{"val_accuracy": "0.9"}', 7: '{"params": 5}', 8: '{"val_accuracy": 0.9, "params": -1}', 9: "[" * 10**5}
+    monkeypatch.setenv("FAKE_RESULTS", json.dumps(said))
+    tuner = make(tmp_path / "search", trials=10)
+    tuner.search_with(2)
+    reasons = {int(name): trial.message for name, trial in tuner.oracle.trials.items() if trial.score == WORST}
+    assert reasons == {
+        1: "result.json: val_accuracy: received 1e+38; allowed: a number of at least 0 and of at most 1",
+        2: "result.json: val_accuracy: received none; allowed: a number, as the search is after it",
+        3: "result.json: val_accuracy: received 1.01; allowed: a number of at least 0 and of at most 1",
+        4: "ended without a result",
+        5: "ended without a result",
+        6: "result.json: val_accuracy: received '0.9'; allowed: a number of at least 0 and of at most 1",
+        7: "result.json: val_accuracy: received none; allowed: a number, as the search is after it",
+        8: "result.json: params: received -1; allowed: a number of at least 0",
+        9: "ended without a result",
+    }
+    assert tuner.oracle.get_best_trials()[0].trial_id == "00"
+
+
 def test_time_limit(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_FAILURES", json.dumps({0: "hang"}))
     tuner = make(tmp_path / "search", trials=1, time_limit=1)
