@@ -105,8 +105,9 @@ class States:
                 damaged.append(f"{str(path)!r} is damaged ({error})")
                 continue
             for line in damaged:
-                epochs = f"the run goes on after epoch {state[1]['epoch']}, with the state before"
-                warnings.warn(f"run: {line}; {epochs}", stacklevel=3)
+                steps = f" and {state[1]['step']} steps" if state[1]["step"] else ""
+                place = f"the run goes on after epoch {state[1]['epoch']}{steps}, with the state before"
+                warnings.warn(f"run: {line}; {place}", stacklevel=3)
             return state
         if damaged:
             raise ValueError(f"run: {'; '.join(damaged)}; no state is left to go on from: start again with --overwrite")

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 
 from keras_vit.training.callbacks import Terminated
+from keras_vit.training.distribution.base import Distribution
 
-SHARED_EVERY = 10  # steps
-SIGNALLED = (None, KeyboardInterrupt, Terminated)
+SHARED_EVERY = 10  # steps after which several processes agree on what to do
+SIGNALS = (None, KeyboardInterrupt, Terminated)  # what may have come to a process
 
 
 class StateWriter:
@@ -51,7 +52,8 @@ class StateWriter:
 class SaveWithinEpochs(keras.callbacks.Callback):
     """Saves the state between two steps, before other callbacks see the next one: if `train.save_every` or a signal asks for it.
 
-    A state that is due while another is being written is saved as soon as that one is written.
+    A state that is due while another is being written is saved as soon as that one is written. Several processes save and end
+    together, before every tenth step: one of them alone would leave the others waiting.
 
     Args:
         session: The `Session`.
@@ -69,34 +71,25 @@ class SaveWithinEpochs(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_begin(self, batch, logs=None):
-        if not self.share_signals(batch):
+        several = self.session.distribution.processes > 1
+        if several and batch % SHARED_EVERY:
             return
         steps, seconds = self.session.since_saved(self.epoch, batch)
         busy, due = self.session.states.busy, steps >= self.steps or seconds >= self.seconds
+        self.interrupts.came, saves = agreed(self.session.distribution, self.interrupts.came, bool(steps) and due and not busy)
         if steps and self.interrupts.came:
             self.session.save(self.epoch, batch)
             self.session.states.wait()
             if self.verbose:
                 print(f"\nsaved after step {batch} of {self.params['steps']} in epoch {self.epoch + 1}", flush=True)
         self.interrupts.check()
-        if steps and due and not busy:
+        if saves:
             self.session.save(self.epoch, batch)
             steps = 0
         elif due and busy and self.verbose and not self.late:
             self.late = True
             print(f"\nsave_every: {self.session.recipe.train.save_every}, but writing a state takes longer", flush=True)
-        self.interrupts.unsaved = steps > 0
-
-    def share_signals(self, batch):
-        """Whether a signal is heeded before this step: among several processes before every tenth, and then by all."""
-        distribution = self.session.distribution
-        if distribution.processes == 1:
-            return True
-        if batch % SHARED_EVERY:
-            return False
-        came = distribution.gather(np.array([SIGNALLED.index(self.interrupts.came)], np.int32)).max()
-        self.interrupts.came = SIGNALLED[came]
-        return True
+        self.interrupts.unsaved = steps > 0 or several
 
 
 class SaveEpochs(keras.callbacks.Callback):
@@ -113,13 +106,28 @@ class SaveEpochs(keras.callbacks.Callback):
         self.session.save(epoch + 1)
         self.session.states.wait()
         self.interrupts.unsaved = False
+        self.interrupts.came, _ = agreed(self.session.distribution, self.interrupts.came, False)
         self.interrupts.check()
 
 
-def restore_metrics(model: keras.Model, values: list) -> None:
-    """Gives the metrics of a compiled ViT what they had accumulated; Keras resets them before each epoch."""
-    if len(model.metrics_variables) < len(values):  # TensorFlow makes them while it traces the first step
+def agreed(distribution: Distribution, came: type[BaseException] | None, saves: bool) -> tuple[type[BaseException] | None, bool]:
+    """What has come to any of the processes, and whether the first one wants to save. Every process must call it."""
+    if distribution.processes == 1:
+        return came, saves
+    theirs = distribution.gather(np.array([SIGNALS.index(came), saves], np.int32))  # (processes, 2)
+    return SIGNALS[theirs[:, 0].max()], bool(theirs[0, 1])
+
+
+def restore_metrics(model: keras.Model, totals: list, counters: int) -> None:
+    """Gives the metrics of a compiled ViT what they had accumulated; Keras resets them before each epoch.
+
+    Args:
+        model: The `ViT`.
+        totals: `Distribution.total` of each of its metrics' variables.
+        counters: As of the `Distribution`.
+    """
+    if len(model.metrics_variables) < len(totals):  # TensorFlow makes them while it traces the first step
         nothing = np.zeros((1, model.config.num_classes), "float32")
         model.compute_metrics(None, nothing, nothing)
-    for variable, value in zip(model.metrics_variables, values, strict=True):
-        variable.assign(np.array(value, variable.dtype))
+    for variable, total in zip(model.metrics_variables, totals, strict=True):
+        variable.assign(np.array(total, variable.dtype) / counters)

@@ -145,7 +145,7 @@ class Session(keras.callbacks.Callback):
         self.rows = values["rows"]
         self.run.write_metrics(self.rows)
         if self.distribution.is_first:
-            self.settle_best()
+            self.settle_best(between_epochs=not values["step"])
         self.first_step, self.accumulated = values["step"], values["metrics"]
         self.earlier_seconds, self.earlier_epoch_seconds = values["seconds"], values["epoch_seconds"]
         self.earlier_process_seconds = values["process_seconds"]
@@ -153,23 +153,24 @@ class Session(keras.callbacks.Callback):
         self.callbacks = [*values["callbacks"], *(name for name in self.callbacks if name not in values["callbacks"])]
         return values["epoch"]
 
-    def settle_best(self):
+    def settle_best(self, between_epochs=True):
         """Makes best.keras the model of the best epoch; if that is damaged, of the best one whose weights are still there.
 
-        The training model has the weights of the last row.
+        Between two epochs the training model has the weights of the last row.
         """
-        while self.rows:
+        while len(self.lost) < len(self.rows):
             best = self.best
             try:
                 return self.run.best.choose(best["epoch"])
             except Damaged as error:
                 damage = f"run: {str(self.run.model_path)!r}, of epoch {best['epoch']}, is damaged ({error})"
-            if best is self.rows[-1]:
+            if between_epochs and best is self.rows[-1]:
                 self.copy_weights()
                 self.run.write_model(best["epoch"], self.evaluated)
                 return warnings.warn(f"{damage}; it is written anew from the training state", stacklevel=4)
             self.lost.append(best["epoch"])
-            warnings.warn(f"{damage}; the model of epoch {self.best['epoch']} takes its place", stacklevel=4)
+            left = f"epoch {self.best['epoch']}" if len(self.lost) < len(self.rows) else "the next epoch"
+            warnings.warn(f"{damage}; the model of {left} takes its place", stacklevel=4)
 
     def start(self):
         self.started = time.perf_counter()
@@ -218,7 +219,7 @@ class Session(keras.callbacks.Callback):
         self.epoch = epoch
         self.epoch_started = time.perf_counter() - self.earlier_epoch_seconds
         if self.accumulated:
-            restore_metrics(self.training_model, self.accumulated)
+            restore_metrics(self.training_model, self.accumulated, self.distribution.counters)
         self.earlier_epoch_seconds, self.accumulated = 0.0, []
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -281,7 +282,7 @@ class Session(keras.callbacks.Callback):
             "epoch": epoch,
             "step": step,
             "rows": list(self.rows),
-            "metrics": [ops.convert_to_numpy(variable).tolist() for variable in metrics],
+            "metrics": [self.distribution.total(variable).tolist() for variable in metrics],
             "seconds": self.seconds,
             "epoch_seconds": time.perf_counter() - self.epoch_started if step else 0.0,
             "process_seconds": self.process_seconds,
@@ -295,10 +296,10 @@ class Session(keras.callbacks.Callback):
 
     def write_state(self, steps, arrays, values):
         """Writes a state. One within an epoch that is not finite ends the epoch instead, and so the training."""
-        if values["step"] and not all(np.isfinite(array).all() for array in arrays.values()):
-            self.training_model.stop_training = True
-        else:
+        if not values["step"] or all(np.isfinite(array).all() for array in arrays.values()):
             self.run.write_state(steps, arrays, values)
+        elif self.distribution.processes == 1:  # several would stop at different steps
+            self.training_model.stop_training = True
 
     def write_events(self, row):
         if self.writer is None:
@@ -318,7 +319,8 @@ class Session(keras.callbacks.Callback):
         try:
             self.states.close()
         finally:
-            self.writer.close()
+            if self.writer is not None:
+                self.writer.close()
 
     def copy_weights(self):
         """Gives the evaluated model the averaged weights, or the current ones without an average; adapters are merged."""

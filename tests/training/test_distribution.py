@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib
+import json
 import time
 
 import keras
@@ -11,6 +12,7 @@ import pytest
 from helpers import ROOT, random_pixels
 
 from benchmarks.devices import start
+from keras_vit.runs.folder import RunFolder
 from keras_vit.training.distribution.base import Distribution, check_agreement, gather_rows, gather_texts, on_first
 from keras_vit.training.distribution.join import join
 
@@ -18,7 +20,7 @@ BACKEND = keras.backend.backend()
 SCRIPT = ROOT / "experiments" / "train_cifar.py"
 SUMMATION = 1e-4  # other orders of the sums over a batch, 50 steps
 MODEL = {"image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
-TRAIN = {"batch_size": 8, "precision": "float32", "steps_per_epoch": 10, "epochs": 5, "validate_every": 5, "learning_rate": 3e-3}
+TRAIN = {"batch_size": 8, "precision": "float32", "steps_per_epoch": 25, "epochs": 2, "validate_every": 2, "learning_rate": 3e-3}
 AUGMENT = {"crop": 1, "mixup": 0.8, "cutmix": 1.0, "randaugment_layers": 1}
 TOGETHER = pytest.mark.distributed
 
@@ -114,10 +116,47 @@ def test_two_devices_of_a_process_give_the_numbers_of_one(images, alone, tmp_pat
 def test_a_run_goes_on_with_fewer_processes(images, alone, tmp_path):
     """SIGKILL takes both of two processes in the middle of a training; one process ends it, to the same numbers."""
     with launched(2, [SCRIPT, *settings(images, distribute="data"), f"--out={tmp_path / 'run'}"]) as started:
-        wait_for(started[0], "Epoch 4")
+        wait_for(started[0], "Epoch 2")
     with launched(1, [SCRIPT, f"--resume={tmp_path / 'run'}", "--train.distribute=none"]) as started:
         ended(started, 0)
     np.testing.assert_allclose(metrics(tmp_path / "run"), alone, atol=SUMMATION)
+
+
+WARNED = """
+import json, os, signal, sys
+import keras, keras_vit
+from keras_vit.training.distribution.join import join
+
+class Warn(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if join("data").rank == 1 and [self.epoch, batch] == place:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+file, out, place, groups = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+recipe = keras_vit.load_recipe("digits", data=f"arrays:{file}", validation=21, **groups)
+keras_vit.train(recipe, out, resume="auto", callbacks=[Warn()], verbose=2)
+"""
+
+
+@TOGETHER
+@pytest.mark.backend
+def test_a_warning_to_one_process_saves_and_ends_all_within_an_epoch(images, alone, tmp_path):
+    """Two processes are warned in the first epoch, and again in the second; one process ends the run."""
+    out, changes = tmp_path / "run", {"distribute": "data", "save_every": "10 steps"}
+    groups = json.dumps({"model": MODEL, "train": TRAIN | changes, "augment": AUGMENT})
+    for place in ([0, 12], [1, 5]):
+        with launched(2, ["-c", WARNED, images, out, json.dumps(place), groups]) as started:
+            said = ended(started, 143)
+        assert "saved after step " in said[0][0]
+    arrays, values = RunFolder(out).read_state()
+    assert (values["epoch"], values["step"]) == (1, 10)
+    assert arrays
+    with launched(1, [SCRIPT, f"--resume={out}", "--train.distribute=none"]) as started:
+        ended(started, 0)
+    np.testing.assert_allclose(metrics(out), alone, atol=SUMMATION)
 
 
 @TOGETHER

@@ -23,7 +23,7 @@ from keras_vit.recipes.parts import save_interval
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.callbacks import TERMINATED, Diverged, Terminated
 from keras_vit.training.finetune import finetune_recipe
-from keras_vit.training.session import Session
+from keras_vit.training.session import Session, best_row
 
 backend = pytest.mark.backend
 SCRIPT = "experiments/train_cifar.py"
@@ -374,6 +374,18 @@ def test_states_are_written_one_at_a_time_and_the_training_goes_on(tmp_path, mon
     trained(small_recipe(epochs=1, save_every="1 steps"), tmp_path / "run", verbose=2)
     assert written == [1, STEPS]  # at the epoch's end the first has been waited for
     assert capsys.readouterr().out.count("save_every: 1 steps, but writing a state takes longer\n") == 1
+
+
+def test_a_damaged_model_is_not_replaced_by_weights_within_an_epoch(tmp_path):
+    recipe = small_recipe(epochs=3, save_every="3 steps")
+    whole = trained(recipe, tmp_path / "whole")
+    run, _ = broken(recipe, tmp_path / "run", 1, 3)
+    for path in (run.model_path, *run.best.files.paths()):
+        path.write_bytes(path.read_bytes()[:999])
+    with pytest.warns(UserWarning, match=r"of epoch 1, is damaged .*; the model of the next epoch takes its place$"):
+        trained(recipe, run.path, resume=True)
+    assert [column(run, name) for name in NAMES] == [column(whole, name) for name in NAMES]
+    assert run.summary["best_epoch"] == best_row(run.metrics[1:])["epoch"]
 
 
 def test_a_state_that_is_not_finite_is_not_kept(tmp_path):

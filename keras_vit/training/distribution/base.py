@@ -26,10 +26,11 @@ class Distribution:
         rank: Which of them this one is, from 0.
         replicas: Devices that share a batch, of all processes.
         devices: Devices that take part, of all processes.
+        counters: Processes whose metrics count their own images only.
     """
 
     kind = "none"
-    processes, rank, replicas, devices = 1, 0, 1, 1
+    processes, rank, replicas, devices, counters = 1, 0, 1, 1, 1
 
     @property
     def is_first(self) -> bool:
@@ -70,6 +71,10 @@ class Distribution:
     def gather(self, array: np.ndarray) -> np.ndarray:
         """The arrays of all processes (processes, ...), which have one shape and type. Every process must call it."""
         return np.asarray(array)[None]
+
+    def total(self, variable: keras.Variable) -> np.ndarray:
+        """What a metric's variable has accumulated in all `counters` together. Every process must call it."""
+        return self.array(variable) if self.counters == 1 else self.gather(self.array(variable)).sum(axis=0)
 
     def meet(self) -> None:
         """Waits until all processes are here."""

@@ -22,7 +22,7 @@ class TorchDistribution(Processes):
 
     def __init__(self):
         self.processes, self.rank = distributed.get_world_size(), distributed.get_rank()
-        self.replicas = self.devices = self.processes
+        self.replicas = self.devices = self.counters = self.processes
 
     def prepare(self, model):
         # DDP sums gradients of what is called through it. In a closure: Keras would track it as a layer of the model.
