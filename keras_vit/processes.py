@@ -39,7 +39,7 @@ def run_command(function: Callable[[], int | None]) -> None:
     if is_unread():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says at its exit that it cannot write
         code = code or UNREAD
-    if code:
+    if code is not None:
         sys.exit(code)
 
 
@@ -48,7 +48,7 @@ def outcome(function):
     try:
         return function()
     except SystemExit as stop:
-        return stop.code
+        return stop.code or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

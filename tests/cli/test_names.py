@@ -37,7 +37,7 @@ def run(tmp_path, photos):
     """A run that someone else has made: the names in its summary are as they are."""
     recipe = load_recipe("digits", model=SHAPE, mean=0.5, std=0.5, data=f"folder:{photos}")
     run = RunFolder.create(tmp_path / "run", recipe)
-    run.write_model(randomise(keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=len(NAMES)))))
+    run.write_model(1, randomise(keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=len(NAMES)))))
     run.write_summary({"class_names": NAMES, "fingerprint": ""})
     return run
 
