@@ -338,21 +338,28 @@ def kills(work):
         shutil.rmtree(path)
 
 
-def vanishing_data(work):
-    """the folder of images vanishes within an epoch, and is back for the resume"""
-    import keras
+def write_photos(folder, count, broken=0):
     from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        file = folder / "ab"[index % 2] / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+        if index < broken:
+            file.write_bytes(file.read_bytes()[:60])
+
+
+def vanishing_data(work):
+    """the folder of images vanishes within an epoch, and is back when the run is resumed"""
+    import keras
 
     from keras_vit.runs.folder import RunFolder
     from keras_vit.training.loop import train
 
-    data, rng = work.folder / "photos", np.random.default_rng(0)
-    for index in range(80):
-        folder = data / "ab"[index % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
+    data, whole = work.folder / "photos", work.folder / "of-photos"
+    write_photos(data, 80)
     settings = ["--recipe", work.recipe_file, "--data", f"folder:{data}", "--augment.resized_crop", "0.5"]
-    whole = work.folder / "of-photos"
     command("train", *settings, "--out", whole)
     for epoch in (1, 2, 3):
 
@@ -373,6 +380,14 @@ def vanishing_data(work):
             yield LOST
 
 
+def broken_pictures(work):
+    """1% of the files of an image folder are broken"""
+    data = work.folder / "with-broken"
+    write_photos(data, 200, broken=2)
+    ended = command("train", "--recipe", work.recipe_file, "--data", f"folder:{data}", "--out", work.folder / "of-broken")
+    yield work.judge(ended, "broken pictures", lambda _: False)
+
+
 KINDS = [
     damaged_states,
     both_states_damaged,
@@ -385,6 +400,7 @@ KINDS = [
     second_runs,
     clock_going_backwards,
     vanishing_data,
+    broken_pictures,
     kills,
 ]
 

@@ -42,7 +42,8 @@ class Lock:
             self.file.close()
             self.file = self._open()
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
-        self._write(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": now}) + "\n")
+        with contextlib.suppress(OSError):  # on a full disk the holder has no name
+            self._write(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": now}) + "\n")
         return self
 
     def __exit__(self, *error):

@@ -16,9 +16,9 @@ import keras_vit
 from keras_vit.parity import measure, randomise
 
 PATIENCE = 240  # seconds for the slowest other backend to save its model
-# One block each, but for the first: XLA compiles every step of every model.
+# One block each: XLA compiles every step of every model.
 CONFIGS = {
-    "cls": {"registers": 2, "prefix_positions": "all", "qk_norm": True, "layer_scale": 0.1, "depth": 2},
+    "cls": {"registers": 2, "prefix_positions": "all", "qk_norm": True, "layer_scale": 0.1},
     "map": {"pool": "map", "mlp": "swiglu", "position": "sincos2d", "pre_logits_dim": 10},
     "conv": {"image_size": (16, 12), "patch_size": 4, "stem": "conv", "pool": "gap", "position": "sincos1d"},
 }

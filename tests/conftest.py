@@ -1,21 +1,33 @@
-"""One seed for every test, and one thread for each of the processes that share the cores."""
+"""One seed for every test, one thread for each of the processes that share the cores, and short compilations."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would wait for those of the other test process
-
-import keras
 import pytest
 
-from keras_vit.data import checked
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would wait for those of the other test process
+# The same program of XLA, translated without LLVM's optimisation: models of a few thousand weights take longer to compile than to run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# Keras is imported where it is needed: the process that hands out the tests needs it not.
+
+
+def pytest_configure(config):
+    """What JAX compiles is kept in pytest's cache: for the other processes, and for the next tests of the same programs."""
+    if cache := getattr(config, "cache", None):  # none with -p no:cacheprovider
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 @pytest.fixture(autouse=True)
 def seed():
+    import keras
+
     keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """What is known of checked files is not kept in the user's home."""
+    from keras_vit.data import checked
+
     monkeypatch.setattr(checked, "CHECKED", tmp_path_factory.getbasetemp() / "checked")

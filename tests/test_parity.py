@@ -90,7 +90,8 @@ def test_settings_count_as_stated_even_if_they_are_the_defaults():
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
-def test_command(capsys, tmp_path):
+def test_command(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # JAX as its users run it
     options = ["Ti/4", *SETTINGS, "--batch-size=3", f"--json={tmp_path / 'parity.json'}", "--backends", ",".join(BACKENDS[-2:])]
     assert main(options) == 0
     result = json.loads((tmp_path / "parity.json").read_text())

@@ -50,7 +50,7 @@ class Numbered:
         return sorted(found, key=self.number, reverse=True)
 
     def prune(self, newest: int) -> None:
-        """Deletes all but the newest `KEPT`; of those beyond `newest`, which are of an end that was not resumed from, every one."""
+        """Deletes all but the newest `KEPT` up to the number `newest`; those after it belong to an end that was given up."""
         kept = [path for path in self.paths() if self.number(path) <= newest][:KEPT]
         for path in self.paths():
             if path not in kept:

@@ -7,6 +7,7 @@ trial-0/ ...           recipe.yaml, run/ (a run folder), result.json or failure.
 report.html            the whole search on a page
 best.yaml  front/      the recipe of the best trial, and of each trial on the Pareto front
 retrain.json retrain/  the best trials, trained again
+.lock                  the process that searches
 """
 
 import json

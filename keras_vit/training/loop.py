@@ -81,7 +81,8 @@ def train(
         The `RunFolder`.
 
     Raises:
-        ValueError: For settings, data, callbacks or a checkpoint that cannot be used, and a folder that holds something else.
+        ValueError: For settings, data, callbacks or a checkpoint that cannot be used, and a folder that holds something
+            else, or that another process trains in; if files that the run would go on from are damaged.
         Diverged: If the loss became NaN or infinite. The run folder keeps the last finite state.
         KeyboardInterrupt, SystemExit: On Ctrl-C; on SIGTERM or SIGUSR1, with code 143, in the main thread of a program without
             handlers of its own for them. The state after the last step has been saved.

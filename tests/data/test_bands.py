@@ -181,7 +181,6 @@ def test_mean_and_std_of_bands():
     np.testing.assert_allclose(normalize(images, mean, std), (images / 255 - mean) / std, atol=1e-5)
 
 
-@pytest.mark.backend
 def test_a_model_of_bands_is_trained_and_predicts_files(tmp_path):
     """The class is in the fifth band alone: a model that reads three learns nothing."""
     x, y = random_pixels(120, 8, 12, 5), np.arange(120) % 2

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import COMMON, logits, numpy, random
+from helpers import COMMON, numpy, predict, random
 from keras import ops
 
 from keras_vit import ViTConfig, build_vit, features, load_model, save_weights
@@ -11,7 +11,7 @@ from keras_vit.model.block import TransformerBlock
 from keras_vit.model.merging import MergingBlock, merge_tokens
 from keras_vit.training.models import compile_model
 
-pytestmark = pytest.mark.backend
+backend = pytest.mark.backend
 TINY = {**COMMON, "image_size": 16, "patch_size": 4, "width": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
 
 
@@ -31,6 +31,7 @@ def reference(x, sizes, keys, count, start):
     return [np.array(values, "float32") for values in zip(*results, strict=True)]
 
 
+@backend
 @pytest.mark.parametrize(("tokens", "start"), [(16, 0), (17, 1), (18, 1), (19, 4)])
 @pytest.mark.parametrize("count", [1, 5])
 def test_merging_is_the_plain_one(tokens, start, count):
@@ -59,6 +60,7 @@ def test_config_of_a_merging_block():
     np.testing.assert_array_equal(numpy(again(x)[0]), numpy(expected))
 
 
+@backend
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_a_block_states_the_shapes_that_it_gives(dtype):
     block = MergingBlock(24, 3, 32, merge_tokens=3, num_prefix_tokens=1, dtype=dtype)
@@ -68,6 +70,7 @@ def test_a_block_states_the_shapes_that_it_gives(dtype):
         assert ours.dtype == keras.backend.standardize_dtype(theirs.dtype)
 
 
+@backend
 def test_tokens_that_are_alike_merge_without_loss():
     """Pairs of equal patches: half of the tokens stand for all of them, and attention counts each twice."""
     layers = [TransformerBlock(24, 3, 32), *(MergingBlock(24, 3, 32, merge_tokens=count) for count in (4, 0))]
@@ -84,7 +87,7 @@ def test_tokens_that_are_alike_merge_without_loss():
     np.testing.assert_allclose(numpy(again), numpy(layers[0](whole))[:, ::2], atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["cls_gap", "map"])
+@pytest.mark.parametrize("pool", [pytest.param("cls_gap", marks=backend), "map"])
 def test_model_with_merging(tmp_path, pool):
     plain = build_vit(ViTConfig(**TINY, pool=pool, registers=2))
     for index, weight in enumerate(plain.weights):
@@ -95,18 +98,19 @@ def test_model_with_merging(tmp_path, pool):
     assert model.config.flops < plain.config.flops
     assert model.config.num_params == plain.config.num_params
     images = random(4, 16, 16, 3)
-    seen = features(model, ["block_0", "block_1/attention", "block_2", "pool"])(images)
+    seen = predict(features(model, ["block_0", "block_1/attention", "block_2", "pool"]), images)
     prefix = plain.config.num_tokens - 16
     assert tuple(seen["block_0"].shape) == (4, prefix + 11, 24)
     assert tuple(seen["block_1/attention"].shape) == (4, 3, prefix + 11, prefix + 11)
     assert tuple(seen["block_2"].shape) == (4, prefix + 3, 24)
-    exact, near = (numpy(features(m, "pool")(images)["pool"]) for m in (plain, model))
+    exact, near = predict(features(plain, "pool"), images)["pool"], seen["pool"]
     assert 0 < np.abs(near - exact).mean() < 0.5 * np.abs(exact).mean()
     model.save(tmp_path / "merging.keras")
     again = keras.models.load_model(tmp_path / "merging.keras")
-    np.testing.assert_allclose(logits(again, images), logits(model, images), atol=1e-6)
+    np.testing.assert_allclose(predict(again, images), predict(model, images), atol=1e-6)
 
 
+@backend
 def test_a_merging_model_learns_and_remat_trains_to_the_same_weights():
     images, targets, trained = random(10, 16, 16, 3), np.eye(5)[np.arange(10) % 5], []
     for remat in (False, True):

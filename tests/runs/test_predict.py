@@ -114,7 +114,7 @@ def test_command(run, photos, tmp_path, capsys):
     assert re.findall(r"(?:src|href)=\"(?!data:)", page) == []  # it needs no other file
 
 
-def test_other_models(run, photos, tmp_path):
+def test_other_models(run, photos, tmp_path, request):
     """A .keras file beside no recipe, one in a run folder, and an export."""
     wanted, out = expected(run, photos), tmp_path / "out.json"
 
@@ -137,6 +137,7 @@ def test_other_models(run, photos, tmp_path):
     for ours, theirs in zip(exported, first, strict=True):
         assert ours[:2] == theirs[:2]
         assert ours[2] == pytest.approx(theirs[2], abs=CLOSE)
+    request.getfixturevalue("runtime_here")  # one process is enough
     options = parse_options([str(tmp_path / "export" / "model.keras"), str(photos)])  # the file alone does not know its mean
     with open_classifier(options, notes := []) as chosen:
         again = [*predict_files(chosen, find_images(photos), notes=notes)]
@@ -144,7 +145,7 @@ def test_other_models(run, photos, tmp_path):
     assert notes == []
 
 
-def test_center_crop(run, photos, tmp_path):
+def test_center_crop(run, photos, tmp_path, runtime_here):
     """The middle of each picture, as evaluation with the same setting sees it: for a run, on the command line, in an export."""
     settings = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": NAMES, "top": 3}
     given, out = keras_vit.predict(run.model(), [photos], center_crop=0.6, **settings), tmp_path / "out.json"
@@ -169,7 +170,7 @@ def probabilities_of(each):
     return np.array([found[name] for name in NAMES])
 
 
-def test_settings_of_an_export(run, photos, tmp_path, capsys):
+def test_settings_of_an_export(run, photos, tmp_path, capsys, runtime_here):
     """Those that the export cannot use, or that do not fit it, are refused."""
     model = run.model()
     folder = write_export(tmp_path / "export", model, run.recipe.mean, run.recipe.std)

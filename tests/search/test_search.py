@@ -2,19 +2,18 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import keras
 import pytest
 import yaml
-from helpers import LIGHT, interrupted, interruptible
+from helpers import error_line, interrupted, interruptible
 from searches import FAKE
 
 from keras_vit.cli import search
+from keras_vit.cli.main import dispatch
 from keras_vit.files import read_yaml
 from keras_vit.locks import LOCK, Lock
 from keras_vit.recipes.parse import load_recipe
@@ -330,13 +329,13 @@ def test_bad_space_files_are_named(tmp_path, text, message):
         search.parse("quick", tmp_path / "space.yaml", [])
 
 
-def test_missing_packages_are_named():
-    hide = "import sys; sys.modules.update(dict.fromkeys(['keras_tuner', 'six']))"
-    code = f"{hide}; sys.argv = ['keras-vit', 'search', '--help']; from keras_vit.cli.main import main; main()"
-    environment = {**os.environ, "KERAS_BACKEND": LIGHT}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 2
-    assert done.stderr == "error: search: needs keras_tuner, six: pip install 'keras-vision-transformer[search]'\n"
+def test_missing_packages_are_named(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith(("keras_vit.search", "keras_vit.cli.search"))]:
+        monkeypatch.delitem(sys.modules, name)  # as in a new process
+    for name in ("keras_tuner", "six"):
+        monkeypatch.setitem(sys.modules, name, None)
+    said = error_line(capsys, dispatch, None, ["search", "--help"])
+    assert said == "search: needs keras_tuner, six: pip install 'keras-vision-transformer[search]'"
 
 
 def test_default_budget_leaves_room_for_some_fifteen_trials():

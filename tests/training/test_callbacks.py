@@ -162,7 +162,6 @@ def test_a_rate_that_is_set_before_each_step_is_scaled_by_layer_decay(checkpoint
     check_equal(trained(tuned(checkpoint, decay, epochs=2), tmp_path / "set", callbacks=[EachStep()]), constant)
 
 
-@backend
 def test_a_reduced_rate_stays_after_a_kill_and_ends_with_the_schedule(tmp_path):
     """The state of an epoch is written after the callbacks have set the rate of the next; an extension has its own schedule."""
     recipe = small_recipe(epochs=3, schedule="constant", warmup_epochs=0)
@@ -267,7 +266,6 @@ def test_the_old_format_is_refused(tmp_path):
         np.testing.assert_array_equal(numpy(ours), numpy(theirs))
 
 
-@backend
 def test_a_checkpoint_with_adapters_has_them_merged_and_no_optimizer(checkpoint, tmp_path):
     saver = KINDS.ModelCheckpoint(str(tmp_path / "{epoch}.keras"))
     run = trained(tuned(checkpoint, {"method": "lora", "lora_rank": 2}, epochs=2), tmp_path / "run", callbacks=[saver])

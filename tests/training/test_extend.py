@@ -40,7 +40,6 @@ def test_a_constant_rate_goes_on_as_in_one_longer_run(tmp_path, optimizer):
     assert run.recipe.train.extensions == [Extension(2, 2, 0.01)]
 
 
-@backend
 def test_an_extension_of_a_cosine_in_parts_and_repeated_by_its_recipe(tmp_path):
     """After a stage, with mixing that ends; extended twice, the first time stopped in its middle."""
     stages = [{"until": 0.5, "patch_dropout": 0.5}]

@@ -159,8 +159,7 @@ def test_balanced_sampling_reaches_the_training(tmp_path):
     assert resumed.recipe == run.recipe
 
 
-@pytest.mark.backend
-@pytest.mark.parametrize("loss", ["binary_cross_entropy", "focal"])
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", pytest.param("focal", marks=pytest.mark.backend)])
 def test_one_label_an_image_is_learned_with_every_loss(tmp_path, loss):
     run = train(
         recipe_of(epochs=16, loss=loss, learning_rate=2e-2), tmp_path / "run", data=made(single_labels()), verbose=0, pictures=False

@@ -15,14 +15,13 @@ from keras_vit.training.loop import train
 from keras_vit.training.models import compiled_model
 from keras_vit.training.speed import resolve_precision, training_rates, with_precision
 
-pytestmark = pytest.mark.backend
 MODEL = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16, "dropout": 0.1}
 NUMBERS = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
 def auto_recipe(**settings):
-    settings = {"epochs": 2, "warmup_epochs": 1, "batch_size": 256, "ema": 0.9, "precision": "auto", **settings}
-    return load_recipe("digits", data="digits", model=MODEL, train=settings)
+    defaults = {"epochs": 2, "warmup_epochs": 1, "batch_size": 256, "ema": 0.9, "optimizer": "adamw", "precision": "auto"}
+    return load_recipe("digits", data="digits", model=MODEL, train={**defaults, **settings})
 
 
 @pytest.fixture

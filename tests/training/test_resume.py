@@ -26,32 +26,70 @@ def run(*options):
 
 # Everything that has a state: dropout seeds, augmentation, momentum, schedule, averaged weights, accumulation; then the
 # scale of the loss, a best model that is older than the state, and a kill before anything was written.
-MUON = ["--train.accumulate", "2", "--augment.mixup", "0.4"]
-FLOAT16 = ["--train.optimizer", "adamw", "--train.precision", "float16", "--train.validate_every", "4"]
+MUON = ("--train.accumulate", "2", "--augment.mixup", "0.4")
+FLOAT16 = ("--train.optimizer", "adamw", "--train.precision", "float16", "--train.validate_every", "4")
+SETTINGS = ["--recipe", "digits", "--model.depth", "1", "--model.dropout", "0.2", "--model.drop_path", "0.1"]
+SETTINGS += ["--train.epochs", "6", "--train.warmup_epochs", "2"]
+# The command with a disk so slow that a kill finds it writing.
+SLOW = f"""
+import os, runpy, sys, time
+write = os.fsync
+os.fsync = lambda handle: (time.sleep(0.5), write(handle))
+sys.argv[:1] = [{SCRIPT!r}]
+runpy.run_path({SCRIPT!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that is never killed, made once for the same options."""
+    made = {}
+
+    def make(options):
+        if options not in made:
+            made[options] = tmp_path_factory.mktemp("whole") / "run"
+            run(*SETTINGS, *options, "--out", made[options])
+        return RunFolder(made[options])
+
+    return make
+
+
+def lines_in(folder, count):
+    """Whether metrics.csv has so many lines; of none whether the training begins. Then waits, to be anywhere in an epoch."""
+    metrics, picture = folder / "metrics.csv", folder / "plots" / "batch.png"
+    if not (metrics.is_file() and metrics.read_text().count("\n") >= count if count else picture.is_file()):
+        return False
+    time.sleep(np.random.default_rng().uniform(0, 0.3))  # in an epoch, in validation, while writing
+    return True
+
+
+def writes_a_state(folder, count):
+    """Whether another state is being written beside so many."""
+    last = folder / "last"
+    return len(list(last.glob("state-*"))) == count and list(last.glob(".partial-*.safetensors"))
 
 
 @pytest.mark.parametrize(
-    ("options", "lines"),
-    [(MUON, 4), pytest.param(FLOAT16, 3, marks=pytest.mark.slow), pytest.param(MUON, 0, marks=pytest.mark.slow)],
-    ids=["muon", "float16", "first epoch"],
+    ("options", "moment", "count"),
+    [
+        (MUON, lines_in, 4),
+        (MUON, writes_a_state, 2),
+        pytest.param(MUON, writes_a_state, 1, marks=pytest.mark.slow),
+        pytest.param(FLOAT16, lines_in, 3, marks=pytest.mark.slow),
+        pytest.param(MUON, lines_in, 0, marks=pytest.mark.slow),
+    ],
+    ids=["muon", "while writing", "while writing the second", "float16", "first epoch"],
 )
-def test_killed_run_ends_like_one_that_never_was(tmp_path, options, lines):
+def test_killed_run_ends_like_one_that_never_was(tmp_path, whole, options, moment, count):
     """The whole run and the resumed one are trained in this process, the one that is killed in another."""
-    settings = ["--recipe", "digits", "--model.depth", "1", "--model.dropout", "0.2", "--model.drop_path", "0.1"]
-    settings += ["--train.epochs", "6", "--train.warmup_epochs", "2", *options]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(*settings, "--out", whole)
-    metrics, picture = killed / "metrics.csv", killed / "plots" / "batch.png"
-
-    def ready():
-        if not (metrics.is_file() and metrics.read_text().count("\n") >= lines if lines else picture.is_file()):
-            return False
-        time.sleep(np.random.default_rng().uniform(0, 0.3))  # anywhere: in an epoch, in validation, while writing
-        return True
-
-    kill(start(SCRIPT, *settings, "--out", killed, log=tmp_path / "log.txt"), ready)
-    run("--resume", killed)
-    whole, killed = RunFolder(whole), RunFolder(killed)
+    folder, whole = tmp_path / "killed", whole(options)
+    program = (SCRIPT,) if moment is lines_in else ("-c", SLOW)
+    kill(start(*program, *SETTINGS, *options, "--out", folder, log=tmp_path / "log.txt"), lambda: moment(folder, count))
+    if moment is writes_a_state:
+        assert list(folder.glob("last/.partial-*"))
+    run("--resume", folder)
+    assert not list(folder.rglob(".partial-*"))
+    killed = RunFolder(folder)
     timeless = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
     assert [[row.get(name) for name in timeless] for row in killed.metrics] == [
         [row.get(name) for name in timeless] for row in whole.metrics

@@ -28,7 +28,7 @@ backend = pytest.mark.backend
 
 
 def small_recipe(**overrides):
-    train_settings = {"epochs": 3, "warmup_epochs": 1, "batch_size": 128, **overrides.pop("train", {})}
+    train_settings = {"epochs": 3, "warmup_epochs": 1, "batch_size": 128, "optimizer": "adamw", **overrides.pop("train", {})}
     model = {"depth": 1, "width": 16, "mlp_dim": 16, **overrides.pop("model", {})}
     return load_recipe("digits", train=train_settings, model=model, **overrides)
 
@@ -289,7 +289,6 @@ def test_divergence_keeps_the_last_good_state(monkeypatch, tmp_path):
     assert all(np.isfinite(numpy(weight)).all() for weight in run.model().weights)
 
 
-@backend
 def test_divergence_from_a_large_step_is_named(tmp_path):
     recipe = small_recipe(train={"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 0.0, "warmup_epochs": 0})
     with pytest.raises(Diverged, match=r"weights no longer finite.*train.learning_rate"):
@@ -353,7 +352,6 @@ def test_batch_larger_than_the_data_is_refused_before_a_folder_is_made(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-@backend
 def test_patience_ends_the_training_also_after_a_kill(tmp_path, monkeypatch):
     """Two epochs after the best one; a run that is killed there and resumed ends as well, with the same summary."""
     recipe = small_recipe(train={"epochs": 9, "patience": 2, "learning_rate": 1e-9, "schedule": "constant", "steps_per_epoch": 1})
@@ -402,7 +400,6 @@ def test_the_clock_bears_steps_out_of_order():
     assert clock.model.stop_training
 
 
-@backend
 def test_a_length_in_seconds_becomes_steps_and_changes_nothing_else(tmp_path):
     """The model is measured first and then trained as if it had not been: the recipe that is left after repeats the run."""
     recipe = load_recipe(

@@ -84,7 +84,6 @@ def test_rates_go_on_and_no_weight_moves_further_than_adam_s_first_step(checkpoi
         assert moved == pytest.approx(rate, rel=1e-3)
 
 
-@backend
 def test_adapters_of_earlier_blocks_come_later(checkpoint, tmp_path):
     stages = [{"until": 0.5, "freeze": 1}]
     log = Weights()

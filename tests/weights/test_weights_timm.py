@@ -570,7 +570,6 @@ def test_the_hub_is_asked_for_no_pickle(monkeypatch, folder):
         open_checkpoint("timm/vit_base_patch16_224.augreg_in21k")
 
 
-@pytest.mark.backend
 def test_adapters_are_merged_and_quantised_models_refused(tmp_path):
     small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24, "num_classes": 3}
     model = randomise(build_vit(ViTConfig(**small)))
