@@ -5,7 +5,7 @@ import os
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would wait for those of the other test process
-# The same program of XLA, translated without LLVM's optimisation: models of a few thousand weights take longer to compile than to run.
+# The same programs of XLA, translated without LLVM's optimisation: small models take longer to compile than to run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Keras is imported where it is needed: the process that hands out the tests needs it not.
