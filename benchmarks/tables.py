@@ -174,11 +174,22 @@ def depth():
     return table(["depth", *titles], rows)
 
 
+def devices():
+    """How far the numbers on many devices are from those on one."""
+    rows = [
+        (WORDS[row["backend"]], row["distribute"], row["devices"], row["processes"], f"{row['loss']:.1e}", f"{row['val_loss']:.1e}")
+        for row in record("devices")["rows"]
+        if row["distribute"] != "none"
+    ]
+    return table(["", "`distribute`", "devices", "processes", "training loss", "validation loss"], rows)
+
+
 TABLES = {
     "training": training,
     "depth": depth,
     "pipeline": pipeline,
     "search": search,
+    "devices": devices,
     **{name: functools.partial(side_by_side, name) for name in SIDE_BY_SIDE},
 }
 
