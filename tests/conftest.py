@@ -1,6 +1,7 @@
 """One seed for every test, one thread for each of the processes that share the cores, and short compilations."""
 
 import os
+import signal
 
 import pytest
 
@@ -31,3 +32,11 @@ def own_cache(tmp_path_factory, monkeypatch):
     from keras_vit.data import checked
 
     monkeypatch.setattr(checked, "CHECKED", tmp_path_factory.getbasetemp() / "checked")
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """A command that runs in this process leaves no handler to the next test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

@@ -132,6 +132,7 @@ def train(
         check_agreement(distribution, identity(recipe, data))
         run = open_run(run_dir, recipe, resume, overwrite, distribution)
         run.lock = lock
+        stack.callback(setattr, run, "lock", None)  # whoever has the run afterwards only reads
         if run.is_finished and not extend:
             return run
 

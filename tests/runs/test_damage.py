@@ -58,7 +58,7 @@ def made(tmp_path_factory):
         model = randomise(build_vit(CONFIG))
         model.get_layer("head").bias.assign(np.random.default_rng(epoch).normal(size=10))
         run.write_model(epoch, model)
-        run.write_state(4 * epoch, arrays(epoch), {"epoch": epoch, "rows": rows[:epoch]})
+        run.write_state(4 * epoch, arrays(epoch), {"epoch": epoch, "step": 0, "rows": rows[:epoch]})
     facts = {"class_names": data.class_names, "fingerprint": data.fingerprint, "multi_label": False, "test_accuracy": 0.5}
     run.write_summary({**facts, "epochs": 3, "best_epoch": 3, "parameters": 1000, "flops": 1000, "data": "digits"})
     return run

@@ -318,7 +318,7 @@ def test_a_space_file_replaces_the_axes_of_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("depht: 2..4", r"space.yaml: received 'depht' \(did you mean 'depth'\?\); allowed: patch_size, depth"),
+        ("depht: 2..4", r"space.yaml: space: received 'depht' \(did you mean 'depth'\?\); allowed: patch_size, depth"),
         ("- depth", "space.yaml: received a list; allowed: a mapping of axes"),
         ("", "space.yaml: received a NoneType; allowed: a mapping of axes"),
         ("depth: [", "space.yaml: not valid YAML"),
