@@ -44,7 +44,7 @@ class TorchDistribution(Processes):
         model.train_step = train_step
 
     def gather(self, array):
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(keras.ops.convert_to_tensor(0.0).device)
+        tensor = torch.from_numpy(np.array(array, order="C")).to(keras.ops.convert_to_tensor(0.0).device)
         parts = [torch.empty_like(tensor) for _ in range(self.processes)]
         distributed.all_gather(parts, tensor)
         return torch.stack(parts).cpu().numpy()
