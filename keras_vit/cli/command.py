@@ -287,7 +287,8 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
         f"{escape(title)}, {recipe.train.total_epochs} epochs{added}; {backend} on {devices_of(distribution)}{where['device']}"
     )
     name = short_name(data.name)
-    out = gather_texts(distribution, options.resume or options.out or free_folder(f"runs/{stem}-{name}-{backend}"))[0]
+    out = str(options.resume or options.out or free_folder(f"runs/{stem}-{name}-{backend}"))
+    out = gather_texts(distribution, out)[0]  # the first process's, whatever the others find there
     made = Path(out) / "recipe.yaml"
     before = modified(made)
     try:
