@@ -21,7 +21,7 @@ from keras_vit.cli.command import Parser
 from keras_vit.data.stream import stream
 from keras_vit.machine import machine
 from keras_vit.model.config import ViTConfig
-from keras_vit.recipes.schema import DISTRIBUTIONS, Recipe
+from keras_vit.recipes.schema import DISTRIBUTIONS, Recipe, TrainConfig
 from keras_vit.terminal import Terminal
 from keras_vit.training.distribution.base import check_agreement, gather_texts
 from keras_vit.training.distribution.join import SECONDS, join
@@ -48,7 +48,7 @@ def main(arguments):
     console.print(table)
     check_agreement(distribution, {"versions": str({n: v for n, v in where["versions"].items() if n != "python"})})
     losses, seconds, equal = steps(distribution)
-    console.print(f"{distribution.devices} devices in {distribution.processes} processes train together ({distribution.kind})")
+    console.print(f"distribute: {distribution.kind}; devices: {distribution.devices}, processes: {distribution.processes}")
     console.print(f"losses of {STEPS} steps: {', '.join(f'{loss:.6f}' for loss in losses)}; the last took {1000 * seconds:.0f} ms")
     console.print(f"weights after them are {'the same in all processes' if equal else 'NOT the same in all processes'}")
     return 0 if equal else 1
@@ -71,18 +71,18 @@ def devices():
 
 
 def steps(distribution):
-    """The losses of some steps on made images, the last step's seconds, and whether all processes end with the same weights."""
+    """The losses of some steps on one batch of made images, the last step's seconds, and whether all processes end with the same weights."""
     config = ViTConfig(image_size=16, patch_size=4, width=64, depth=2, num_heads=4, mlp_dim=128, num_classes=10)
     train = {"batch_size": IMAGES * distribution.replicas, "distribute": distribution.kind}
-    model, _ = compiled_model(Recipe(model=config, train=train), STEPS, distribution=distribution)
+    model, _ = compiled_model(Recipe(model=config, train=TrainConfig(**train)), STEPS, distribution=distribution)
     rng, losses = np.random.default_rng(0), Losses()
     index, parts = distribution.part
     count = train["batch_size"]
-    images = rng.normal(size=(STEPS, count, 16, 16, 3)).astype("float32").reshape(STEPS, parts, -1, 16, 16, 3)[:, index]
-    targets = np.eye(10, dtype="float32")[rng.integers(10, size=(STEPS, count))].reshape(STEPS, parts, -1, 10)[:, index]
+    images = rng.normal(size=(count, 16, 16, 3)).astype("float32").reshape(parts, -1, 16, 16, 3)[index]
+    targets = np.eye(10, dtype="float32")[rng.integers(10, size=count)].reshape(parts, -1, 10)[index]
     with distribution.training():
         shapes = (count // parts, 16, 16, 3), (count // parts, 10)
-        batches = distribution.batches(stream(lambda step: (images[step % STEPS], targets[step % STEPS]), 0, None, *shapes))
+        batches = distribution.batches(stream(lambda step: (images, targets), 0, None, *shapes))
         model.fit(batches, steps_per_epoch=1, epochs=STEPS, callbacks=[losses], shuffle=False, verbose=0)
     weights = sum(float(np.abs(distribution.array(weight)).sum(dtype=np.float64)) for weight in model.trainable_variables)
     sums = gather_texts(distribution, repr(weights))

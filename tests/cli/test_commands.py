@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 
+import keras
 import pytest
 from helpers import ROOT, error_line
 from PIL import Image
@@ -216,3 +217,22 @@ def test_photos_without_a_recipe_get_the_one_for_photos(tmp_path, monkeypatch, c
     assert len(said) == 2
     found = "5 training pictures of 80 pixels a side, no accelerator, no checkpoint; 300 epochs"
     assert said[0].startswith(f"recipe photos-scratch: {found}")
+
+
+def test_a_training_without_out_finds_a_free_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits-digits", "digits-digits-2"):
+        train.main(["--recipe", "digits", *FAST])
+        (folder,) = re.findall(r"run folder (\S+)", capsys.readouterr().out)
+        assert (tmp_path / folder / "summary.json").is_file()
+        assert folder.replace(f"-{keras.backend.backend()}", "") == f"runs/{name}"
+
+
+@pytest.mark.backend
+def test_doctor_trains_three_steps(capsys):
+    assert dispatch("doctor", []) == 0
+    said = capsys.readouterr().out
+    assert "distribute: none; devices: 1, processes: 1" in said
+    losses = re.search(r"losses of 3 steps: ([\d.]+), ([\d.]+), ([\d.]+);", said)
+    assert float(losses[1]) > float(losses[3]) > 0
+    assert "the same in all processes" in said
