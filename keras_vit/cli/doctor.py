@@ -71,7 +71,7 @@ def devices():
 
 
 def steps(distribution):
-    """The losses of some steps on one batch of made images, the last step's seconds, and whether all processes end with the same weights."""
+    """The losses of some steps on one made batch, the last one's seconds, and whether all processes end with the same weights."""
     config = ViTConfig(image_size=16, patch_size=4, width=64, depth=2, num_heads=4, mlp_dim=128, num_classes=10)
     train = {"batch_size": IMAGES * distribution.replicas, "distribute": distribution.kind}
     model, _ = compiled_model(Recipe(model=config, train=TrainConfig(**train)), STEPS, distribution=distribution)
