@@ -170,8 +170,8 @@ def test_a_warning_to_one_process_saves_and_ends_all_within_an_epoch(images, alo
 )
 def test_several_processes_refuse(images, tmp_path, devices, changes, message):
     for _, error in run(2, tmp_path / "run", settings(images, **changes), code=2):
-        assert message in error
-        assert error.count("\n") == 1
+        assert message in error.splitlines()[-1]  # TensorFlow's engine has said lines of its own before
+        assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
 
 
