@@ -244,5 +244,8 @@ def test_a_killed_process_ends_the_others(images, tmp_path):
         wait_for(started[0], "Epoch 3")
         started[1].kill()
         begin = time.monotonic()
-        assert "distribute: another process has ended or does not answer" in ended(started[:1], 2)[0][1]
+        _, error = started[0].communicate(timeout=150)
+        # JAX's own watch of the other processes may be quicker, and aborts.
+        assert started[0].returncode == 2 or (BACKEND == "jax" and started[0].returncode == -signal.SIGABRT), error
+        assert started[0].returncode != 2 or "distribute: another process has ended or does not answer" in error
     assert time.monotonic() - begin < 60
