@@ -4,6 +4,7 @@ import contextlib
 import csv
 import importlib
 import json
+import signal
 import time
 
 import keras
