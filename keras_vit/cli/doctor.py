@@ -38,6 +38,12 @@ def main(arguments):
     options = parser.parse_args(arguments)
     check_choice("--distribute", options.distribute, DISTRIBUTIONS)
     distribution = join(options.distribute, options.seconds)
+    with distribution.watch():
+        return examine(distribution)
+
+
+def examine(distribution):
+    """Prints what each process sees and how three steps go; the exit code."""
     console = Terminal(highlight=False, quiet=not distribution.is_first)
     where = machine()
     ours = {"host": platform.node(), "process": str(os.getpid()), "devices": ", ".join(devices()), **where["versions"]}
@@ -46,7 +52,7 @@ def main(arguments):
     for name in ours:
         table.add_row(name, *(each.get(name, "") for each in everyone))
     console.print(table)
-    check_agreement(distribution, {"versions": str({n: v for n, v in where["versions"].items() if n != "python"})})
+    check_agreement(distribution, {f"version of {name}": text for name, text in where["versions"].items() if name != "python"})
     losses, seconds, equal = steps(distribution)
     console.print(f"distribute: {distribution.kind}; devices: {distribution.devices}, processes: {distribution.processes}")
     console.print(f"losses of {STEPS} steps: {', '.join(f'{loss:.6f}' for loss in losses)}; the last took {1000 * seconds:.0f} ms")

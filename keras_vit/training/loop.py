@@ -109,6 +109,7 @@ def train(
     if not distribution.is_first:
         verbose, pictures = 0, False
     with contextlib.ExitStack() as stack:
+        stack.enter_context(distribution.watch())
         interrupts = stack.enter_context(Interrupts())
         lock = hold(stack, distribution, run_dir, resume, overwrite)
         stack.enter_context(own_errors())
@@ -209,8 +210,8 @@ def check_distributed(recipe, seconds, distribution):
 
 def identity(recipe, data):
     """What must be the same in all processes of a training."""
-    versions = {name: version for name, version in machine()["versions"].items() if name != "python"}
-    return {"recipe": recipe.to_yaml(), "data": data.fingerprint, "versions": str(versions)}
+    versions = {f"version of {name}": version for name, version in machine()["versions"].items() if name != "python"}
+    return {**flatten(recipe.to_dict(), ""), "fingerprint of the data": data.fingerprint, **versions}
 
 
 def open_run(run_dir, recipe, resume, overwrite, distribution):

@@ -7,6 +7,7 @@ metrics are the same in every process after every step; the first one writes.
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.data.batches import Part
+from keras_vit.processes import raised_here
 
 
 class Distribution:
@@ -53,6 +55,11 @@ class Distribution:
         yield
 
     @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Within it, an engine's error that says that another process is gone becomes a `LostProcess`."""
+        yield
+
+    @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Within it, models belong to this process alone, as those that validate its part of the images."""
         yield
@@ -85,6 +92,20 @@ class Distribution:
         return logs
 
 
+def environment_int(name: str, least: int = 1) -> int | None:
+    """A variable of the environment that counts processes; None if it is not set or empty.
+
+    Raises:
+        ValueError: If it is no whole number of at least `least`.
+    """
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name}: received {text!r}; allowed: a whole number of at least {least}")
+    return int(text)
+
+
 class LostProcess(ValueError):
     """Another process of the training has ended, or does not answer."""
 
@@ -103,15 +124,19 @@ class Processes(Distribution):
     errors: tuple[type[Exception], ...] = (RuntimeError,)
 
     @contextlib.contextmanager
-    def training(self):
+    def watch(self):
         try:
             yield
         except self.errors as error:
-            if self.processes == 1 or not LOST.search(str(error)):
+            if self.processes == 1 or raised_here(error) or not LOST.search(str(error)):
                 raise
+            self.leave()
             words = " ".join(str(error).split())[:200]
             lost = f"distribute: another process has ended or does not answer ({words})"
             raise LostProcess(f"{lost}; go on with --resume, with as many processes as there are") from None
+
+    def leave(self) -> None:
+        """Lets this process end without waiting for the others."""
 
     def means(self, logs):
         if self.processes == 1:
@@ -136,15 +161,14 @@ def on_first(distribution: Distribution, action: Callable[[], object]) -> None:
         raise ValueError(f"process 0: {said}")
 
 
-def check_agreement(distribution: Distribution, values: dict[str, str]) -> None:
+def check_agreement(distribution: Distribution, values: dict) -> None:
     """Raises a ValueError in every process that names what differs between them, and in which."""
-    theirs = [json.loads(text) for text in gather_texts(distribution, json.dumps(values))]
-    for name, ours in theirs[0].items():
-        for rank, other in enumerate(theirs):
-            if other.get(name) != ours:
-                raise ValueError(
-                    f"distribute: received {name} {other.get(name)} in process {rank}; allowed: {ours}, as in process 0"
-                )
+    first, *others = (json.loads(text) for text in gather_texts(distribution, json.dumps(values)))
+    for rank, other in enumerate(others, start=1):
+        for name in first | other:
+            if other.get(name) != first.get(name):
+                said = f"{name} {other.get(name)} in process {rank}; allowed: {first.get(name)}, as in process 0"
+                raise ValueError(f"distribute: received {said}")
 
 
 def gather_texts(distribution: Distribution, text: str) -> list[str]:

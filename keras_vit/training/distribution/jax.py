@@ -8,12 +8,13 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
+from keras_vit.private.jax import leave_cluster
 from keras_vit.processes import GRACE_SECONDS
-from keras_vit.training.distribution.base import Processes
+from keras_vit.training.distribution.base import Processes, environment_int
 
 # What tells of other processes: Keras's own variables, or those of Slurm, Open MPI and Kubernetes, which JAX reads itself.
 KERAS_VARIABLES = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
-COUNTS = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+COUNTS = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 KUBERNETES = ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX")
 
 # Which axis of a weight is divided among the devices (Megatron-LM, arXiv 1909.08053): the first product of attention and MLP by its
@@ -31,6 +32,8 @@ class JaxDistribution(Processes):
     Args:
         kind: `data`, or `model`: the weights are divided among all devices, and every device sees the whole batch.
     """
+
+    errors = (RuntimeError, ValueError)
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -55,10 +58,11 @@ class JaxDistribution(Processes):
     def scope(self):
         return self.keras.scope()
 
-    @contextlib.contextmanager
     def training(self):
-        with super().training(), self.scope():
-            yield
+        return self.scope()
+
+    def leave(self):
+        leave_cluster()
 
     @contextlib.contextmanager
     def alone(self):
@@ -84,7 +88,7 @@ class JaxDistribution(Processes):
 
 def cluster() -> str:
     """The variable of the environment that names other processes; empty if there are none."""
-    counted = next((name for name in COUNTS if int(os.environ.get(name) or 1) > 1), "")
+    counted = next((name for name in COUNTS if (environment_int(name) or 1) > 1), "")
     return counted or (KUBERNETES[1] if all(os.environ.get(name) for name in KUBERNETES) else "")
 
 
@@ -95,14 +99,16 @@ def join(kind: str, seconds: int) -> JaxDistribution:
         ValueError: If not all have come after `seconds`.
     """
     if cluster() and not jax.distributed.is_initialized():
-        address, count, rank = (os.environ.get(name) for name in KERAS_VARIABLES)
-        if address and not (count and rank):
+        address, count, rank = os.environ.get(KERAS_VARIABLES[0]), *(environment_int(name, 0) for name in KERAS_VARIABLES[1:])
+        if address and None in (count, rank):
             raise ValueError(f"distribute: received {KERAS_VARIABLES[0]} alone; allowed: with {' and '.join(KERAS_VARIABLES[1:])}")
         settings = {"initialization_timeout": seconds, "heartbeat_timeout_seconds": seconds}
         settings["shutdown_timeout_seconds"] = GRACE_SECONDS
         if address:
             settings["coordinator_address"] = address.split(",")[0]
-            settings |= {"num_processes": int(count), "process_id": int(rank)}
+            settings |= {"num_processes": count, "process_id": rank}
+            if settings["coordinator_address"].partition(":")[0] in ("localhost", "127.0.0.1"):
+                settings["coordinator_bind_address"] = settings["coordinator_address"]  # JAX listens to every network otherwise
         try:
             jax.distributed.initialize(**settings)
         except RuntimeError as error:

@@ -11,6 +11,10 @@ from keras_vit.training.distribution.base import Distribution
 
 SECONDS = 120  # to wait for other processes, at the start and in a step
 
+# Variables that somebody sets to train in several processes. A scheduler's stand in every process that it starts, also in several
+# that have nothing to do with each other.
+EXPLICIT = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "TF_CONFIG", "WORLD_SIZE")
+
 
 @functools.cache  # a process joins once
 def join(kind: str, seconds: int = SECONDS) -> Distribution:
@@ -26,8 +30,9 @@ def join(kind: str, seconds: int = SECONDS) -> Distribution:
     check_choice("distribute", kind, DISTRIBUTIONS)
     backend = keras.backend.backend()
     engine = importlib.import_module(f"keras_vit.training.distribution.{backend}")
+    named = engine.cluster()
     if kind == "none":
-        if named := engine.cluster():
+        if named in EXPLICIT:
             raise ValueError(f"distribute: received none in one of several processes ({named}); allowed: data")
         return Distribution()
     if kind == "model" and backend != "jax":

@@ -7,7 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vit.private.keras import build_for_workers
-from keras_vit.training.distribution.base import Processes
+from keras_vit.training.distribution.base import Processes, environment_int
+
+SLURM = "SLURM_STEP_NUM_TASKS"  # srun sets it
 
 
 class TensorFlowDistribution(Processes):
@@ -57,17 +59,22 @@ class TensorFlowDistribution(Processes):
 
 def cluster() -> str:
     """The variable of the environment that names other processes; empty if there are none."""
-    workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {}).get("worker", [])
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        workers = json.loads(text).get("cluster", {}).get("worker", [])
+    except (ValueError, AttributeError):
+        example = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
+        raise ValueError(f"TF_CONFIG: received {text!r}; allowed: JSON as {example}") from None
     if len(workers) > 1:
         return "TF_CONFIG"
-    return "SLURM_NTASKS" if int(os.environ.get("SLURM_NTASKS") or 1) > 1 else ""
+    return SLURM if (environment_int(SLURM) or 1) > 1 else ""
 
 
 def join(kind: str, seconds: int) -> TensorFlowDistribution:
     """Makes the strategy for the devices of this process, or for all processes of TF_CONFIG or Slurm."""
     named = cluster()
     if named:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver() if named == "SLURM_NTASKS" else None
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver() if named == SLURM else None
         options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=seconds)
         return TensorFlowDistribution(tf.distribute.MultiWorkerMirroredStrategy(resolver, options))
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")

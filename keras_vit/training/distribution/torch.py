@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from keras_vit.training.distribution.base import Processes
+from keras_vit.training.distribution.base import Processes, environment_int
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
 
@@ -52,7 +52,7 @@ class TorchDistribution(Processes):
 
 def cluster() -> str:
     """The variable of the environment that names other processes; empty if there are none."""
-    return "WORLD_SIZE" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
+    return "WORLD_SIZE" if (environment_int("WORLD_SIZE") or 1) > 1 else ""
 
 
 def join(kind: str, seconds: int) -> TorchDistribution:

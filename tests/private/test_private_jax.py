@@ -1,0 +1,19 @@
+"""The private names of JAX, tested against the JAX that is installed. With a newer one: `pytest -m private`."""
+
+import importlib
+
+import pytest
+
+from keras_vit.private import jax as private
+
+pytestmark = pytest.mark.private
+
+
+def test_a_process_that_has_left_its_cluster_holds_nothing_of_it(monkeypatch):
+    state = importlib.import_module(private.STATE_MODULE).global_state
+    for name in private.PARTS:
+        monkeypatch.setattr(state, name, name)  # fails if the name is gone
+    monkeypatch.setattr(private, "KEPT", [])
+    private.leave_cluster()
+    assert [getattr(state, name) for name in private.PARTS] == [None] * 3
+    assert private.KEPT == list(private.PARTS)
