@@ -16,4 +16,4 @@ def test_a_process_that_has_left_its_cluster_holds_nothing_of_it(monkeypatch):
     monkeypatch.setattr(private, "KEPT", [])
     private.leave_cluster()
     assert [getattr(state, name) for name in private.PARTS] == [None] * 3
-    assert private.KEPT == list(private.PARTS)
+    assert list(private.PARTS) == private.KEPT
