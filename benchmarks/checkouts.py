@@ -1,6 +1,7 @@
 """Two checkouts of this project beside each other: training and inference at 32 px, in turns, as ratios.
 
     KERAS_BACKEND=jax python benchmarks/checkouts.py BEFORE AFTER --turns 4 --json checkouts.json
+    KERAS_BACKEND=jax python benchmarks/checkouts.py . . --deterministic    # what `train.deterministic` costs
 
 Width 192, depth 12, 3 heads, patch 4, batches of 64, float32, the trainer's AdamW. Each checkout is a process of its own; while one
 has its turn the other waits. A ratio is AFTER's images/s over BEFORE's in neighbouring turns; the median counts.
@@ -26,9 +27,13 @@ def main():
     parser.add_argument("checkouts", metavar="CHECKOUT", nargs=2, type=Path, help="Folder of a clone.")
     parser.add_argument("--turns", type=int, default=4, help="Turns of each. Default: 4.")
     parser.add_argument("--seconds", type=float, default=4.0, help="Of each measure in a turn. Default: 4.")
+    parser.add_argument("--deterministic", action="store_true", help="The second one uses deterministic operations.")
     parser.add_argument("--json", type=Path, help="A file for the raw output.")
     options = parser.parse_args()
-    workers = [start(checkout.resolve(), options.seconds) for checkout in options.checkouts]
+    settings = (), ("deterministic",) * options.deterministic
+    workers = [
+        start(checkout.resolve(), options.seconds, *each) for checkout, each in zip(options.checkouts, settings, strict=True)
+    ]
     turns = [[], []]
     for turn in range(options.turns):
         for index in (0, 1) if turn % 2 == 0 else (1, 0):  # neither is always the first
@@ -54,11 +59,11 @@ def main():
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def start(checkout, seconds):
+def start(checkout, seconds, *settings):
     """A process with the `keras_vit` of a checkout that has compiled its model."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     worker = subprocess.Popen(
-        [sys.executable, __file__, "--work", str(seconds)],
+        [sys.executable, __file__, "--work", str(seconds), *settings],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=checkout,
     )  # fmt: skip
     if worker.stdout.readline().strip() != str(checkout / "keras_vit"):
@@ -71,7 +76,7 @@ def commit(checkout):
     return done.stdout.strip() or None
 
 
-def work(seconds):
+def work(seconds, *settings):
     """Answers each line of stdin with a turn's images/s."""
     import keras_vit
 
@@ -90,6 +95,8 @@ def work(seconds):
         from keras_vit.train import compile_model
 
     machine.tune()
+    if settings:
+        machine.use_deterministic_operations()
     keras.utils.set_random_seed(0)
     shape = {"width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768}
     config = keras_vit.ViTConfig(image_size=32, patch_size=4, num_classes=10, **shape)
@@ -119,6 +126,6 @@ def rate(step, seconds):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work(float(sys.argv[2]))
+        work(float(sys.argv[2]), *sys.argv[3:])
     else:
         main()

@@ -15,9 +15,13 @@ from pathlib import Path
 import keras
 import psutil
 
+from keras_vit.private.jax import has_backend
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_vit"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 SHORT_COMPILATION = 0.02  # seconds; shorter compilations are not kept. JAX's default is 1.0, but a model takes many short ones
+XLA_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+CUBLAS_WORKSPACE = ":4096:8"  # with which cuBLAS repeats its numbers, says its documentation
 AMPERE = 8.0  # compute capability of the first NVIDIA GPUs with bfloat16
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
 # When this process began, on a clock that nobody sets.
@@ -69,6 +73,34 @@ def tune() -> None:
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORT_COMPILATION)
+
+
+def use_deterministic_operations() -> None:
+    """Makes the backend use only operations that repeat their numbers bit for bit, until this process ends.
+
+    On a processor all do. On GPUs others are faster, as those that sum in the order in which threads come.
+
+    Raises:
+        ValueError: Under JAX if it has used a GPU before: it reads the setting at its start.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    elif backend == "torch":
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)  # cuBLAS reads it at its start
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads such memory
+    elif XLA_DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        if has_backend() and accelerator():
+            raise ValueError(
+                "deterministic: received true after JAX has used a device; allowed: before that, or with "
+                f"XLA_FLAGS={XLA_DETERMINISTIC} in the environment"
+            )
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_DETERMINISTIC}".strip()
 
 
 def return_memory() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import functools
+import itertools
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from rich.text import Text
 from keras_vit.data.dataset import short_name
 from keras_vit.machine import machine
 from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
+from keras_vit.recipes.schema import TrainConfig
 from keras_vit.terminal import Terminal
 from keras_vit.training.callbacks import Terminated
 from keras_vit.training.distribution.base import LostProcess, gather_texts
@@ -246,9 +248,11 @@ def start(name, settings):
         settings: The settings that the command line changes.
     """
     words = [word for setting in settings for word in setting.split("=", 1)]
-    last = len(words) - 1 - words[::-1].index("--train.distribute") if "--train.distribute" in words[:-1] else None
-    kind = read_settings(name).get("train.distribute", "none") if last is None else words[last + 1]
-    return Terminal(highlight=False, soft_wrap=True, quiet=not join(kind).is_first)
+    given = {name.removeprefix("--"): value for name, value in itertools.pairwise(words)}  # the last one counts
+    given = read_settings(name) | given
+    seconds = str(given.get("train.peer_timeout", ""))  # one that is no number is refused with the other settings
+    distribution = join(given.get("train.distribute", "none"), int(seconds) if seconds.isdecimal() else TrainConfig.peer_timeout)
+    return Terminal(highlight=False, soft_wrap=True, quiet=not distribution.is_first)
 
 
 def load_data(console, recipe, doing):
@@ -278,7 +282,7 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
         stem: Prefix of a new folder's name.
         title: What is trained.
     """
-    where, distribution = machine(), join(recipe.train.distribute)
+    where, distribution = machine(), join(recipe.train.distribute, recipe.train.peer_timeout)
     backend = where["backend"]
     for note in data.notes:
         console.print(escape(note))

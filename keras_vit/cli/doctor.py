@@ -24,7 +24,7 @@ from keras_vit.model.config import ViTConfig
 from keras_vit.recipes.schema import DISTRIBUTIONS, Recipe, TrainConfig
 from keras_vit.terminal import Terminal
 from keras_vit.training.distribution.base import check_agreement, gather_texts
-from keras_vit.training.distribution.join import SECONDS, join
+from keras_vit.training.distribution.join import join
 from keras_vit.training.models import compiled_model
 
 STEPS, IMAGES = 3, 8  # images of a step for each device
@@ -34,7 +34,7 @@ def main(arguments):
     parser = Parser("doctor", __doc__)
     parser.add_argument("--distribute", metavar="KIND", default="none", help="none, data or model. Default: none.")
     text = "How long to wait for other processes. Default: %(default)s."
-    parser.add_argument("--seconds", metavar="N", type=int, default=SECONDS, help=text)
+    parser.add_argument("--seconds", metavar="N", type=int, default=TrainConfig.peer_timeout, help=text)
     options = parser.parse_args(arguments)
     check_choice("--distribute", options.distribute, DISTRIBUTIONS)
     distribution = join(options.distribute, options.seconds)

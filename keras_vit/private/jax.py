@@ -5,8 +5,17 @@
 
 import importlib
 
+BRIDGE_MODULE = "jax._src.xla_bridge"
 STATE_MODULE = "jax._src.distributed"
 PARTS = ("preemption_sync_manager", "client", "service")
+
+
+def has_backend() -> bool:
+    """Whether JAX has made its devices, which read their settings then; True where the name is gone."""
+    try:
+        return importlib.import_module(BRIDGE_MODULE).backends_are_initialized()
+    except (ImportError, AttributeError):
+        return True
 
 
 def leave_cluster() -> None:

@@ -69,6 +69,9 @@ class TrainConfig:
             1604.06174): same numbers, less memory, more time. Needs `dropout` and `attention_dropout` of 0.
         distribute: `none` (one device), `data` (each device has a part of every batch) or `model` (each device has a part of every
             large matrix; JAX). The batch, and so the outcome, is the same on any number of devices. See the guide on devices.
+        peer_timeout: Seconds that a process of several waits for the others, at the start and in a step, before it ends.
+        deterministic: Whether the backend uses only operations that repeat their numbers bit for bit, on GPUs too, where others are
+            faster. On a processor all do, with the same number of cores.
         jit: `auto` (XLA under JAX, and under TensorFlow on an accelerator), `on` (XLA, torch.compile) or `off`.
         validate_every: Epochs between two validations; the last epoch is always validated.
         save_every: How often the training state is saved, for `--resume`: after each epoch (`1 epochs`), or also within an epoch,
@@ -108,6 +111,8 @@ class TrainConfig:
     precision: typing.Literal[PRECISIONS] = "float32"
     remat: bool = False
     distribute: typing.Literal[DISTRIBUTIONS] = "none"
+    peer_timeout: int = 120
+    deterministic: bool = False
     jit: typing.Literal[JITS] = "auto"
     validate_every: int = 1
     save_every: str = "1 epochs"
@@ -123,7 +128,7 @@ class TrainConfig:
     def __post_init__(self):
         make_plain(self)
         check_types(self, "monitor")
-        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every", "peer_timeout"):
             check_int(name, getattr(self, name), at_least=1)
         if self.steps_per_epoch is not None:
             check_int("steps_per_epoch", self.steps_per_epoch, at_least=1)
@@ -151,7 +156,8 @@ class TrainConfig:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        check_choice("remat", self.remat, (True, False))
+        for name in ("remat", "deterministic"):
+            check_choice(name, getattr(self, name), (True, False))
         check_choice("distribute", self.distribute, DISTRIBUTIONS)
         check_choice("jit", self.jit, JITS)
         for name, kind in (("stages", Stage), ("extensions", Extension)):

@@ -15,7 +15,7 @@ from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.data.labels import class_counts
 from keras_vit.data.stream import own_errors
-from keras_vit.machine import machine, tune
+from keras_vit.machine import machine, tune, use_deterministic_operations
 from keras_vit.recipes.parse import flatten
 from keras_vit.recipes.schema import RECALL, Recipe
 from keras_vit.runs.folder import RunFolder, WrittenElsewhere, held
@@ -32,7 +32,7 @@ from keras_vit.training.speed import resolve_precision, stream_settings, with_le
 from keras_vit.training.user_callbacks import UserCallbacks
 
 # Settings that a run may go on with other values of.
-FREE = ("data_dir", "model.num_classes", "train.distribute", "train.save_every")
+FREE = ("data_dir", "model.num_classes", "train.distribute", "train.peer_timeout", "train.save_every")
 
 
 def train(
@@ -97,7 +97,9 @@ def train(
     check_extension(extend, extend_rate, resume)
     given = UserCallbacks(callbacks)
     tune()
-    distribution = join(recipe.train.distribute)
+    if recipe.train.deterministic:
+        use_deterministic_operations()
+    distribution = join(recipe.train.distribute, recipe.train.peer_timeout)
     data = load(recipe) if data is None else data
     recipe = recipe.for_data(data)
     size, images = recipe.train.batch_size, len(data.train)

@@ -17,3 +17,8 @@ def test_a_process_that_has_left_its_cluster_holds_nothing_of_it(monkeypatch):
     private.leave_cluster()
     assert [getattr(state, name) for name in private.PARTS] == [None] * 3
     assert list(private.PARTS) == private.KEPT
+
+
+def test_whether_there_are_devices_is_known():
+    assert isinstance(importlib.import_module(private.BRIDGE_MODULE).backends_are_initialized(), bool)
+    assert isinstance(private.has_backend(), bool)

@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import re
+import signal
 import time
 
 import keras
@@ -15,7 +16,7 @@ from helpers import ROOT, random_pixels
 from benchmarks.devices import start
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.distribution.base import Distribution, check_agreement, gather_rows, gather_texts, on_first
-from keras_vit.training.distribution.join import join
+from keras_vit.training.distribution.join import joined
 
 BACKEND = keras.backend.backend()
 SCRIPT = ROOT / "experiments" / "train_cifar.py"
@@ -126,14 +127,14 @@ def test_a_run_goes_on_with_fewer_processes(images, alone, tmp_path):
 WARNED = """
 import json, os, signal, sys
 import keras, keras_vit
-from keras_vit.training.distribution.join import join
+from keras_vit.training.distribution.join import JOINED
 
 class Warn(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
     def on_train_batch_begin(self, batch, logs=None):
-        if join("data").rank == 1 and [self.epoch, batch] == place:
+        if JOINED["data"].rank == 1 and [self.epoch, batch] == place:
             os.kill(os.getpid(), signal.SIGTERM)
 
 file, out, place, groups = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
@@ -192,14 +193,14 @@ def test_model_parallel_needs_jax(monkeypatch):
     if BACKEND == "jax":
         pytest.skip("JAX has it")
     with pytest.raises(ValueError, match="distribute: received model; allowed under"):
-        join.__wrapped__("model")
+        joined("model", 1)
 
 
 @pytest.mark.backend
 @pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch")
 def test_pytorch_needs_torchrun():
     with pytest.raises(ValueError, match=r"distribute: received data; allowed under PyTorch: none, or start .* with torchrun"):
-        join.__wrapped__("data")
+        joined("data", 1)
 
 
 @pytest.mark.backend
@@ -210,7 +211,7 @@ def test_a_cluster_contradicts_one_device(monkeypatch):
     monkeypatch.setenv(name, value)
     assert importlib.import_module(f"keras_vit.training.distribution.{BACKEND}").cluster() == name
     with pytest.raises(ValueError, match=f"received none in one of several processes .{name}.; allowed: data"):
-        join.__wrapped__("none")
+        joined("none", 1)
 
 
 @pytest.mark.backend
@@ -218,7 +219,7 @@ def test_one_of_several_tasks_of_a_scheduler_may_train_alone(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "8")  # an allocation; nothing has been started by srun
     assert importlib.import_module(f"keras_vit.training.distribution.{BACKEND}").cluster() == ""
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    assert join.__wrapped__("none").processes == 1
+    assert joined("none", 1).processes == 1
 
 
 @pytest.mark.backend
@@ -227,7 +228,7 @@ def test_a_variable_of_the_cluster_that_cannot_be_read(monkeypatch, value):
     name = {"jax": "KERAS_DISTRIBUTION_NUM_PROCESSES", "torch": "WORLD_SIZE", "tensorflow": "TF_CONFIG"}[BACKEND]
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=rf"^{name}: received '{re.escape(value)}'; allowed: "):
-        join.__wrapped__("data")
+        joined("data", 1)
 
 
 class Two(Distribution):
@@ -266,3 +267,41 @@ def test_a_killed_process_ends_the_others(images, tmp_path):
         assert "distribute: another process has ended or does not answer" in error.splitlines()[-1]
         assert "Traceback" not in error
     assert time.monotonic() - begin < 60
+
+
+@TOGETHER
+@pytest.mark.backend
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_process_that_never_comes_is_named(images, tmp_path, missing):
+    def arguments(rank):
+        if rank == missing:
+            return ["-c", "import time; time.sleep(300)"]
+        return [SCRIPT, *settings(images, distribute="data", peer_timeout=3), f"--out={tmp_path / 'run'}"]
+
+    with launched(2, arguments) as started:
+        _, error = started[1 - missing].communicate(timeout=100)
+    assert started[1 - missing].returncode == 2, error
+    # PyTorch's own words where the first process, which knows who is there, is the one that is missing.
+    words = "not all processes have come after 3 s" if (BACKEND, missing) == ("torch", 0) else f"received no process {missing}"
+    assert f"error: distribute: {words}" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@TOGETHER
+@pytest.mark.backend
+def test_a_silent_process_ends_the_others(images, tmp_path):
+    """SIGSTOP: its connections stay open, and nothing comes."""
+    arguments = [SCRIPT, *settings(images, distribute="data", epochs=200, peer_timeout=8), f"--out={tmp_path / 'run'}"]
+    with launched(2, arguments) as started:
+        wait_for(started[0], "Epoch 3")
+        started[1].send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        _, error = started[0].communicate(timeout=150)
+        # JAX ends a process itself whose peers are silent, in its words.
+        assert started[0].returncode == (-signal.SIGABRT if BACKEND == "jax" else 2), error
+        assert ("detected fatal errors" if BACKEND == "jax" else "another process has ended or does not answer") in error
+    assert time.monotonic() - begin < 60
+    arrays, values = RunFolder(tmp_path / "run").read_state()
+    assert arrays
+    assert values["epoch"] >= 2

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from keras_vit.private.jax import leave_cluster
 from keras_vit.processes import GRACE_SECONDS
 from keras_vit.training.distribution.base import Processes, environment_int
+from keras_vit.training.distribution.meeting import LOOPBACK, meet
 
 # What tells of other processes: Keras's own variables, or those of Slurm, Open MPI and Kubernetes, which JAX reads itself.
 KERAS_VARIABLES = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
@@ -105,12 +106,14 @@ def join(kind: str, seconds: int) -> JaxDistribution:
         settings = {"initialization_timeout": seconds, "heartbeat_timeout_seconds": seconds}
         settings["shutdown_timeout_seconds"] = GRACE_SECONDS
         if address:
-            settings["coordinator_address"] = address.split(",")[0]
-            settings |= {"num_processes": count, "process_id": rank}
-            if settings["coordinator_address"].partition(":")[0] in ("localhost", "127.0.0.1"):
-                settings["coordinator_bind_address"] = settings["coordinator_address"]  # JAX listens to every network otherwise
+            address = address.split(",")[0]
+            meet(address, rank, count, seconds)
+            settings |= {"coordinator_address": address, "num_processes": count, "process_id": rank}
+            if address.partition(":")[0] in LOOPBACK:
+                settings["coordinator_bind_address"] = address  # JAX listens to every network otherwise
         try:
             jax.distributed.initialize(**settings)
         except RuntimeError as error:
-            raise ValueError(f"distribute: not all processes have come after {seconds} s ({str(error).splitlines()[0]})") from None
+            words = " ".join(str(error).split())[:300]  # they name those that have not come, in JAX's way
+            raise ValueError(f"distribute: not all processes have come after {seconds} s ({words})") from None
     return JaxDistribution(kind)

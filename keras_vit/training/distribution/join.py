@@ -1,6 +1,5 @@
 """The choice of a distribution: what a recipe asks for, on what this process sees."""
 
-import functools
 import importlib
 
 import keras
@@ -9,24 +8,30 @@ from keras_vit.checks import check_choice
 from keras_vit.recipes.schema import DISTRIBUTIONS
 from keras_vit.training.distribution.base import Distribution
 
-SECONDS = 120  # to wait for other processes, at the start and in a step
-
 # Variables that somebody sets to train in several processes. A scheduler's stand in every process that it starts, also in several
 # that have nothing to do with each other.
 EXPLICIT = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "TF_CONFIG", "WORLD_SIZE")
 
 
-@functools.cache  # a process joins once
-def join(kind: str, seconds: int = SECONDS) -> Distribution:
+JOINED = {}  # distributions by their kind: a process joins once
+
+
+def join(kind: str, seconds: int) -> Distribution:
     """Joins the devices and processes of a training; before anything else touches a device, where there are several processes.
 
     Args:
         kind: `none`, `data` or `model`.
-        seconds: How long to wait for other processes, at the start and in a step.
+        seconds: How long to wait for other processes, at the start and in a step. The first call of a process decides it.
 
     Raises:
         ValueError: If the backend cannot distribute so, the environment says otherwise, or a process has not come.
     """
+    if kind not in JOINED:
+        JOINED[kind] = joined(kind, seconds)
+    return JOINED[kind]
+
+
+def joined(kind, seconds):
     check_choice("distribute", kind, DISTRIBUTIONS)
     backend = keras.backend.backend()
     engine = importlib.import_module(f"keras_vit.training.distribution.{backend}")

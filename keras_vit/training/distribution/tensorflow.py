@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_vit.private.keras import build_for_workers
 from keras_vit.training.distribution.base import Processes, environment_int
+from keras_vit.training.distribution.meeting import meet
 
 SLURM = "SLURM_STEP_NUM_TASKS"  # srun sets it
 
@@ -74,7 +75,10 @@ def join(kind: str, seconds: int) -> TensorFlowDistribution:
     """Makes the strategy for the devices of this process, or for all processes of TF_CONFIG or Slurm."""
     named = cluster()
     if named:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver() if named == SLURM else None
+        resolvers = tf.distribute.cluster_resolver
+        resolver = resolvers.SlurmClusterResolver() if named == SLURM else resolvers.TFConfigClusterResolver()
+        workers = resolver.cluster_spec().job_tasks("worker")
+        meet(workers[0], int(resolver.task_id), len(workers), seconds)
         options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=seconds)
         return TensorFlowDistribution(tf.distribute.MultiWorkerMirroredStrategy(resolver, options))
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")

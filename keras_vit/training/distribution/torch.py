@@ -3,6 +3,7 @@
 import atexit
 import datetime
 import os
+import time
 
 import keras
 import numpy as np
@@ -70,9 +71,32 @@ def join(kind: str, seconds: int) -> TorchDistribution:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         engine = "nccl" if torch.cuda.is_available() else "gloo"
+        rank, count = (environment_int(name, 0) for name in VARIABLES[:2])
+        wait = datetime.timedelta(seconds=seconds)
         try:
-            distributed.init_process_group(engine, timeout=datetime.timedelta(seconds=seconds))
+            store = meet(rank, count, wait)
+            distributed.init_process_group(engine, store=store, rank=rank, world_size=count, timeout=wait)
         except (RuntimeError, distributed.DistError) as error:
             raise ValueError(f"distribute: not all processes have come after {seconds} s ({str(error).splitlines()[0]})") from None
         atexit.register(distributed.destroy_process_group)
     return TorchDistribution()
+
+
+def meet(rank: int, count: int, wait: datetime.timedelta) -> distributed.Store:
+    """The store of all processes, once each has put its rank into it: that of `torchrun`, else the first process holds it.
+
+    Raises:
+        ValueError: That names the processes which have not come after `wait`.
+    """
+    host, port = (os.environ[name] for name in VARIABLES[2:])
+    holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = distributed.TCPStore(host, int(port), count, holds, timeout=wait, wait_for_workers=False)
+    store = distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store.set(str(rank), "here")
+    missing, end = list(range(count)), time.monotonic() + wait.total_seconds()
+    while missing := [other for other in missing if not store.check([str(other)])]:
+        if time.monotonic() > end:
+            names = ", ".join(map(str, missing))
+            raise ValueError(f"distribute: received no process {names} after {wait.seconds} s; allowed: all {count} of WORLD_SIZE")
+        time.sleep(0.1)
+    return store
