@@ -5,16 +5,18 @@
 
 The devices are virtual ones of this processor (KERAS_VIT_CPU_DEVICES) or processes on it. The first command trains 50 steps of one
 global batch on the embedded digits and compares the loss of every fifth step, and the validation, with those of one device. The
-second one trains with 1 and 2 processes that have one core each, and a batch in proportion.
+second one trains with one process, with two that have nothing to do with each other and with two that train together, each process
+with a core and 64 images of its own: what the last ones lack of the second ones is the communication.
 """
 
 import argparse
 import csv
+import functools
 import json
 import os
 import pathlib
-import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,7 @@ from keras_vit.processes import run_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "experiments" / "train_cifar.py"
-BATCH = 64
+BATCH, TURNS = 64, 3
 SETTINGS = ("--recipe=digits", "--train.precision=float32", "--model.drop_path=0")
 STEPS = (f"--train.batch_size={BATCH}", "--train.epochs=10", "--train.steps_per_epoch=5", "--train.validate_every=10")
 # Kind, devices of a process, processes.
@@ -37,17 +39,16 @@ RUNS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=list(RUNS), choices=list(RUNS), help="default: all")
-    parser.add_argument("--speed", action="store_true", help="time 1 and 2 processes with one core each")
+    parser.add_argument("--speed", action="store_true", help="time one and two processes with one core each")
     parser.add_argument("--json", type=pathlib.Path, help="file to write: the results")
     options = parser.parse_args()
     rows = []
     for backend in options.backends:
         rows += speeds(backend) if options.speed else curves(backend)
-        print(*(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     if options.json:
         from record import write_record
 
-        write_record(options.json, settings=[*SETTINGS, *STEPS], rows=rows)
+        write_record(options.json, settings=[*SETTINGS, *([] if options.speed else STEPS)], rows=rows)
 
 
 def curves(backend):
@@ -66,21 +67,29 @@ def curves(backend):
 
 
 def speeds(backend):
-    """Images/s of 1 and 2 processes with one core each, in turns."""
-    rates, rows = {1: [], 2: []}, []
-    for _ in range(2):
-        for processes in rates:
+    """Images/s of one process, of two that have nothing to do with each other, and of two that train together, in turns."""
+    rates = {"one": [], "two apart": [], "two together": []}
+    for _ in range(TURNS):
+        for name, found in rates.items():
+            processes = 2 if name == "two together" else 1
             steps = [f"--train.batch_size={BATCH * processes}", "--train.epochs=4", "--train.steps_per_epoch=15"]
             kind = "data" if processes > 1 else "none"
             settings = [*SETTINGS, *steps, "--train.validate_every=4", f"--train.distribute={kind}"]
-            metrics, summary = train(backend, processes, settings, own_core=True)
-            rates[processes].append(max(float(each["images_per_second"]) for each in metrics))
-    for processes, found in rates.items():
-        efficiency = max(found) / processes / max(rates[1])
-        # A ring sends each gradient twice, but for a process's own share.
-        sent = 2 * 4 * summary["parameters"] * (processes - 1) / processes
-        row = {"backend": backend, "processes": processes, "images_per_second": max(found), "all": found}
-        rows.append({**row, "efficiency": efficiency, "bytes_per_step": round(sent)})
+            runs = train_at_once(backend, processes, settings, 2 if name == "two apart" else 1)
+            # The processes of one training have measured the same steps; those of two trainings add up.
+            found.append(sum(max(float(each["images_per_second"]) for each in metrics) for metrics, _ in runs))
+            parameters = runs[0][1]["parameters"]
+    together = [each / other for each, other in zip(rates["two together"], rates["two apart"], strict=True)]
+    shared = {
+        "bytes_per_step": round(2 * 4 * parameters * 1 / 2)
+    }  # a ring sends each gradient twice, but for a process's own share
+    rows = [
+        {"backend": backend, "run": name, "images_per_second": statistics.median(found), "all": found}
+        for name, found in rates.items()
+    ]
+    rows[-1] |= {**shared, "communication": 1 - statistics.median(together)}
+    for row in rows:
+        print(*(f"{name} {value}" for name, value in row.items()), flush=True)
     return rows
 
 
@@ -104,14 +113,16 @@ def environments(backend, processes, devices=1):
         yield environment
 
 
-def start(backend, processes, arguments, devices=1, own_core=False):
+def start(backend, processes, arguments, devices=1, first_core=None):
     """Starts a command of this library in several processes on this machine, as schedulers do.
 
-    `arguments` is a list, or a function of the rank that gives one.
+    `arguments` is a list, or a function of the rank that gives one. With `first_core` each process has a core of its own, from that
+    one on.
     """
     started = []
     for rank, environment in enumerate(environments(backend, processes, devices)):
-        pin = (lambda rank=rank: os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})) if own_core else None
+        core = None if first_core is None else sorted(os.sched_getaffinity(0))[first_core + rank]
+        pin = None if core is None else functools.partial(os.sched_setaffinity, 0, {core})
         command = [sys.executable, *map(str, arguments(rank) if callable(arguments) else arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True}
         started.append(subprocess.Popen(command, env=environment, preexec_fn=pin, **pipes))
@@ -124,20 +135,31 @@ def free_port():
         return free.getsockname()[1]
 
 
-def train(backend, processes, settings, devices=1, own_core=False):
+def train(backend, processes, settings, devices=1):
     """Metrics and summary of a training."""
+    with tempfile.TemporaryDirectory() as folder:
+        return ended(start(backend, processes, [SCRIPT, *settings, f"--out={folder}/run"], devices), f"{folder}/run")
+
+
+def train_at_once(backend, processes, settings, count):
+    """Metrics and summary of each of some trainings at the same time, each process with a core of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [f"{folder}/{index}" for index in range(count)]
+        started = []
+        for index, run in enumerate(runs):
+            started.append(start(backend, processes, [SCRIPT, *settings, f"--out={run}"], first_core=index * processes))
+        return [ended(each, run) for each, run in zip(started, runs, strict=True)]
+
+
+def ended(started, run):
+    """Metrics and summary of a training once its processes have ended."""
     from keras_vit.runs.folder import RunFolder
 
-    folder = pathlib.Path(tempfile.mkdtemp())
-    try:
-        started = start(backend, processes, [SCRIPT, *settings, f"--out={folder / 'run'}"], devices, own_core)
-        said = [process.communicate(timeout=900)[1] for process in started]
-        if any(process.returncode for process in started):
-            raise ValueError(f"{backend}, {processes} processes: {' | '.join(text.strip()[-400:] for text in said)}")
-        with open(folder / "run" / "metrics.csv", newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file)), RunFolder(folder / "run").summary
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    said = [process.communicate(timeout=900)[1] for process in started]
+    if any(process.returncode for process in started):
+        raise ValueError(f"{len(started)} processes: {' | '.join(text.strip()[-400:] for text in said)}")
+    with open(f"{run}/metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file)), RunFolder(run).summary
 
 
 if __name__ == "__main__":

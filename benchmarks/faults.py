@@ -29,6 +29,7 @@ from damage import Ended, command, damages
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SURVIVED, REFUSED, NEITHER, LOST = "survived", "refused", "neither", "lost"
+SUMMATION = 1e-4  # of the loss
 EPOCHS, TRAINED = 4, 3  # of the whole run, and of the one that is damaged
 
 
@@ -89,6 +90,13 @@ class Work:
         return run.is_finished and [run.summary[name] for name in ("test_loss", "best_epoch")] == [
             self.whole.summary[name] for name in ("test_loss", "best_epoch")
         ]
+
+    def is_nearly_whole(self, path) -> bool:
+        """The same up to the order of sums, where several processes took part."""
+        from keras_vit.runs.folder import RunFolder
+
+        run = RunFolder(path)
+        return run.is_finished and abs(run.summary["test_loss"] - self.whole.summary["test_loss"]) < SUMMATION
 
     def goes_on(self, path, what: str) -> str:
         """`SURVIVED` if a run that something has happened to resumes to the numbers of the one without, else `LOST`."""
@@ -307,26 +315,15 @@ def clock_going_backwards(work):
 
 def kills(work):
     """SIGKILL at a random moment of a training, half of them while a training state is written; the run is resumed"""
-    slow = "import os, time; real = os.fsync; os.fsync = lambda handle: (time.sleep(0.3), real(handle)); "
-    run = "import sys; from keras_vit.cli.main import main; sys.argv[1:] = sys.argv[1:]; main()"
     for number in range(work.kills):
         rng, writing = random.Random(number), number % 2
         path = work.folder / f"killed-{number}"
         arguments = ["train", "--recipe", work.recipe_file, "--out", path]
         process = subprocess.Popen(
-            [sys.executable, "-c", (slow if writing else "") + run, *map(str, arguments)],
+            [sys.executable, "-c", program(writing), *map(str, arguments)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT,
         )  # fmt: skip
-        epoch, deadline = rng.randrange(EPOCHS), time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            if writing:
-                partial = [file for file in path.glob("last/.partial-*") if file.suffix == ".safetensors"]
-                if len([*path.glob("last/state-*")]) >= min(epoch, 2) and partial:
-                    break
-            elif (path / "recipe.yaml").is_file():
-                time.sleep(rng.uniform(0, 4))
-                break
-            time.sleep(0.002)
+        wait_for_moment(rng, path, process, writing)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -336,6 +333,67 @@ def kills(work):
         else:
             yield work.goes_on(path, f"kill {number}")
         shutil.rmtree(path)
+
+
+def program(slow):
+    """Python that runs `keras-vit`; `slow`: what it writes takes time, so that a kill meets it."""
+    slower = "import os, time; real = os.fsync; os.fsync = lambda handle: (time.sleep(0.3), real(handle)); "
+    return f"{slower if slow else ''}from keras_vit.cli.main import main; main()"
+
+
+def wait_for_moment(rng, path, process, writing):
+    """Waits for a random moment of a training into a folder; `writing`: for one at which it writes a state."""
+    states, deadline = rng.randrange(3), time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if writing:
+            partial = [file for file in path.glob("last/.partial-*") if file.suffix == ".safetensors"]
+            if len([*path.glob("last/state-*")]) >= states and partial:
+                break
+        elif (path / "recipe.yaml").is_file():
+            time.sleep(rng.uniform(0, 4))
+            break
+        time.sleep(0.002)
+
+
+def kills_of_processes(work):
+    """SIGKILL of one or both of two processes, half of them while a state within an epoch is written; one or two go on"""
+    import keras
+    from devices import start
+
+    backend = keras.backend.backend()
+
+    def begin(*arguments, slow=False):
+        return start(backend, 2, ["-c", program(slow), "train", *map(str, arguments), "--train.distribute", "data"])
+
+    for number in range(work.kills):
+        rng, path, what = random.Random(number), work.folder / f"killed-processes-{number}", f"kill {number} of two processes"
+        new = ("--recipe", work.recipe_file, "--train.save_every", "2 steps", "--out", path)
+        started = begin(*new, slow=number % 2)
+        wait_for_moment(rng, path, started[0], writing=number % 2)
+        lost = rng.choice([[0], [1], [0, 1]])
+        for rank in lost:
+            started[rank].kill()
+        said = [process.communicate(timeout=200)[1] for process in started]
+        left = [process.returncode for rank, process in enumerate(started) if rank not in lost]
+        # 0: it had ended before. JAX aborts the others where the first process is killed.
+        if any(code not in (0, 2, *[-signal.SIGABRT] * (backend == "jax")) for code in left):
+            work.details.append(f"{what}: the other one ended with {left}: {said[1 - lost[0]][-300:]}")
+            yield NEITHER
+            continue
+        again = ("--resume", path) if (path / "recipe.yaml").is_file() else new
+        if rng.randrange(2):
+            ended = command("train", *again, "--train.distribute", "none")
+            code, lines = ended.code, ended.lines
+        else:
+            started = begin(*again)
+            lines = [process.communicate(timeout=300)[1] for process in started]
+            code = max(abs(process.returncode) for process in started)
+        if code == 0 and work.is_nearly_whole(path):
+            yield SURVIVED
+        else:
+            work.details.append(f"{what}: does not go on: {code}: {' | '.join(lines)[-300:]}")
+            yield LOST
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_photos(folder, count, broken=0):
@@ -402,6 +460,7 @@ KINDS = [
     vanishing_data,
     broken_pictures,
     kills,
+    kills_of_processes,
 ]
 
 
