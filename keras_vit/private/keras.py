@@ -70,6 +70,16 @@ def build_for_workers(model: keras.Model) -> None:
     model._maybe_symbolic_build = lambda **batch: None
 
 
+def set_tensor(variable: keras.Variable, tensor) -> None:
+    """Gives a variable another PyTorch parameter, of any kind and on any device, not only another value."""
+    variable._value = tensor
+
+
+def set_parameters(layer: keras.Layer, parameters) -> None:
+    """Gives a layer another `ParameterDict` under PyTorch. Keras's own lists the variables of all sublayers too."""
+    layer._torch_params = parameters
+
+
 class OptimizerHooks:
     """Mixin, listed before one of Keras's optimizers among the bases: the parts of an update, to call and to override.
 

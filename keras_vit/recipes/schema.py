@@ -67,8 +67,9 @@ class TrainConfig:
             machine. The run measures both first and records the answer in its recipe. The weights stay in float32.
         remat: Whether the backward pass recomputes the inside of each block instead of storing it (gradient checkpointing, arXiv
             1604.06174): same numbers, less memory, more time. Needs `dropout` and `attention_dropout` of 0.
-        distribute: `none` (one device), `data` (each device has a part of every batch) or `model` (each device has a part of every
-            large matrix; JAX). The batch, and so the outcome, is the same on any number of devices. See the guide on devices.
+        distribute: `none` (one device), `data` (each device has a part of every batch) or `model` (each device also has a part of
+            the weights only; JAX, PyTorch). The batch, and so the outcome, is the same on any number of devices. See the guide on
+            devices.
         peer_timeout: Seconds that a process of several waits for the others, at the start and in a step, before it ends.
         deterministic: Whether the backend uses only operations that repeat their numbers bit for bit, on GPUs too, where others are
             faster. On a processor all do, with the same number of cores.

@@ -198,7 +198,7 @@ def check_distributed(recipe, seconds, distribution):
     size, heads = recipe.train.batch_size, recipe.model.num_heads
     if size % distribution.replicas:
         raise ValueError(f"batch_size: received {size}; allowed: multiples of {distribution.replicas}, the devices that share it")
-    if distribution.kind == "model" and heads % distribution.devices:
+    if distribution.kind == "model" and backend == "jax" and heads % distribution.devices:
         raise ValueError(f"num_heads: received {heads}; allowed: multiples of {distribution.devices}, the devices, {where}")
     if distribution.kind == "none":
         return

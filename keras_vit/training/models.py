@@ -40,12 +40,12 @@ def compiled_model(
     distribution = distribution or Distribution()
     keras.utils.set_random_seed(recipe.seed)
     with distribution.scope():
-        model, notes = compiled(recipe, total_steps, class_names, weights)
+        model, notes = compiled(recipe, total_steps, class_names, weights, distribution)
     distribution.prepare(model)
     return model, notes
 
 
-def compiled(recipe, total_steps, class_names, weights):
+def compiled(recipe, total_steps, class_names, weights, distribution):
     model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
     notes, factors = [], None
     if recipe.finetune.checkpoint:
@@ -54,6 +54,7 @@ def compiled(recipe, total_steps, class_names, weights):
         select_weights(model, recipe.finetune)
         if recipe.finetune.layer_decay < 1:
             factors = learning_rate_factors(model, recipe.finetune.layer_decay)
+    distribution.divide(model)
     optimizer = make_optimizer(recipe.train, total_steps, factors)
     compile_model(model, optimizer, recipe.train.jit, make_loss(recipe, weights), make_metrics(recipe))
     return model, notes

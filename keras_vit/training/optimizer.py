@@ -84,6 +84,12 @@ class RecipeOptimizer:
     def from_config(cls, config, custom_objects=None):
         return make_optimizer(TrainConfig(**{name: config[name] for name in FIELDS}), config["total_steps"], config["factors"])
 
+    def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
+        if keras.backend.backend() == "torch" and initializer == "zeros":
+            # Divided among the processes if the reference is.
+            initializer = lambda shape, dtype: ops.zeros_like(reference_variable, dtype)  # noqa: E731
+        return super().add_variable_from_reference(reference_variable, name, initializer)
+
     @property
     def learning_rate(self):
         return super().learning_rate

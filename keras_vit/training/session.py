@@ -140,12 +140,13 @@ class Session(keras.callbacks.Callback):
             )
         if values["fingerprint"] != self.data.fingerprint:
             raise ValueError(f"{where} was made with other data than {self.data.name} holds now")
-        for name, variable in variables.items():
-            variable.assign(arrays[name])
         self.rows = values["rows"]
         self.run.write_metrics(self.rows)
-        if self.distribution.is_first:
-            self.settle_best(between_epochs=not values["step"])
+        with self.distribution.whole(self.training_model):
+            for name, variable in variables.items():
+                variable.assign(arrays[name])
+            if self.distribution.is_first:
+                self.settle_best(between_epochs=not values["step"])
         self.first_step, self.accumulated = values["step"], values["metrics"]
         self.earlier_seconds, self.earlier_epoch_seconds = values["seconds"], values["epoch_seconds"]
         self.earlier_process_seconds = values["process_seconds"]
@@ -195,8 +196,9 @@ class Session(keras.callbacks.Callback):
             Whether the model is another one.
         """
         if self.latest:  # `fit` ends with the averaged weights in the place of the trained ones
-            for name, variable in self.arrays().items():
-                variable.assign(self.latest[name])
+            with self.distribution.whole(self.training_model):
+                for name, variable in self.arrays().items():
+                    variable.assign(self.latest[name])
             self.latest = None
         before, self.stage = self.stage, stage
         changed = stage.model != before.model or stage.finetune != before.finetune
@@ -204,7 +206,8 @@ class Session(keras.callbacks.Callback):
             weights = class_weights(stage.train.class_weights, self.data)
             steps = self.steps_per_epoch * stage.train.epochs
             model, _ = compiled_model(stage, steps, weights=weights, distribution=self.distribution)
-            carry_over(self.training_model, model)
+            with self.distribution.whole(self.training_model), self.distribution.whole(model):
+                carry_over(self.training_model, model)
             self.training_model = model
         if not first_step and first_epoch == self.recipe.train.schedule_start(first_epoch):
             self.optimizer.schedule.begin(stage.train, self.steps_per_epoch * stage.train.epochs, self.optimizer_steps)
@@ -325,7 +328,7 @@ class Session(keras.callbacks.Callback):
     def copy_weights(self):
         """Gives the evaluated model the averaged weights, or the current ones without an average; adapters are merged."""
         theirs, ours = self.training_model.config, self.evaluated.config
-        with averaged(self.training_model):
+        with self.distribution.whole(self.training_model), averaged(self.training_model):
             weights = merged_weights(self.training_model)
             for target in self.evaluated.weights:
                 target.assign(resample_weight(target.path, weights[target.path], theirs, ours))
@@ -353,8 +356,9 @@ class Session(keras.callbacks.Callback):
     def finish(self):
         """Reads the test images once, with the best model, and writes the summary."""
         recipe, data, rows = self.recipe, self.data, self.rows
-        if self.distribution.is_first:
-            self.settle_best()
+        with self.distribution.whole(self.training_model):
+            if self.distribution.is_first:
+                self.settle_best()
         self.distribution.meet()  # the first process has written the best model
         self.evaluated.load_weights(self.run.model_path)
         test, classes = self.scores(data.test, self.own_batches(data.test)) if data.test is not None else ({}, {})

@@ -85,3 +85,21 @@ def test_every_layer_is_found_without_keras_help(without):
     assert len(ours) > 20
     assert len(theirs) == len(set(map(id, theirs)))
     assert set(map(id, theirs)) == set(map(id, ours))
+
+
+@pytest.mark.backend
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="about PyTorch")
+def test_a_layer_has_the_parameters_that_it_is_given():
+    import torch
+
+    layer = keras.layers.Dense(2, use_bias=False)
+    layer.build((None, 3))
+    kernel = torch.nn.Parameter(torch.arange(6.0).reshape(3, 2))
+    private.set_tensor(layer.kernel, kernel)
+    private.set_parameters(layer, torch.nn.ParameterDict({"kernel": kernel}))
+    (parameter,) = layer.parameters()
+    assert parameter is kernel
+    y = layer(np.ones((1, 3), "float32"))
+    y.sum().backward()
+    np.testing.assert_array_equal(y.detach(), [[6, 9]])
+    np.testing.assert_array_equal(kernel.grad, np.ones((3, 2)))

@@ -25,6 +25,7 @@ MODEL = {"image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "depth": 
 TRAIN = {"batch_size": 8, "precision": "float32", "steps_per_epoch": 25, "epochs": 2, "validate_every": 2, "learning_rate": 3e-3}
 AUGMENT = {"crop": 1, "mixup": 0.8, "cutmix": 1.0, "randaugment_layers": 1}
 TOGETHER = pytest.mark.distributed
+KINDS = ["data", "model"] if BACKEND == "torch" else ["data"]  # of several processes
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,10 @@ def alone(images, tmp_path_factory):
 
 @TOGETHER
 @pytest.mark.backend
-def test_two_processes_give_the_numbers_of_one(images, alone, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_give_the_numbers_of_one(images, alone, tmp_path, kind):
     """Mixed images have partners in the other process; the validation images do not divide; only the first process speaks."""
-    said = run(2, tmp_path / "run", settings(images, distribute="data"))
+    said = run(2, tmp_path / "run", settings(images, distribute=kind))
     np.testing.assert_allclose(metrics(tmp_path / "run"), alone, atol=SUMMATION)
     assert "2 devices of 2 processes" in said[0][0]
     assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []
@@ -115,9 +117,10 @@ def test_two_devices_of_a_process_give_the_numbers_of_one(images, alone, tmp_pat
 
 @TOGETHER
 @pytest.mark.backend
-def test_a_run_goes_on_with_fewer_processes(images, alone, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_goes_on_with_fewer_processes(images, alone, tmp_path, kind):
     """SIGKILL takes both of two processes in the middle of a training; one process ends it, to the same numbers."""
-    with launched(2, [SCRIPT, *settings(images, distribute="data"), f"--out={tmp_path / 'run'}"]) as started:
+    with launched(2, [SCRIPT, *settings(images, distribute=kind), f"--out={tmp_path / 'run'}"]) as started:
         wait_for(started[0], "Epoch 2")
     with launched(1, [SCRIPT, f"--resume={tmp_path / 'run'}", "--train.distribute=none"]) as started:
         ended(started, 0)
@@ -134,7 +137,7 @@ class Warn(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_begin(self, batch, logs=None):
-        if JOINED["data"].rank == 1 and [self.epoch, batch] == place:
+        if JOINED[groups["train"]["distribute"]].rank == 1 and [self.epoch, batch] == place:
             os.kill(os.getpid(), signal.SIGTERM)
 
 file, out, place, groups = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
@@ -145,9 +148,10 @@ keras_vit.train(recipe, out, resume="auto", callbacks=[Warn()], verbose=2)
 
 @TOGETHER
 @pytest.mark.backend
-def test_a_warning_to_one_process_saves_and_ends_all_within_an_epoch(images, alone, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_warning_to_one_process_saves_and_ends_all_within_an_epoch(images, alone, tmp_path, kind):
     """Two processes are warned in the first epoch, and again in the second; one process ends the run."""
-    out, changes = tmp_path / "run", {"distribute": "data", "save_every": "10 steps"}
+    out, changes = tmp_path / "run", {"distribute": kind, "save_every": "10 steps"}
     groups = json.dumps({"model": MODEL, "train": TRAIN | changes, "augment": AUGMENT})
     for place in ([0, 12], [1, 5]):
         with launched(2, ["-c", WARNED, images, out, json.dumps(place), groups]) as started:
@@ -159,6 +163,66 @@ def test_a_warning_to_one_process_saves_and_ends_all_within_an_epoch(images, alo
     with launched(1, [SCRIPT, f"--resume={out}", "--train.distribute=none"]) as started:
         ended(started, 0)
     np.testing.assert_allclose(metrics(out), alone, atol=SUMMATION)
+
+
+DIVIDED = """
+import json, sys
+import keras, numpy as np
+from keras_vit import ViTConfig
+from keras_vit.recipes.schema import Recipe, TrainConfig
+from keras_vit.training.distribution.base import Distribution
+from keras_vit.training.distribution.join import join
+from keras_vit.training.models import carry_over, compiled_model
+
+shared, settings = join("model", 120), json.loads(sys.argv[1])
+rng = np.random.default_rng(0)
+targets = np.eye(10, dtype="float32")[rng.integers(10, size=8)]
+
+def steps(model, where, count=8):
+    images = rng.normal(size=(8, *model.input_shape[1:])).astype("float32")
+    index, parts = where.part
+    for _ in range(count):
+        model.reset_metrics()
+        x, y = (array.reshape(parts, -1, *array.shape[1:])[index] for array in (images, targets))
+        yield where.means({"loss": float(model.train_on_batch(x, y)[0])})["loss"]
+
+def stages(train, where):
+    recipes = [Recipe(model=ViTConfig(**settings | {"image_size": size}), train=TrainConfig(**train)) for size in (8, 12)]
+    models = [compiled_model(recipe, 16, distribution=where)[0] for recipe in recipes]
+    losses = [*steps(models[0], where)]
+    with where.whole(models[0]), where.whole(models[1]):
+        carry_over(*models)
+    return [*losses, *steps(models[1], where)], models[1]
+
+for train in json.loads(sys.argv[2]):
+    rng = np.random.default_rng(0)
+    alone, _ = stages(train, Distribution())
+    rng = np.random.default_rng(0)
+    losses, model = stages(train, shared)
+    weights = [weight.value for weight in model.trainable_variables]
+    kept = [variable.value for variable in model.optimizer.variables if variable.ndim and variable.name != "schedule"]
+    tensors = [*weights, *(weight.grad for weight in weights), *kept]
+    bytes = [sum(tensor.nbytes for tensor in tensors), sum(tensor.to_local().nbytes for tensor in tensors)]
+    print("FOUND", json.dumps([alone, losses, bytes, sum(weight.nbytes for weight in weights)]))
+"""
+
+
+@TOGETHER
+@pytest.mark.backend
+@pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch")
+def test_each_process_has_a_part_of_weights_gradients_and_moments(tmp_path):
+    """Two stages of other image sizes, by two optimizers, have the losses of one device."""
+    common = {"batch_size": 8, "precision": "float32", "learning_rate": 3e-3, "warmup_epochs": 0, "clip_norm": 1.0}
+    trains = [common | {"ema": 0.9, "accumulate": 2, "remat": True}, common | {"optimizer": "muon", "learning_rate": 0.01}]
+    with launched(2, ["-c", DIVIDED, json.dumps(MODEL | {"num_classes": 10}), json.dumps(trains)]) as started:
+        said = [[json.loads(line[6:]) for line in out.splitlines() if line.startswith("FOUND")] for out, _ in ended(started, 0)]
+    for ours, theirs in zip(*said, strict=True):
+        alone, losses, (whole, part), weights = ours
+        np.testing.assert_allclose(losses, alone, atol=SUMMATION)
+        assert alone[7] < alone[0] - 0.05
+        assert whole > 2.9 * weights  # with gradients and moments; Muon has one of a matrix
+        assert part + theirs[2][1] == whole
+        assert abs(part / whole - 0.5) < 0.02
 
 
 @TOGETHER
@@ -189,18 +253,19 @@ def test_processes_with_other_recipes_refuse(images, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_model_parallel_needs_jax(monkeypatch):
-    if BACKEND == "jax":
-        pytest.skip("JAX has it")
-    with pytest.raises(ValueError, match="distribute: received model; allowed under"):
+@pytest.mark.backend
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about TensorFlow")
+def test_tensorflow_divides_no_model():
+    with pytest.raises(ValueError, match="distribute: received model; allowed under TensorFlow: none, data"):
         joined("model", 1)
 
 
 @pytest.mark.backend
 @pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch")
-def test_pytorch_needs_torchrun():
-    with pytest.raises(ValueError, match=r"distribute: received data; allowed under PyTorch: none, or start .* with torchrun"):
-        joined("data", 1)
+@pytest.mark.parametrize("kind", ["data", "model"])
+def test_pytorch_needs_torchrun(kind):
+    with pytest.raises(ValueError, match=rf"distribute: received {kind}; allowed under PyTorch: none, or start .* with torchrun"):
+        joined(kind, 1)
 
 
 @pytest.mark.backend

@@ -64,6 +64,14 @@ class Distribution:
         """Within it, models belong to this process alone, as those that validate its part of the images."""
         yield
 
+    def divide(self, model: keras.Model) -> None:
+        """Divides the weights of a model that will be trained, where they were not built so; before its optimizer is built."""
+
+    @contextlib.contextmanager
+    def whole(self, model: keras.Model) -> Iterator[None]:
+        """Within it, weights and optimizer of a model can be read and assigned as on one device. Every process must enter it."""
+        yield
+
     def prepare(self, model: keras.Model) -> None:
         """Makes the steps of a compiled model those of all processes together."""
 

@@ -35,11 +35,11 @@ def joined(kind, seconds):
     check_choice("distribute", kind, DISTRIBUTIONS)
     backend = keras.backend.backend()
     engine = importlib.import_module(f"keras_vit.training.distribution.{backend}")
-    named = engine.cluster()
+    named, several = engine.cluster(), ["data"] if backend == "tensorflow" else ["data", "model"]
     if kind == "none":
         if named in EXPLICIT:
-            raise ValueError(f"distribute: received none in one of several processes ({named}); allowed: data")
+            raise ValueError(f"distribute: received none in one of several processes ({named}); allowed: {', '.join(several)}")
         return Distribution()
-    if kind == "model" and backend != "jax":
-        raise ValueError(f"distribute: received model; allowed under {backend}: none, data (model needs JAX)")
+    if kind not in several:
+        raise ValueError("distribute: received model; allowed under TensorFlow: none, data (model needs JAX or PyTorch)")
     return engine.join(kind, seconds)

@@ -1,16 +1,21 @@
-"""Processes under PyTorch: DistributedDataParallel in processes that `torchrun` has started, one for each device."""
+"""Processes under PyTorch: DistributedDataParallel or FSDP in processes that `torchrun` has started, one for each device."""
 
 import atexit
+import contextlib
 import datetime
 import os
 import time
+import warnings
 
 import keras
 import numpy as np
 import torch
 from torch import distributed
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from keras_vit.private.keras import flatten_layers, set_parameters, set_tensor
 from keras_vit.training.distribution.base import Processes, environment_int
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
@@ -51,6 +56,67 @@ class TorchDistribution(Processes):
         return torch.stack(parts).cpu().numpy()
 
 
+class ShardedDistribution(TorchDistribution):
+    """Data parallel under PyTorch, with weights, gradients and the optimizer's variables divided among the processes (FSDP)."""
+
+    kind = "model"
+
+    def divide(self, model):
+        # The backward pass needs what FSDP hangs on a block's result. The layers after it do not write to it.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        for layer in flatten_layers(model):
+            set_parameters(layer, torch.nn.ParameterDict())
+        blocks = [model.get_layer(f"block_{index}") for index in range(model.config.depth)]
+        for block in blocks:
+            model.add_module(block.name, block)  # Keras does not: FSDP has to see what it has divided
+        for unit in [*blocks, model]:
+            set_parameters(unit, Parameters([weight for weight in unit.weights if not is_divided(weight)]))
+            fully_shard(unit, reshard_after_forward=True, shard_placement_fn=self.placement)
+
+    def placement(self, parameter):
+        """The first axis of a parameter that the processes divide evenly is divided; the first one if there is none."""
+        return Shard(next((axis for axis, size in enumerate(parameter.shape) if size % self.processes == 0), 0))
+
+    @contextlib.contextmanager
+    def whole(self, model):
+        parts = [(variable, variable.value) for variable in (*model.variables, *model.optimizer.variables) if is_divided(variable)]
+        for variable, part in parts:
+            set_tensor(variable, torch.nn.Parameter(part.full_tensor().detach().cpu(), requires_grad=False))
+        try:
+            yield
+        finally:
+            for variable, part in parts:
+                whole = variable.value.to(part.device)
+                with torch.no_grad():
+                    part.copy_(distribute_tensor(whole, part.device_mesh, part.placements, src_data_rank=None))
+                set_tensor(variable, part)
+
+    def prepare(self, model):
+        pass  # FSDP sums gradients wherever the model is called
+
+    def array(self, variable):
+        return variable.value.full_tensor().detach().cpu().numpy() if is_divided(variable) else super().array(variable)
+
+
+class Parameters(torch.nn.ParameterDict):
+    """The parameters of some Keras variables. What FSDP puts in the place of one is the variable's, too."""
+
+    def __init__(self, variables):
+        super().__init__()
+        self.variables = {variable.path: variable for variable in variables}
+        self.update({variable.path: variable.value for variable in variables})
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if isinstance(value, torch.nn.Parameter):
+            set_tensor(self.variables[name], value)
+
+
+def is_divided(variable: keras.Variable) -> bool:
+    """Whether this process has a part of a variable only."""
+    return isinstance(variable.value, DTensor)
+
+
 def cluster() -> str:
     """The variable of the environment that names other processes; empty if there are none."""
     return "WORLD_SIZE" if (environment_int("WORLD_SIZE") or 1) > 1 else ""
@@ -64,7 +130,7 @@ def join(kind: str, seconds: int) -> TorchDistribution:
     """
     if not all(os.environ.get(name) for name in VARIABLES):
         raise ValueError(
-            "distribute: received data; allowed under PyTorch: none, or start one process a device with "
+            f"distribute: received {kind}; allowed under PyTorch: none, or start one process a device with "
             "torchrun --nproc-per-node DEVICES experiments/train_cifar.py"
         )
     if not distributed.is_initialized():
@@ -79,7 +145,7 @@ def join(kind: str, seconds: int) -> TorchDistribution:
         except (RuntimeError, distributed.DistError) as error:
             raise ValueError(f"distribute: not all processes have come after {seconds} s ({str(error).splitlines()[0]})") from None
         atexit.register(distributed.destroy_process_group)
-    return TorchDistribution()
+    return ShardedDistribution() if kind == "model" else TorchDistribution()
 
 
 def meet(rank: int, count: int, wait: datetime.timedelta) -> distributed.Store:
