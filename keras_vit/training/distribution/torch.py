@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.nn.parallel import DistributedDataParallel
 
 from keras_vit.private.keras import flatten_layers, set_parameters, set_tensor
@@ -92,7 +93,13 @@ class ShardedDistribution(TorchDistribution):
                 set_tensor(variable, part)
 
     def prepare(self, model):
-        pass  # FSDP sums gradients wherever the model is called
+        apply = model.optimizer.apply
+
+        def apply_to_parts(*arguments):
+            with implicit_replication():  # Keras resets accumulated gradients to whole zeros
+                apply(*arguments)
+
+        model.optimizer.apply = apply_to_parts
 
     def array(self, variable):
         return variable.value.full_tensor().detach().cpu().numpy() if is_divided(variable) else super().array(variable)
