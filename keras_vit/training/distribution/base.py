@@ -16,7 +16,6 @@ import numpy as np
 from keras import ops
 
 from keras_vit.data.batches import Part
-from keras_vit.processes import raised_here
 
 
 class Distribution:
@@ -120,6 +119,7 @@ class LostProcess(ValueError):
 
 # What the engines' errors say where another process is gone.
 LOST = re.compile("connection (closed|reset|refused)|broken pipe|peer|timed? ?out|heartbeat|unavailable|aborted", re.IGNORECASE)
+STATUS = re.compile("[A-Z_]+: ")  # begins an engine's ValueError, as "UNKNOWN: Gloo AllGather failed"
 
 
 class Processes(Distribution):
@@ -136,7 +136,8 @@ class Processes(Distribution):
         try:
             yield
         except self.errors as error:
-            if self.processes == 1 or raised_here(error) or not LOST.search(str(error)):
+            own = isinstance(error, ValueError) and not STATUS.match(str(error))
+            if self.processes == 1 or own or not LOST.search(str(error)):
                 raise
             self.leave()
             words = " ".join(str(error).split())[:200]

@@ -49,13 +49,13 @@ class TensorFlowDistribution(Processes):
     def gather(self, array):
         if self.processes == 1:
             return np.asarray(array)[None]
-        array = np.asarray(array)[None]
-        # In a function of its own for each shape: TensorFlow warns of the retracing of its own otherwise.
-        key = (array.shape, array.dtype)
-        if key not in self.gathers:
-            run = self.strategy.run
-            self.gathers[key] = tf.function(lambda value: self.strategy.gather(run(lambda: value), axis=0))
-        return self.gathers[key](tf.constant(array)).numpy()[:: self.replicas // self.processes]
+        array = np.asarray(array)
+        if array.dtype not in self.gathers:  # rows of any length: TensorFlow warns of a new trace for each shape
+            run, row = self.strategy.run, tf.TensorSpec([1, None], array.dtype)
+            gather = tf.function(lambda value: self.strategy.gather(run(lambda: value), axis=0), input_signature=[row])
+            self.gathers[array.dtype] = gather
+        rows = self.gathers[array.dtype](tf.constant(array.reshape(1, -1))).numpy()
+        return rows[:: self.replicas // self.processes].reshape(-1, *array.shape)
 
 
 def cluster() -> str:
