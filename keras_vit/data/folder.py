@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vit.checks import visible
 from keras_vit.data.checked import remembered
 from keras_vit.data.decode import CONVERTED, formats
 from keras_vit.data.photos import SHOWN, collect, examine_all
@@ -138,5 +139,5 @@ def unread_images(folder: Path) -> list[Path]:
 
 
 def printable(path) -> str:
-    """A path as text that can be written anywhere; bytes that are no UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text that can be written anywhere, in one line; bytes that are no UTF-8 and control characters become escapes."""
+    return visible(os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vit.checks import visible
 from keras_vit.data.decode import one_line
 from keras_vit.data.folder import PART_NAMES, Files, printable
 from keras_vit.data.labels import check_memory, class_counts, is_multi
@@ -76,7 +77,7 @@ def read_csv(path: str, shape: tuple[int, int, int], notes: list[str], kind: str
         for place, index in enumerate(chosen):
             for name in names_of_rows[index]:
                 if name not in position:
-                    known = ", ".join(class_names[:SHOWN]) + ", ..." * (len(class_names) > SHOWN)
+                    known = visible(", ".join(class_names[:SHOWN])) + ", ..." * (len(class_names) > SHOWN)
                     raise ValueError(f"{received} with label {name!r} in line {rows[index].line}; allowed, as in train: {known}")
                 if multi:
                     labels[place, position[name]] = 1

@@ -163,6 +163,8 @@ def parse_recipe(
         ValueError: Naming the setting, what was received and what is allowed.
     """
     arguments = [re.sub(r"^--[\w.-]+", lambda option: "--" + option[0][2:].replace("-", "_"), each) for each in arguments]
+    if broken := next((each for each in arguments if re.search("[\ud800-\udfff]", each)), None):  # bytes that are no UTF-8
+        raise ValueError(f"option: received {ascii(broken)[:200]}; allowed: text in UTF-8, which a recipe can hold")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--model.variant", dest="variant")
     first.add_argument(f"--{CLASSES}", dest="classes")

@@ -16,7 +16,8 @@ import keras
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_vit.files import Damaged, atomic_path
+from keras_vit.checks import check_int, check_type
+from keras_vit.files import Damaged, atomic_path, plain_json
 from keras_vit.runs.arrays import write_arrays
 
 KEPT = 2  # of each
@@ -132,7 +133,19 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, typing.Any]
         raise Damaged("it does not fit its SHA-256")
     if name := not_finite(arrays):
         raise Damaged(f"{name} is not finite")
-    return arrays, json.loads(text)
+    return arrays, read_values(text)
+
+
+def read_values(text: str) -> dict[str, typing.Any]:
+    """The plain values of a state; `Damaged` for others than `States.write` writes: anybody can make a digest."""
+    try:
+        values = plain_json(text)
+        check_type("values", values, dict)
+        for name in ("epoch", "step"):
+            check_int(name, values.get(name), at_least=0)
+    except ValueError as error:
+        raise Damaged(str(error)) from None
+    return values
 
 
 def digest(arrays, text):

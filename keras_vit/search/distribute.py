@@ -156,7 +156,7 @@ class Chief(OracleServicer):
             if earlier in ongoing and worker not in ongoing:
                 ongoing[worker] = ongoing.pop(earlier)
             if worker not in ongoing or ongoing[worker].trial_id != trial_id:
-                raise Lost(f"trial {trial_id} is not with {worker}")
+                raise Lost(f"trial {shown(trial_id)} is not with {worker}")
         return worker
 
     @answered

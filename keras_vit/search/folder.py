@@ -14,6 +14,7 @@ import json
 import shutil
 from pathlib import Path
 
+from keras_vit.checks import visible
 from keras_vit.files import read_json_or_none, remove_abandoned, write_text
 from keras_vit.locks import LOCK, Lock
 
@@ -78,7 +79,7 @@ def differences(theirs: dict, ours: dict) -> str:
     """The first five settings in which two searches differ, in one line; empty if none."""
     theirs, ours = flat(theirs), flat(ours)
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return "; ".join(f"{name} {theirs.get(name)} there and {ours.get(name)} here" for name in names[:5])
+    return visible("; ".join(f"{name} {theirs.get(name)} there and {ours.get(name)} here" for name in names[:5]))
 
 
 def flat(tree, where=""):

@@ -34,6 +34,8 @@ WORST = 0.0  # accuracy of a failed trial
 CANDIDATES, NEIGHBOURS = 2000, 500  # random configurations, and neighbours of the best, that the Gaussian process ranks
 DRAWS = 128  # of each candidate's objectives, for the expectation of their norm
 AHEAD = 0.25  # the norm's reference point beats the front by this share of each objective's range
+# What KerasTuner and JSON raise for a state that none of them has written.
+UNREADABLE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 RHO = 0.05  # of ParEGO's augmented Chebyshev norm (Knowles 2006)
 
 
@@ -165,13 +167,15 @@ class SearchOracle(OracleHooks):
         state = read_state(path) or read_state(previous(path))
         if state is None:
             raise ValueError(f"search: {str(path)!r} and its predecessor are damaged; start again with --overwrite")
-        for trial_state in state["trials"]:
-            trial = Trial.from_state(trial_state)
-            self.trials[trial.trial_id] = trial
-        self.set_state(state["oracle"])
-        # The trials that were running go on, the oldest first.
-        unfinished = (TrialStatus.RUNNING, TrialStatus.INVALID)
-        self.waiting = [name for name in reversed(self.start_order) if self.trials[name].status in unfinished]
+        try:
+            self.trials |= {trial.trial_id: trial for trial in map(Trial.from_state, state["trials"])}
+            self.set_state(state["oracle"])
+            # The trials that were running go on, the oldest first.
+            unfinished = (TrialStatus.RUNNING, TrialStatus.INVALID)
+            self.waiting = [name for name in reversed(self.start_order) if self.trials[name].status in unfinished]
+        except UNREADABLE as error:
+            reason = visible(" ".join(str(error).split()))
+            raise ValueError(f"search: {str(path)!r} holds no search ({reason}); start again with --overwrite") from None
         self.ongoing_trials = {}
 
 
@@ -210,7 +214,7 @@ def read_state(path):
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return json.loads(content["state"]) if content["sha256"] == digest(content["state"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *UNREADABLE):
         return None
 
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import time
+import typing
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 from keras import ops
 
+from keras_vit.checks import check_type
 from keras_vit.data.batches import evaluation_batches
 from keras_vit.data.labels import targets_of
 from keras_vit.files import Damaged
@@ -32,6 +34,12 @@ from keras_vit.training.losses import class_weights, make_loss
 from keras_vit.training.models import averaged, carry_over, compile_model, compiled_model
 from keras_vit.training.optimizer import iterations, own_optimizer
 from keras_vit.training.saving import StateWriter, restore_metrics
+
+STATED = {  # in a training state, beside its epoch and step
+    **dict.fromkeys(("backend", "fingerprint"), str),
+    **dict.fromkeys(("seconds", "epoch_seconds", "process_seconds"), float),
+    **{"rows": list[dict], "metrics": list[typing.Any], "callbacks": list[str]},
+}
 
 
 class Session(keras.callbacks.Callback):
@@ -128,6 +136,8 @@ class Session(keras.callbacks.Callback):
             self.run.write_metrics([])
             return 0
         arrays, values = state
+        for name, kind in STATED.items():
+            check_type(f"{where}: {name} in its training state", values.get(name), kind)
         if values["backend"] != keras.backend.backend():
             raise ValueError(f"{where} was made under {values['backend']}; resume it with KERAS_BACKEND={values['backend']}")
         variables = self.arrays()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vit.checks import visible
 from keras_vit.model.config import ViTConfig
 
 
@@ -39,4 +40,4 @@ class Checkpoint:
 def wrong(path: Path | str, allowed: str, reason: object = "") -> ValueError:
     """The error for a checkpoint, or a file of one, that cannot be used."""
     text = " ".join(str(reason).split())[:300]
-    return ValueError(f"checkpoint: received {str(path)!r}; allowed: {allowed}{f' ({text})' if text else ''}")
+    return ValueError(f"checkpoint: received {str(path)!r}; allowed: {visible(allowed)}{f' ({visible(text)})' if text else ''}")

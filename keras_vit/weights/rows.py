@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from keras_vit.checks import visible
 from keras_vit.model.config import ViTConfig
 
 SHOWN = 6  # names of one kind in a message
@@ -83,7 +84,7 @@ def check_tensors(where: str, rows: list[Row], shapes: Mapping[str, tuple], unus
     if listed:
         raise ValueError(
             f"checkpoint: received {where!r}; allowed: the tensors of its configuration "
-            f"(- missing, + extra, ! shape): {'; '.join(listed)}"
+            f"(- missing, + extra, ! shape): {visible('; '.join(listed))}"
         )
 
 

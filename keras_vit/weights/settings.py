@@ -2,7 +2,7 @@
 
 import math
 
-from keras_vit.checks import as_moments, as_pair
+from keras_vit.checks import as_moments, as_pair, shown
 from keras_vit.model.config import ViTConfig
 
 
@@ -13,7 +13,7 @@ def read_setting(settings: dict, name: str, types: type | tuple, default=None):
         return default
     if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
         allowed = " or ".join(kind.__name__ for kind in (types if isinstance(types, tuple) else (types,)))
-        raise ValueError(f"config.json: {name}: received {value!r}; allowed: {allowed}")
+        raise ValueError(f"config.json: {name}: received {shown(value)}; allowed: {allowed}")
     return value
 
 

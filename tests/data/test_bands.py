@@ -42,6 +42,18 @@ def test_bands_in_pixels_planes_and_pages(tmp_path):
             read_image(path, (9, 7, 4))
 
 
+def test_a_broken_file_is_one_error_and_nothing_on_stderr(tmp_path, capfd):
+    """tifffile logs a line for each fault."""
+    write(tmp_path / "a.tif", random_pixels(9, 7, 5), **INTERLEAVED)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    for place in range(12, 60, 12):  # the types of the first tags, after a header of 8 bytes and the number of tags
+        content[place : place + 2] = b"\xff\xff"
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(Exception, match=r"\S"):
+        read_image(tmp_path / "a.tif", (9, 7, 5))
+    assert capfd.readouterr().err == ""
+
+
 OME = """<?xml version="1.0" encoding="UTF-8"?>
 <OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a"><Image ID="Image:0"><Pixels ID="Pixels:0"
 DimensionOrder="XYCZT" Type="uint8" SizeX="7" SizeY="9" SizeC="2" SizeZ="1" SizeT="1">

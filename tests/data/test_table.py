@@ -152,6 +152,7 @@ def test_columns_that_are_missing_or_ambiguous(folder):
         " without a column for the path; its columns: photo, label, when; allowed: path, file, ",
     )
     refused(table(folder, "path,kind", []), " without a column for the label; its columns: path, kind; allowed: label, labels, ")
+    refused(table(folder, "path,ki\x0cnd", []), r" without a column for the label; its columns: path, ki\\x0cnd; allowed: label, ")
     refused(table(folder, "path,label,Class", []), " with 2 columns for the label: label, Class; allowed: one of label, ")
     refused(table(folder, "path,path,label", []), " with 2 columns for the path: path, path; allowed: one of ")
 
@@ -177,6 +178,11 @@ def test_rows_that_cannot_be_used(folder):
     refused(
         table(folder, "path,label,split", [*splits, ("images/x.png", "owl", "test")]),
         " with label 'owl' in line 22; allowed, as in train: cat, dog$",
+    )
+    broken = [(path, label.replace("dog", '"do\ng"'), "train") for path, label in rows]
+    refused(
+        table(folder, "path,label,split", [*broken, ("images/x.png", "owl", "test")]),
+        r" with label 'owl' in line 32; allowed, as in train: cat, do\\ng$",
     )
     tests = [(path, label, "test") for path, label in rows]
     refused(table(folder, "path,label,split", tests), " with rows of test alone; allowed: rows of train beside them$")

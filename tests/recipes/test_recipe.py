@@ -4,6 +4,7 @@ import re
 
 import pytest
 import yaml
+from helpers import one_line_error
 from keras import tree
 
 from keras_vit import build_vit
@@ -43,6 +44,12 @@ def test_overrides_win_over_variant_and_variant_over_recipe():
     parsed, _ = parse_recipe("quick", ["--model.depth", "3", "--model.variant", "Ti/4", "--train.epochs=7", "--mean", "[0.1]"])
     assert parsed.model == recipe.model
     assert (parsed.train.epochs, parsed.mean) == (7, [0.1])
+
+
+def test_a_command_line_that_is_no_text_is_refused():
+    with one_line_error(r"^option: received 'caf\\udce9'; allowed: text in UTF-8, which a recipe can hold$"):
+        parse_recipe("quick", ["--data", "caf\udce9"])
+    assert parse_recipe("quick", ["--data", "folder:café"])[0].data == "folder:café"
 
 
 def test_command_line_leaves_the_rest_of_the_recipe_alone():

@@ -20,8 +20,9 @@ from keras_vit.files import Damaged
 from keras_vit.parity import randomise
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.recipes.schema import Recipe, TrainConfig
+from keras_vit.runs.arrays import write_arrays
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.kept import check_archive, read_state
+from keras_vit.runs.kept import check_archive, digest, read_state
 from keras_vit.runs.metrics import read_metrics, write_metrics
 
 CONFIG = ViTConfig(image_size=8, channels=1, patch_size=4, width=8, depth=1, num_heads=2, mlp_dim=8, num_classes=10, pool="gap")
@@ -164,6 +165,27 @@ def test_a_header_that_lies_takes_no_memory(tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
     with pytest.raises(Damaged):
         read_state(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"epoch": 1, "step"', "Expecting ':' delimiter"),
+        ("[" * 100_000, "received values in values; allowed: a depth of 32"),
+        ("[3]", r"values: received \[3\]; allowed: a dict"),
+        ('{"step": 0}', "epoch: received None; allowed: an integer of at least 0"),
+        ('{"epoch": 1, "step": -1}', "step: received -1; allowed: an integer of at least 0"),
+        ('{"epoch": "\\n", "step": 0}', r"epoch: received '\\n'; allowed"),
+    ],
+)
+def test_values_of_a_state_that_none_has_are_damage_whatever_their_digest(tmp_path, text, message):
+    path, found = tmp_path / "state.safetensors", arrays(1)
+    write_arrays(path, found, {"state": text, "sha256": digest(found, text)})
+    with one_line_error(message, Damaged):
+        read_state(path)
+    text = '{"epoch": 1, "step": 0}'
+    write_arrays(path, found, {"state": text, "sha256": digest(found, text)})
+    assert read_state(path)[1] == {"epoch": 1, "step": 0}
 
 
 def test_weights_that_are_no_numbers_are_damage(run):

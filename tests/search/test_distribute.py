@@ -259,6 +259,8 @@ def test_a_chief_refuses_what_it_does_not_understand_and_goes_on(asked, capfd):
         assert re.match(words, said), said
     for request in (report({"val_accuracy": 0.5}, "1"), ended("COMPLETED", "../../x")):
         assert asked("UpdateTrial" if "Update" in type(request).__name__ else "EndTrial", request)[0] == "FAILED_PRECONDITION"
+    request = MESSAGES.GetTrialRequest(trial_id="1\n\x1b[31m")
+    assert asked("GetTrial", request) == ("FAILED_PRECONDITION", r"trial '1\n\x1b[31m' is not with w")
     assert asked.oracle.ongoing_trials == {"w": asked.trial}
     assert capfd.readouterr().err == ""
 

@@ -4,10 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from helpers import one_line_error
 
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.search.axes import SpaceConfig
-from keras_vit.search.oracle import ORACLES, WORST, BayesianOracle, GridOracle, RandomOracle, expected_improvement, previous
+from keras_vit.search.oracle import (
+    ORACLES,
+    WORST,
+    BayesianOracle,
+    GridOracle,
+    RandomOracle,
+    digest,
+    expected_improvement,
+    previous,
+)
 from keras_vit.search.space import Space
 
 SMALL = {name: None for name in ("head_dim", "mlp_ratio", "stem", "weight_decay", "drop_path", "batch_size", "augment")}
@@ -89,6 +99,33 @@ def test_truncated_state_falls_back_to_the_one_before(space, tmp_path):
         file.write_text(json.dumps({**content, "state": content["state"].replace("0.", "1.", 1)}))
     with pytest.raises(ValueError, match=r"oracle.json' and its predecessor are damaged; start again with --overwrite"):
         make("bayesian", space, tmp_path / "cut").reload()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [1],
+        lambda state: {**state, "trials": 3},
+        lambda state: {**state, "trials": [{**state["trials"][0], "hyperparameters": {"space": [{"class_name": "a\nb"}]}}]},
+        lambda state: {**state, "trials": state["trials"][1:]},
+        lambda state: {**state, "oracle": {}},
+    ],
+)
+def test_a_state_that_no_search_has_is_refused_whatever_its_digest(space, tmp_path, change):
+    run(make("random", space, tmp_path), stop_after=2)
+    path = tmp_path / "search" / "oracle.json"
+    text = json.dumps(change(json.loads(json.loads(path.read_text())["state"])))
+    path.write_text(json.dumps({"sha256": digest(text), "state": text}))
+    with one_line_error(r"^search: .*oracle.json' holds no search \(.+\); start again with --overwrite$"):
+        make("random", space, tmp_path).reload()
+
+
+def test_a_state_of_lists_in_lists_is_damaged(space, tmp_path):
+    run(make("random", space, tmp_path), stop_after=2)
+    for file in (tmp_path / "search" / "oracle.json", tmp_path / "search" / "oracle.previous.json"):
+        file.write_text("[" * 100_000)
+    with one_line_error("its predecessor are damaged"):
+        make("random", space, tmp_path).reload()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -21,6 +21,7 @@ from keras_vit.recipes.parse import load_recipe
 from keras_vit.search import folder as folders
 from keras_vit.search import session, settings, tuner, worker
 from keras_vit.search.axes import SpaceConfig
+from keras_vit.search.folder import differences
 from keras_vit.search.pareto import front
 
 SPACES = Path(__file__).resolve().parents[2] / "tuning" / "spaces"
@@ -150,6 +151,7 @@ def test_another_search_in_the_folder_is_refused(command):
         with pytest.raises(ValueError, match="another search: .*" + difference):
             command(*ONE, *arguments, **facts)
     assert load_recipe(folder / "best.yaml").seed == 0
+    assert differences({"a\x1b": "b\n"}, {"a": {"c": 1}}) == r"a\x1b b\n there and None here; a.c None there and 1 here"
     command(*ONE, "--seed", "1", "--overwrite")
     assert load_recipe(folder / "best.yaml").seed == 1
 

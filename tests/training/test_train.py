@@ -9,7 +9,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from helpers import SMALL, numpy
+from helpers import SMALL, numpy, one_line_error
 
 import keras_vit
 from keras_vit import ViTConfig
@@ -255,6 +255,14 @@ def test_resume_refuses_what_it_cannot_continue(copied):
     copied.write_state(steps, arrays, {**values, "fingerprint": "other"})
     with pytest.raises(ValueError, match="made with other data"):
         train(small_recipe(), copied.path, resume=True, verbose=0)
+    for changes, message in (
+        ({"rows": 3}, "rows in its training state: received 3; allowed: a list, each item a dict"),
+        ({"backend": None}, "backend in its training state: received None; allowed: a string"),
+        ({"seconds": "1"}, "seconds in its training state: received '1'; allowed: a number"),
+    ):
+        copied.write_state(steps, arrays, {**values, **changes})
+        with one_line_error(message):
+            train(small_recipe(), copied.path, resume=True, verbose=0)
     copied.write_state(steps, arrays, {**values, "backend": "other"})
     with pytest.raises(ValueError, match="KERAS_BACKEND=other"):
         train(small_recipe(), copied.path, resume=True, verbose=0)

@@ -9,7 +9,9 @@ import pytest
 from helpers import one_line_error
 
 from keras_vit.weights import tensors
+from keras_vit.weights.checkpoint import wrong
 from keras_vit.weights.load import open_checkpoint
+from keras_vit.weights.settings import read_setting
 from keras_vit.weights.tensors import open_safetensors
 
 
@@ -33,6 +35,20 @@ def test_what_is_intact_is_read(tmp_path):
         np.testing.assert_array_equal(np.asarray(read(name)).astype("float32").ravel(), [1, 2])
     with one_line_error("allowed: a file with 'c', as the index says"):
         open_safetensors({path: ["c"]})
+
+
+def test_names_and_settings_that_a_terminal_would_obey(tmp_path):
+    settings = json.dumps({"architecture": "vit_tiny_patch4_8", "model_args": {"img_size": 8}})
+    names = ("cls_token", "a\nb", "\x1b[31m")
+    path = write(tmp_path / "a.safetensors", {"__metadata__": {"timm": settings}, **{name: entry(0, 0, [0]) for name in names}})
+    with one_line_error("^checkpoint: ") as caught:
+        open_checkpoint(path)
+    assert str(caught.value).isprintable()
+    with one_line_error(r"allowed: a\\nb with \(it has c\\x1b\)$"):
+        raise wrong(path, "a\nb with", "it has c\x1b")
+    with one_line_error(r"^config.json: depth: received 'xxx.*xxx'; allowed: int$") as caught:
+        read_setting({"depth": "x" * 10**6}, "depth", int)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(
