@@ -38,6 +38,9 @@ LOADED, REFUSED = "loaded", "refused"
 COUNTS = ("tried", LOADED, REFUSED, "start_kb")
 INSTRUMENTED = ["keras_vit", "PIL", "tifffile"]  # the packages whose branches lead the fuzzer
 MAX_LENGTH = 2**16  # bytes of an input
+RSS_LIMIT_MB, TIMEOUT = 3000, 20  # of a process, with all that it imports; seconds of one input
+START_SECONDS = 600  # for a process to begin, on a machine that is busy
+ENDS = {"timeout-": f"takes more than {TIMEOUT} s", "oom-": f"takes more than {RSS_LIMIT_MB:,} MB", "crash-": "ends the process"}
 PARTS = (*b"null true -1 1e309 nan \" ' [ { , : ; | \0 \xff \x1b".split(b" "), b"\n", b"&a *a", b"9" * 50)
 SHAPE = (8, 8, 1)  # of the images that data sets are read as
 
@@ -663,10 +666,6 @@ def fuzz(name, folder, seconds):
     atheris.Fuzz()
 
 
-RSS_LIMIT_MB, TIMEOUT = 3000, 20  # of a process, with all that it imports; seconds of one input
-ENDS = {"timeout-": f"takes more than {TIMEOUT} s", "oom-": f"takes more than {RSS_LIMIT_MB:,} MB", "crash-": "ends the process"}
-
-
 def run(name, seconds, kept):
     """Fuzzes a target in another process; its row, and its findings as lines."""
     from keras_vit.processes import ON_PROCESSOR
@@ -677,7 +676,7 @@ def run(name, seconds, kept):
     environment = {**os.environ, **ON_PROCESSOR, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
-        until = time.monotonic() + seconds + TIMEOUT + 120  # it ends by itself
+        until = time.monotonic() + START_SECONDS + seconds + TIMEOUT  # it ends by itself before
         try:
             while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
                 if time.monotonic() > until:
@@ -705,7 +704,8 @@ def repeat(name, file):
     with tempfile.TemporaryDirectory() as folder:
         target = TARGETS[name](pathlib.Path(folder))
         target.seeds()  # some have files beside them
-        outcome, content = attempt(target, pathlib.Path(file).read_bytes()), pathlib.Path(file).read_bytes()
+        content = pathlib.Path(file).read_bytes()
+        outcome = attempt(target, content)
         if outcome not in (LOADED, REFUSED):
             target.load(content)
         print(outcome)

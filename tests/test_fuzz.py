@@ -1,11 +1,13 @@
 """Everything that is read from outside, changed at random behind its checksums: loaded, or refused in one line."""
 
 import collections
+import logging
 import random
+import sys
 
 import pytest
 
-from benchmarks.fuzz import LOADED, REFUSED, TARGETS, Target, attempt, changed
+from benchmarks.fuzz import LOADED, REFUSED, TARGETS, Target, attempt, changed, main
 
 CHANGES = dict.fromkeys(TARGETS, 200)
 CHANGES |= {"recipes": 40, "settings": 8, "keras": 60, "runs": 15, "chief": 60}  # those that take longer
@@ -13,8 +15,9 @@ pytest.importorskip("tifffile")
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_is_changed_is_loaded_or_refused(tmp_path, name):
+def test_what_is_changed_is_loaded_or_refused(tmp_path, monkeypatch, name):
     pytest.importorskip("keras_tuner")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's, without which Python writes to stderr
     target, rng = TARGETS[name](tmp_path), random.Random(0)
     seeds = target.seeds()
     assert [attempt(target, seed) for seed in seeds] == [LOADED] * len(seeds)
@@ -48,6 +51,13 @@ def test_what_is_a_finding(tmp_path, code, end):
             exec(content.decode())
 
     assert attempt(Faulty(tmp_path), code.encode()).startswith(end)
+
+
+def test_a_fuzzer_that_is_not_installed_is_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "atheris", None)
+    monkeypatch.setattr(sys, "argv", ["fuzz.py"])
+    with pytest.raises(SystemExit, match=r"^fuzz: received no atheris; allowed with: pip install -r requirements-dev.txt"):
+        main()
 
 
 def test_random_changes_are_those_of_the_seed():

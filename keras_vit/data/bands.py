@@ -3,7 +3,6 @@
 Shapes: h height, w width, c bands.
 """
 
-import logging
 import os
 import typing
 
@@ -11,9 +10,6 @@ import numpy as np
 
 if typing.TYPE_CHECKING:
     import tifffile
-
-# For a broken file tifffile logs a line for each of its faults, on stderr too where nobody listens; its error is what counts.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 OF_ONE_FILE = {"is_ome": False, "is_mmstack": False, "is_ndtiff": False}
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of TIFF and BigTIFF, in both orders of bytes

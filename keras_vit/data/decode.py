@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
+import logging
 import math
 import os
 import threading
@@ -21,6 +22,10 @@ from PIL import Image, ImageOps
 
 from keras_vit.data.bands import bytes_of, is_tiff, opened_tiff, read_bands, shape_of
 from keras_vit.machine import return_memory
+
+# For a broken file Pillow and tifffile log lines, on stderr where nobody listens; their error is what counts.
+for library in ("PIL", "tifffile"):
+    logging.getLogger(library).addHandler(logging.NullHandler())
 
 # Larger images are not decoded: from 89 million pixels on Pillow suspects a decompression bomb (358 MB as RGB, 4 bytes a pixel).
 # Those that are decoded at a time have no more together.

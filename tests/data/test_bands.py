@@ -1,6 +1,7 @@
 """Images of other channels than 1 and 3: arrays, TIFF files of several bands, transparency; what augments them."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -42,8 +43,9 @@ def test_bands_in_pixels_planes_and_pages(tmp_path):
             read_image(path, (9, 7, 4))
 
 
-def test_a_broken_file_is_one_error_and_nothing_on_stderr(tmp_path, capfd):
+def test_a_broken_file_is_one_error_and_nothing_on_stderr(tmp_path, capsys, monkeypatch):
     """tifffile logs a line for each fault."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's, without which Python writes to stderr
     write(tmp_path / "a.tif", random_pixels(9, 7, 5), **INTERLEAVED)
     content = bytearray((tmp_path / "a.tif").read_bytes())
     for place in range(12, 60, 12):  # the types of the first tags, after a header of 8 bytes and the number of tags
@@ -51,7 +53,7 @@ def test_a_broken_file_is_one_error_and_nothing_on_stderr(tmp_path, capfd):
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(Exception, match=r"\S"):
         read_image(tmp_path / "a.tif", (9, 7, 5))
-    assert capfd.readouterr().err == ""
+    assert capsys.readouterr().err == ""
 
 
 OME = """<?xml version="1.0" encoding="UTF-8"?>

@@ -1,6 +1,7 @@
 """Pictures that are made to harm: formats that are not meant, bombs, and many large ones at a time."""
 
 import io
+import logging
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,19 @@ def test_every_opening_names_its_formats(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
+def test_a_broken_file_leaves_nothing_on_stderr(capsys, monkeypatch):
+    """Pillow logs a line for a TIFF file of nine samples a pixel."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's, without which Python writes to stderr
+    out = io.BytesIO()
+    Image.fromarray(random_pixels(9, 7, 3)).save(out, "TIFF")
+    content = out.getvalue()
+    assert content.count(b"\x15\x01\x03\0\x01\0\0\0\x03") == 1  # tag 277, a short: 3
+    content = content.replace(b"\x15\x01\x03\0\x01\0\0\0\x03", b"\x15\x01\x03\0\x01\0\0\0\x09")
+    with pytest.raises(UnidentifiedImageError, match="cannot identify"):
+        inspect_image(io.BytesIO(content))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_bomb_is_refused_by_its_header(tmp_path):
     (tmp_path / "a.png").write_bytes(png(30_000, 3_000))
     began = time.monotonic()
