@@ -25,8 +25,9 @@ MAX_CONFIG = 2**22  # bytes of a JSON file; that of a model with 1,024 quantised
 CONFIG_DEPTH = 100  # of values in values: models in models
 MAX_COMPUTED = 2**27  # numbers of a position table that is computed, not stored
 POLICIES = ("DTypePolicy", "DTypePolicyMap", "QuantizedDTypePolicy", "Int4DTypePolicy", "QuantizedFloat8DTypePolicy")
-# What the readers of the three formats raise for damaged files.
-DAMAGED = (ValueError, TypeError, KeyError, OSError, RuntimeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
+# What the readers of the three formats raise for damaged files; h5py a SystemError for names that are no UTF-8.
+DAMAGED = (ValueError, TypeError, KeyError, OSError, RuntimeError, AttributeError, EOFError, SystemError)
+DAMAGED += (zipfile.BadZipFile, zlib.error)
 
 
 def load_keras(path: str | os.PathLike, field: str = "model") -> ViT:
@@ -59,6 +60,7 @@ def load_any_keras(path: str | os.PathLike, field: str = "model") -> keras.Model
 
 
 def damaged(path, field, allowed, error):
+    error = error.__cause__ or error if isinstance(error, SystemError) else error
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return ValueError(f"{field}: received {str(path)!r}; allowed: {allowed} ({reason})")
 

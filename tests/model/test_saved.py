@@ -5,6 +5,7 @@ import json
 import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import keras
@@ -219,6 +220,16 @@ def test_weights_that_are_elsewhere_or_not_what_they_say(write, members, change,
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 50e6
+
+
+def test_names_of_weights_that_are_no_text(write, members):
+    """h5py has a SystemError for them; its lock is free afterwards, for other threads too."""
+    path = write(weights_with(members, lambda file: h5py.h5g.create(file.id, b"\x80abc")))
+    with one_line_error(r"allowed: an intact .keras file .* \('utf-8' codec can't decode byte 0x80 in position 0: .*\)$"):
+        load_keras(path)
+    intact = write()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(load_keras, intact).result(timeout=60).config == make_model("gap").config
 
 
 def test_missing_weights_are_named(write, members):
