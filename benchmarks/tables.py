@@ -184,12 +184,31 @@ def devices():
     return table(["", "`distribute`", "devices", "processes", "training loss", "validation loss"], rows)
 
 
+def faults():
+    """How faults of each kind ended."""
+    ends = ("tried", "survived", "refused", "neither", "lost")
+    rows = [[row["fault"], *(f"{row[end]:,}" for end in ends)] for row in record("faults")["rows"]]
+    return table(["fault", *ends], rows)
+
+
+def fuzz():
+    """What became of the inputs of each loader."""
+    ends, memory = ("tried", "loaded", "refused", "findings"), {"memory at the start": "start_mb", "at most": "peak_mb"}
+    rows = [
+        [row["reads"], *(f"{row[end]:,}" for end in ends), *(f"{row[key]:,.0f} MB" for key in memory.values())]
+        for row in record("fuzz")["rows"]
+    ]
+    return table(["", *ends, *memory], rows)
+
+
 TABLES = {
     "training": training,
     "depth": depth,
     "pipeline": pipeline,
     "search": search,
     "devices": devices,
+    "faults": faults,
+    "fuzz": fuzz,
     **{name: functools.partial(side_by_side, name) for name in SIDE_BY_SIDE},
 }
 
