@@ -31,7 +31,7 @@ STEPS = (f"--train.batch_size={BATCH}", "--train.epochs=10", "--train.steps_per_
 # Kind, devices of a process, processes.
 RUNS = {
     "jax": (("none", 1, 1), ("data", 2, 1), ("data", 4, 1), ("data", 1, 2), ("data", 2, 2), ("model", 2, 1), ("model", 4, 1)),
-    "tensorflow": (("none", 1, 1), ("data", 2, 1), ("data", 4, 1), ("data", 1, 2), ("data", 2, 2)),
+    "tensorflow": (("none", 1, 1), ("data", 2, 1), ("data", 4, 1), ("data", 1, 2)),
     "torch": (("none", 1, 1), ("data", 1, 2), ("data", 1, 4), ("model", 1, 2), ("model", 1, 4)),
 }
 
