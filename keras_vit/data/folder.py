@@ -39,11 +39,11 @@ def read_folder(path: str, shape: tuple[int, int, int], notes: list[str]) -> tup
     if below:
         ignored += [printable(folder.name) for folder in folders(root) if folder not in below.values()]
     if unread := unread_images(root):
-        named = ", ".join(printable(file.relative_to(root)) for file in unread[:SHOWN])
+        named = visible(", ".join(printable(file.relative_to(root)) for file in unread[:SHOWN]))
         notes.append(f"{len(unread):,} files look like images and are not read here: {named}{', ...' * (len(unread) > SHOWN)}")
         warnings.warn(notes[-1], stacklevel=4)
     if ignored:
-        notes.append(f"ignored folders without images: {', '.join(ignored[:5])}{', ...' * (len(ignored) > 5)}")
+        notes.append(f"ignored folders without images: {visible(', '.join(ignored[:5]))}{', ...' * (len(ignored) > 5)}")
     if len(class_names) < 2:
         found = f"images in {class_names[0]!r} alone" if class_names else "no images"
         raise ValueError(
@@ -86,7 +86,9 @@ def labelled_files(folder, class_names):
             continue
         name = printable(child.name)
         if name not in class_names:
-            raise ValueError(f"data: received the class folder {str(child)!r}; allowed, as in train: {', '.join(class_names)}")
+            raise ValueError(
+                f"data: received the class folder {str(child)!r}; allowed, as in train: {visible(', '.join(class_names))}"
+            )
         files += found
         labels += len(found) * [class_names.index(name)]
     return files, labels
@@ -113,7 +115,7 @@ class Files:
 
     def name(self, row: int) -> str:
         file = self.files[row]
-        return printable(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
+        return visible(printable(file.relative_to(self.root) if file.is_relative_to(self.root) else file))
 
 
 def folders(root: Path) -> list[Path]:
@@ -139,5 +141,5 @@ def unread_images(folder: Path) -> list[Path]:
 
 
 def printable(path) -> str:
-    """A path as text that can be written anywhere, in one line; bytes that are no UTF-8 and control characters become escapes."""
-    return visible(os.fsencode(path).decode("utf-8", "backslashreplace"))
+    """A path as text that can be written anywhere; bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

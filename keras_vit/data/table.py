@@ -121,7 +121,7 @@ def read_rows(file: Path, received: str) -> list[Row]:
 
 def find_columns(header: list[str], received: str) -> dict[str, int]:
     """The places of the columns of path, label and, if there is one, split."""
-    shown = ", ".join(printable(name) for name in header) or "none"
+    shown = visible(", ".join(printable(name) for name in header)) or "none"
     places = {}
     for column, names in COLUMNS.items():
         found = [place for place, name in enumerate(header) if name.lower() in names]

@@ -187,7 +187,7 @@ def predict_files(
             size = filled_to(classifier, files, batch_size)
             yield from ranked(classifier, names, np.stack(images), choose, size, thumbnails=thumbnails)
     if broken:
-        named = "; ".join(f"{printable(file)}: {reason}" for file, reason in broken[:SHOWN])
+        named = "; ".join(f"{visible(printable(file))}: {reason}" for file, reason in broken[:SHOWN])
         note = f"{len(broken):,} of {len(files):,} files could not be read ({named}{'; ...' * (len(broken) > SHOWN)})"
         if len(broken) == len(files):
             raise ValueError(f"path: {note}; allowed: pictures")

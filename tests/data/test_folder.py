@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from helpers import one_line_error
 from PIL import Image
 
 from keras_vit.data import decode, photos
@@ -43,6 +44,14 @@ def test_folder(folder):
     seen = rows(data.train) | rows(data.validation) | rows(data.test)
     assert seen == {np.asarray(picture(seed=i)).tobytes() for i in range(20)}
     assert load_data(f"folder:{folder}", image_size=(24, 17), seed=9).fingerprint == data.fingerprint
+
+
+def test_names_of_folders_are_shown_and_not_obeyed(tmp_path):
+    for name in ("train/a\nb", "train/c", "val/d"):
+        (tmp_path / name).mkdir(parents=True)
+        picture().save(tmp_path / name / "0.png")
+    with one_line_error(r"received the class folder '.*d'; allowed, as in train: a\\nb, c$"):
+        load_data(f"folder:{tmp_path}", image_size=16)
 
 
 def test_folder_with_its_own_parts(folder, tmp_path):
