@@ -78,7 +78,8 @@ def tune() -> None:
 def use_deterministic_operations() -> None:
     """Makes the backend use only operations that repeat their numbers bit for bit, until this process ends.
 
-    On a processor all do. On GPUs others are faster, as those that sum in the order in which threads come.
+    On a processor all do; TensorFlow takes others of them there too. On GPUs others are faster, as those that sum in the order in
+    which threads come.
 
     Raises:
         ValueError: Under JAX if it has used a GPU before: it reads the setting at its start.

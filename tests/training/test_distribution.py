@@ -296,6 +296,14 @@ def test_a_variable_of_the_cluster_that_cannot_be_read(monkeypatch, value):
         joined("data", 1)
 
 
+@pytest.mark.backend
+@pytest.mark.skipif(BACKEND != "jax", reason="about JAX")
+def test_model_parallel_in_several_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    with pytest.raises(ValueError, match=r"received model in one of several processes \(KERAS.*\); allowed under JAX: data$"):
+        joined("model", 1)
+
+
 class Two(Distribution):
     """Two processes of which the other one has made other things."""
 

@@ -97,8 +97,11 @@ def join(kind: str, seconds: int) -> JaxDistribution:
     """Meets the other processes, if there are any.
 
     Raises:
-        ValueError: If not all have come after `seconds`.
+        ValueError: If not all have come after `seconds`, or for `model` in several processes.
     """
+    if kind == "model" and cluster():
+        # A process could not read the weights that others hold, which it validates.
+        raise ValueError(f"distribute: received model in one of several processes ({cluster()}); allowed under JAX: data")
     if cluster() and not jax.distributed.is_initialized():
         address, count, rank = os.environ.get(KERAS_VARIABLES[0]), *(environment_int(name, 0) for name in KERAS_VARIABLES[1:])
         if address and None in (count, rank):
