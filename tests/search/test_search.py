@@ -354,7 +354,7 @@ def test_a_trial_folder_that_is_gone_does_not_stop_the_search(command, capsys, d
     """The state knows the best trial's configuration: its recipe is written from there."""
     folder = command(*SMALL, "--trials", "3")
     best = load_recipe(folder / "best.yaml")
-    name = next(file.stem for file in (folder / "front").iterdir())
+    name = next(file.stem for file in (folder / "front").iterdir() if load_recipe(file) == best)
     trial, recipe = folder / f"trial-{name}", folder / f"trial-{name}" / "run" / "recipe.yaml"
     if damage == "missing":
         shutil.rmtree(trial)
