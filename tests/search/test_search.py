@@ -368,7 +368,8 @@ def test_a_trial_folder_that_is_gone_does_not_stop_the_search(command, capsys, d
     points = {file.stem: load_recipe(file) for file in (folder / "front").iterdir()}
     assert load_recipe(folder / "best.yaml") in points.values()
     if name in points:
-        assert points[name] == best
+        same = {"epochs": best.train.epochs, "warmup_epochs": best.train.warmup_epochs}  # made trials have no length of their own
+        assert points[name].with_train(**same) == best
     state = json.loads(json.loads((folder / "oracle.json").read_text())["state"])
     assert [trial["status"] for trial in state["trials"]] == ["COMPLETED"] * 5
 
