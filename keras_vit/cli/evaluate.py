@@ -1,10 +1,9 @@
-"""Evaluates a run, compares runs, or shows what positions a run has learned.
+"""Evaluates a run, or compares runs.
 
   keras-vit evaluate RUN                          accuracy, top-5, loss, calibration, every class
   keras-vit evaluate RUN --split validation
   keras-vit evaluate RUN --data folder:PATH       another data set with classes of these names
   keras-vit evaluate RUN_A RUN_B --out both.png   curves and a table
-  keras-vit evaluate RUN --positions              figure 7 of the ViT paper
 
 Numbers and pictures of one run are written into its folder.
 """
@@ -13,11 +12,10 @@ from pathlib import Path
 
 from keras_vit.checks import check_choice
 from keras_vit.cli.command import Parser, check_unused
-from keras_vit.explain.positions import position_similarity
 from keras_vit.runs.comparison import comparison_table, run_names
 from keras_vit.runs.evaluation import evaluate, evaluation_lines, evaluation_table, write_evaluation
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.plots import curves, position_maps
+from keras_vit.runs.plots import curves
 from keras_vit.terminal import Terminal
 
 OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens")
@@ -31,16 +29,13 @@ def parse_options(arguments):
     parser.add_argument("--split", metavar="NAME", help="test, validation or train. Default: test.")
     parser.add_argument("--batch-size", metavar="N", type=int, help="Images at a time. Default: as in training.")
     parser.add_argument("--merge-tokens", metavar="N", type=int, help="Tokens that each block merges. Default: as trained.")
-    parser.add_argument("--positions", action="store_true", help="Draw the similarity of the position embeddings.")
     parser.add_argument("--out", metavar="FILE", type=Path, help="Picture of a comparison. Default: comparison.png.")
     options = parser.parse_args(arguments)
     check_choice("--split", options.split or "test", ("test", "validation", "train"))
     if len(options.runs) > 1:
-        check_unused(options, (*OF_AN_EVALUATION, "positions"), "with several runs")
+        check_unused(options, OF_AN_EVALUATION, "with several runs")
     else:
         check_unused(options, ("out",), "with one run")
-    if options.positions:
-        check_unused(options, OF_AN_EVALUATION, "with --positions")
     return options
 
 
@@ -52,8 +47,6 @@ def main(arguments):
         written = [options.out or Path("comparison.png")]
         console.print(comparison_table(runs))
         curves(dict(zip(run_names(runs), (run.metrics for run in runs), strict=True)), written[0])
-    elif options.positions:
-        written = draw_positions(runs[0])
     else:
         written = evaluate_run(console, runs[0], options)
     for path in written:
@@ -72,10 +65,3 @@ def evaluate_run(console, run, options):
     for line in evaluation_lines(result):
         console.print(line)
     return written
-
-
-def draw_positions(run):
-    model, path = run.model(), run.plots / "positions.png"
-    title = f"Similarity of {model.config.position} position embeddings, {run.path.resolve().name}"
-    position_maps(position_similarity(model), path, title=title)
-    return [path]
