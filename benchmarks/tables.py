@@ -201,6 +201,20 @@ def fuzz():
     return table(["", *ends, *memory], rows)
 
 
+def faithfulness(name="faithfulness"):
+    """Deletion and insertion of each method beside random orders of the patches."""
+    rows, others = [], "quantus" in record(name)["rows"][0]
+    for row in record(name)["rows"]:
+        gains = {curve: (sign * row[curve], row[f"{curve}_95"]) for curve, sign in (("deletion", -1), ("insertion", 1))}
+        cells = [f"{100 * gain:+.1f} ± {100 * width:.1f}" for gain, width in gains.values()]
+        better = ["yes" if gain > width else "no" for gain, width in gains.values()]
+        verdict = better[0] if better[0] == better[1] else f"deletion {better[0]}, insertion {better[1]}"
+        more = [f"{row['quantus']:.2f}"] if others else []
+        rows.append([f"{row['method']}", *cells, verdict, f"{row['likeness']:.2f}", *more, f"{row['ms_per_image']:.1f} ms"])
+    more = ["Quantus: faithfulness correlation"] if others else []
+    return table(["", "deletion", "insertion", "better than random", "likeness to shuffled weights", *more, "an image"], rows)
+
+
 TABLES = {
     "training": training,
     "depth": depth,
@@ -209,6 +223,8 @@ TABLES = {
     "devices": devices,
     "faults": faults,
     "fuzz": fuzz,
+    "faithfulness": faithfulness,
+    "faithfulness-peers": functools.partial(faithfulness, "faithfulness-peers"),
     **{name: functools.partial(side_by_side, name) for name in SIDE_BY_SIDE},
 }
 
