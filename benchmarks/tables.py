@@ -184,6 +184,20 @@ def devices():
     return table(["", "`distribute`", "devices", "processes", "training loss", "validation loss"], rows)
 
 
+def devices_speed():
+    """Images/s of one process, of two apart and of two together; a process has one core."""
+    rates = {}
+    for row in record("devices-speed")["rows"]:
+        rates.setdefault(row["backend"], {})[row["run"]] = row
+    columns = ["", "one process", "two apart", "two together", "share of communication"]
+    rows = [
+        [WORDS[backend], *(f"{row['images_per_second']:,.0f}" for row in found.values())]
+        + [f"{found['two together']['communication']:.0%}"]
+        for backend, found in rates.items()
+    ]
+    return table(columns, rows)
+
+
 def faults():
     """How faults of each kind ended."""
     ends = ("tried", "survived", "refused", "neither", "lost")
@@ -221,6 +235,7 @@ TABLES = {
     "pipeline": pipeline,
     "search": search,
     "devices": devices,
+    "devices-speed": devices_speed,
     "faults": faults,
     "fuzz": fuzz,
     "faithfulness": faithfulness,
