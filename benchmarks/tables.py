@@ -190,11 +190,10 @@ def devices_speed():
     for row in record("devices-speed")["rows"]:
         rates.setdefault(row["backend"], {})[row["run"]] = row
     columns = ["", "one process", "two apart", "two together", "share of communication"]
-    rows = [
-        [WORDS[backend], *(f"{row['images_per_second']:,.0f}" for row in found.values())]
-        + [f"{found['two together']['communication']:.0%}"]
-        for backend, found in rates.items()
-    ]
+    rows = []
+    for backend, found in rates.items():
+        share = f"{found['two together']['communication']:.0%}"
+        rows.append([WORDS[backend], *(f"{row['images_per_second']:,.0f}" for row in found.values()), share])
     return table(columns, rows)
 
 
