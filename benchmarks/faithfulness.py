@@ -82,7 +82,7 @@ def peers():
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     class Start(torch.nn.Module):
-        """Images to the tokens that the last block gets."""
+        """Images (B, C, H, W), as pytorch-grad-cam wants them, to the tokens that the last block gets."""
 
         def __init__(self, model):
             super().__init__()
@@ -90,7 +90,7 @@ def peers():
             self.start = keras.Model(model.input, last.input)
 
         def forward(self, images):
-            return self.start(images)
+            return self.start(images.permute(0, 2, 3, 1))
 
     class Whole(torch.nn.Module):
         def __init__(self, model):
@@ -112,7 +112,7 @@ def peers():
         found = []
         with GradCAM(model=whole, target_layers=[whole.start], reshape_transform=reshape) as cam:
             for start in range(0, len(images), 32):
-                part = torch.tensor(images[start : start + 32])
+                part = torch.tensor(images[start : start + 32].transpose(0, 3, 1, 2))
                 targets = [ClassifierOutputTarget(int(label)) for label in classes[start : start + 32]]
                 found.append(cam(input_tensor=part, targets=targets))
         return to_patches(model, np.concatenate(found)[..., None])

@@ -6,7 +6,7 @@
   keras-vit explain RUN photo.jpg --heads      the attention of every block and head
   keras-vit explain RUN photos/ --method legrad --arrays maps.npz
 
-Methods: attention (of the last block), rollout, gradient-attention, legrad, grad-cam. The pictures go into RUN/explain.
+Methods: attention (of the last block), rollout, gradient-attention, legrad, grad-cam, occlusion. The pictures go into RUN/explain.
 """
 
 from pathlib import Path
