@@ -1,10 +1,9 @@
-"""Evaluates a run, compares runs, or shows what positions a run has learned.
+"""Evaluates a run, or compares runs.
 
   keras-vit evaluate RUN                          accuracy, top-5, loss, calibration, every class
   keras-vit evaluate RUN --split validation
   keras-vit evaluate RUN --data folder:PATH       another data set with classes of these names
   keras-vit evaluate RUN_A RUN_B --out both.png   curves, a table, and both.html: the runs side by side
-  keras-vit evaluate RUN --positions              figure 7 of the ViT paper
 
 Numbers and pictures of one run are written into its folder, for its own test images also report.html.
 """
@@ -13,13 +12,12 @@ from pathlib import Path
 
 from keras_vit.checks import check_choice
 from keras_vit.cli.command import Parser, check_unused
-from keras_vit.explain.positions import position_similarity
 from keras_vit.report.comparison import write_comparison_report
 from keras_vit.report.run import write_run_report
 from keras_vit.runs.comparison import comparison_table, run_names
 from keras_vit.runs.evaluation import compute_outputs, evaluation_lines, evaluation_table, write_evaluation
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.plots import curves, position_maps
+from keras_vit.runs.plots import curves
 from keras_vit.terminal import Terminal
 
 OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens")
@@ -33,18 +31,15 @@ def parse_options(arguments):
     parser.add_argument("--split", metavar="NAME", help="test, validation or train. Default: test.")
     parser.add_argument("--batch-size", metavar="N", type=int, help="Images at a time. Default: as in training.")
     parser.add_argument("--merge-tokens", metavar="N", type=int, help="Tokens that each block merges. Default: as trained.")
-    parser.add_argument("--positions", action="store_true", help="Draw the similarity of the position embeddings.")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="Picture of a comparison; its page lies beside it. Default: comparison.png."
     )
     options = parser.parse_args(arguments)
     check_choice("--split", options.split or "test", ("test", "validation", "train"))
     if len(options.runs) > 1:
-        check_unused(options, (*OF_AN_EVALUATION, "positions"), "with several runs")
+        check_unused(options, OF_AN_EVALUATION, "with several runs")
     else:
         check_unused(options, ("out",), "with one run")
-    if options.positions:
-        check_unused(options, OF_AN_EVALUATION, "with --positions")
     return options
 
 
@@ -57,8 +52,6 @@ def main(arguments):
         console.print(comparison_table(runs))
         curves(dict(zip(run_names(runs), (run.metrics for run in runs), strict=True)), written[0])
         write_comparison_report(runs, written[1])
-    elif options.positions:
-        written = draw_positions(runs[0])
     else:
         written = evaluate_run(console, runs[0], options)
     for path in written:
@@ -67,7 +60,7 @@ def main(arguments):
 
 def comparison_files(out):
     """The picture and the page of a comparison, side by side; `out` names either of them."""
-    return [out.with_suffix(".png") if out.suffix == ".html" else out, out.with_suffix(".html")]
+    return [out.with_name(f"{out.stem}.png") if out.suffix == ".html" else out, out.parent / f"{out.stem}.html"]
 
 
 def evaluate_run(console, run, options):
@@ -77,8 +70,8 @@ def evaluate_run(console, run, options):
     own = split == "test" and options.data in (None, run.recipe.data) and options.merge_tokens is None
     try:
         outputs = compute_outputs(run, split=split, merge_tokens=options.merge_tokens, **settings)
-    except ValueError:
-        if own and options.batch_size is None:  # else the mistake may be in the options
+    except (ValueError, OSError):
+        if own and options.batch_size is None and options.data_dir is None:  # else the mistake may be in the options
             console.print(f"written: {write_run_report(run)}, without results on the test images", soft_wrap=True, markup=False)
         raise
     result = outputs.score()
@@ -92,10 +85,3 @@ def evaluate_run(console, run, options):
     for line in evaluation_lines(result):
         console.print(line)
     return written
-
-
-def draw_positions(run):
-    model, path = run.model(), run.plots / "positions.png"
-    title = f"Similarity of {model.config.position} position embeddings, {run.path.resolve().name}"
-    position_maps(position_similarity(model), path, title=title)
-    return [path]

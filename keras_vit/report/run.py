@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_vit.data.labels import is_multi
+from keras_vit.explain.attention import attention_rollout
 from keras_vit.files import write_text
-from keras_vit.images import normalize
 from keras_vit.model.vit import ViT
 from keras_vit.report.mistakes import worst_mistakes
 from keras_vit.report.page import TALL, cell, duration, one_line, render
@@ -17,26 +17,30 @@ from keras_vit.runs.class_plots import average_precision_figure
 from keras_vit.runs.evaluation import Outputs, compute_outputs
 from keras_vit.runs.folder import REPORT, RunFolder
 from keras_vit.runs.plots import COLORS, confusion_figure, curve_figures, reliability_figure
+from keras_vit.runs.prediction import model_input
 from keras_vit.runs.scores import BINS, wilson_interval
 
 Attention = Callable[[ViT, np.ndarray], np.ndarray]
 
 MISTAKES = 18  # in the gallery
-METHOD = "95% confidence interval by Wilson's score method, n = {n:,} test images. It covers the choice of the test images, not the seed."
+METHOD = (
+    "95% confidence interval by Wilson's score method, n = {n:,} test images. "
+    "It covers the choice of the test images, not that of the seed."
+)
 CURVES = [
     {"name": "validation", "color": COLORS[0], "dashed": False},
     {"name": "training, as augmented", "color": COLORS[0], "dashed": True},
 ]
 
 
-def write_run_report(run: RunFolder, outputs: Outputs | None = None, *, attention: Attention | None = None) -> Path:
+def write_run_report(run: RunFolder, outputs: Outputs | None = None, *, attention: Attention = attention_rollout) -> Path:
     """Writes RUN/report.html with everything that is known of a run; what is missing is said in a sentence.
 
     Args:
         run: The `RunFolder`, finished or not.
         outputs: The `Outputs` of the run's best model for its own test images; None = they are computed here.
         attention: What the model attends to: model, normalised float32 images (B, H, W, C) -> float32 (B, rows, columns) on the
-            grid of patches; None = `keras_vit.explain.attention.attention_rollout`.
+            grid of patches.
 
     Returns:
         The path of the page.
@@ -45,15 +49,8 @@ def write_run_report(run: RunFolder, outputs: Outputs | None = None, *, attentio
         ValueError: If the run's recipe cannot be read.
     """
     path = run.path / REPORT
-    write_text(path, render("run.html", source="keras-vit evaluate", **content(run, outputs, attention or rollout)))
+    write_text(path, render("run.html", source="keras-vit evaluate", **content(run, outputs, attention)))
     return path
-
-
-def rollout(model: ViT, images: np.ndarray) -> np.ndarray:
-    """Attention rollout, the default of a report."""
-    from keras_vit.explain.attention import attention_rollout
-
-    return attention_rollout(model, images)
 
 
 def content(run, outputs, attention):
@@ -258,7 +255,7 @@ def mistakes(outputs, recipe, attention, missing):
 def attention_maps(model, images, recipe, attention, missing):
     """Maps (B, rows, columns); None, with a sentence in `missing`, where the model has none."""
     try:
-        maps = attention(model, normalize(images, recipe.mean, recipe.std))
+        maps = attention(model, model_input(model, images, recipe.mean, recipe.std))
         return check_maps(maps, len(images), model.config.grid_size)
     except Exception as error:  # a picture that cannot be made must not cost the page
         missing.append(f"Missing here: maps of the attention ({one_line(error)}).")
