@@ -126,7 +126,8 @@ def what(recipe, summary, outputs):
     """What was trained on what, in two sentences."""
     model = recipe.model
     size, patch = (" × ".join(map(str, getattr(model, name))) for name in ("image_size", "patch_size"))
-    shape = f"images of {size} pixels, patches of {patch}, width {model.width}, {model.depth} blocks of {model.num_heads} heads"
+    blocks = f"{model.depth} block{'s' * (model.depth > 1)} of {model.num_heads} head{'s' * (model.num_heads > 1)}"
+    shape = f"images of {size} pixels, patches of {patch}, width {model.width}, {blocks}"
     cost = f"{summary['parameters']:,} parameters, {summary['flops'] / 1e6:,.1f} million FLOPs an image" if summary else ""
     origin = f"Fine-tuned ({recipe.finetune.method}) from {recipe.finetune.checkpoint}" if recipe.finetune.checkpoint else "Trained"
     images = ", ".join(f"{count:,} {name}" for name, count in summary.get("images", {}).items())
