@@ -72,7 +72,6 @@ def content(run, outputs, attention):
     return {
         "title": run.path.resolve().name,
         "what": what(recipe, summary, outputs),
-        "notes": summary.get("data_notes", []),
         "missing": missing,
         "tiles": tiles(summary, rows, scores),
         "interval": METHOD.format(n=count_of(summary, scores)) if count_of(summary, scores) else "",
@@ -332,6 +331,7 @@ def machine_rows(run, recipe, summary):
             "versions": ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items()),
             "commit of keras_vit": summary.get("commit") or "not known",
             "data": summary.get("data"),
+            "about the data": "; ".join(summary.get("data_notes", [])) or None,
             "fingerprint of the data": summary.get("fingerprint"),
             "date": summary.get("date"),
             "started by": summary.get("command"),

@@ -2,12 +2,12 @@
 
 import shlex
 
-from keras_vit.recipes.parse import flatten, load_recipe, recipe_names
+from keras_vit.recipes.parse import CLASSES, flatten, load_recipe, recipe_names
 from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.folder import RunFolder
 
 RESOLVED = ("auto", "none", None, [])  # values of a recipe that data, machine or a later extension may replace
-DECIDED = ("data", "data_dir", "labels", "model.num_classes", "train.monitor", "train.loss", "train.precision", "train.extensions")
+DECIDED = ("data", "data_dir", "labels", CLASSES, "train.monitor", "train.loss", "train.precision", "train.extensions")
 FROM_CHECKPOINT = "photos"  # the recipe of `keras-vit finetune` without --recipe
 
 
@@ -43,9 +43,9 @@ def stated_recipe(command):
         words = shlex.split(command)
     except ValueError:  # an open quote
         return None
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for place, word in enumerate(words):
         if word == "--recipe":
-            return following
+            return "".join(words[place + 1 : place + 2])
         if word.startswith("--recipe="):
             return word.removeprefix("--recipe=")
     return None
@@ -61,8 +61,8 @@ def compared_settings(recipe: Recipe, name: str) -> list[dict]:
     ours, theirs = settings_of(recipe), settings_of(load_recipe(name))
     rows = []
     for setting, value in ours.items():
-        named = theirs.get(setting)
-        decided = setting in DECIDED and (setting == "model.num_classes" or named in RESOLVED)
+        named = value if setting == CLASSES else theirs.get(setting)  # the data alone decides the number of classes
+        decided = setting in DECIDED and named in RESOLVED
         rows.append({"name": setting, "value": value, "named": named, "differs": value != named and not decided})
     return rows
 

@@ -24,6 +24,8 @@ LABELS = {  # of metrics, in the order of the leaderboard's columns
     "epoch": "epoch",
     "val_loss": "validation loss",
 }
+# Hyperparameters whose names are no words.
+AXES = {"num_heads": "heads", "head_dim": "width of a head", "mlp_ratio": "MLP ratio", "drop_path": "stochastic depth"}
 # Settings of a search, as its page names them.
 SETTINGS = {
     "method": "how trials are chosen",

@@ -29,6 +29,7 @@ def make_run(tmp_path):
                 "images_per_second": 1000.0 + epoch,
                 "learning_rate": 0.1,
                 "loss": 1 / epoch,
+                word: 0.1 * epoch,
                 "val_loss": 2 / epoch,
                 f"val_{word}": 0.2 * epoch,
             }

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 from made import looks_right, single
-from PIL import Image
 
 from keras_vit.report.comparison import write_comparison_report
 from keras_vit.report.predictions import predictions_page
@@ -40,7 +39,7 @@ def pages(make_run, tmp_path):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_nothing_is_requested_and_nothing_is_cut_off(browser, pages, size, tmp_path):
+def test_nothing_is_requested_and_nothing_is_cut_off(browser, pages, size):
     for path in pages:
         page = browser.new_page(viewport={"width": size[0], "height": size[1]})
         requests, errors = [], []
@@ -48,7 +47,7 @@ def test_nothing_is_requested_and_nothing_is_cut_off(browser, pages, size, tmp_p
         page.on("console", lambda message, errors=errors: errors.append(message.text))
         page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
         page.goto(path.as_uri())
-        page.wait_for_timeout(200)
+        page.wait_for_timeout(100)
         assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
         assert errors == []
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
@@ -59,8 +58,6 @@ def test_nothing_is_requested_and_nothing_is_cut_off(browser, pages, size, tmp_p
         outside = """[...document.querySelectorAll("h1, h2, h3, p, dd, li, figcaption, footer")].filter(
             part => part.scrollWidth > part.clientWidth + 1).map(part => part.textContent)"""
         assert page.evaluate(outside) == []
-        page.screenshot(path=tmp_path / "page.png", full_page=True)
-        assert Image.open(tmp_path / "page.png").width == size[0]
         page.close()
 
 

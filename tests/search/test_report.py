@@ -445,7 +445,7 @@ def test_words_are_plain(written):
     search = make_search(40, failures=(3, 17))
     page = written(search)
     for text in [page.text, *map(json.dumps, page.figures)]:
-        assert re.findall(r"\b[a-z]+_[a-z_]+", re.sub("keras_vit|trial-[^ ]+", "", text)) == []
+        assert re.findall(r"\b[a-z]+_[a-z_]+", re.sub("keras_vit|error_x|trial-[^ ]+", "", text)) == []
     on_front = front(search["trials"], search["settings"]["objectives"])
     assert page.text.count("front") == 1 + len(on_front)  # where it is explained, and at each of its trials
     assert not any("front" in json.dumps(figure) for figure in page.figures)
