@@ -1,5 +1,6 @@
 """The settings of a run beside those of the recipe that it was made from, and the command that repeats it."""
 
+import functools
 import shlex
 
 from keras_vit.recipes.parse import CLASSES, flatten, load_recipe, recipe_names
@@ -14,6 +15,12 @@ FROM_CHECKPOINT = "photos"  # the recipe of `keras-vit finetune` without --recip
 def settings_of(recipe: Recipe) -> dict:
     """Every setting by its full name, {"model.depth": 4, ...}."""
     return flatten(recipe.to_dict(), "")
+
+
+@functools.cache
+def named_settings(name: str) -> dict:
+    """Every setting of a recipe of this package; not to be changed."""
+    return settings_of(load_recipe(name))
 
 
 def named_recipe(recipe: Recipe, command: str = "") -> str:
@@ -31,7 +38,7 @@ def named_recipe(recipe: Recipe, command: str = "") -> str:
     ours = settings_of(recipe)
 
     def distance(name):
-        theirs = settings_of(load_recipe(name))
+        theirs = named_settings(name)
         return sum(ours[setting] != theirs[setting] for setting in ours if setting not in DECIDED)
 
     return min(names, key=distance)
@@ -58,7 +65,7 @@ def compared_settings(recipe: Recipe, name: str) -> list[dict]:
         A dictionary for each setting with its `name`, `value`, `named` (the named recipe's value) and `differs`: whether somebody
         changed it, and not only the data or the machine decided it.
     """
-    ours, theirs = settings_of(recipe), settings_of(load_recipe(name))
+    ours, theirs = settings_of(recipe), named_settings(name)
     rows = []
     for setting, value in ours.items():
         named = value if setting == CLASSES else theirs.get(setting)  # the data alone decides the number of classes

@@ -43,9 +43,9 @@ RECALL = "val_recall:"  # and the name of a class
 
 def label(name):
     """A metric or a hyperparameter in plain words."""
-    return (
-        f"validation recall of {name.removeprefix(RECALL)}" if name.startswith(RECALL) else LABELS.get(name, name.replace("_", " "))
-    )
+    if name.startswith(RECALL):
+        return f"validation recall of {name.removeprefix(RECALL)}"
+    return LABELS.get(name) or AXES.get(name) or name.replace("_", " ")
 
 
 def words(name):

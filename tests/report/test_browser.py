@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made import looks_right, single
+from made import looks_right, single, write_run
 
 from keras_vit.report.comparison import write_comparison_report
 from keras_vit.report.predictions import predictions_page
@@ -26,14 +26,15 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def pages(make_run, tmp_path):
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
     """Each kind of page, with long names."""
-    runs = [make_run(LONG, summary={"device": LONG, "data_notes": [LONG]}), make_run("b", learning_rate=0.02)]
+    folder = tmp_path_factory.mktemp("pages")
+    runs = [write_run(folder, LONG, summary={"device": LONG, "data_notes": [LONG]}), write_run(folder, "b", learning_rate=0.02)]
     report = write_run_report(runs[0], single(runs[0]), attention=looks_right)
-    comparison = write_comparison_report(runs, tmp_path / "comparison.html")
+    comparison = write_comparison_report(runs, folder / "comparison.html")
     small = thumbnail(np.zeros((8, 8, 3), np.uint8))
-    predictions = tmp_path / "predictions.html"
+    predictions = folder / "predictions.html"
     predictions.write_text(predictions_page([Prediction(LONG, [LONG, "b"], [0.9, 0.1], small)], LONG, [LONG]), encoding="utf-8")
     return [report, comparison, predictions]
 

@@ -7,10 +7,10 @@ EXACT = 1e-12
 
 
 def test_the_surest_mistakes_come_first():
-    shares = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.05, 0.05, 0.9], [0.1, 0.3, 0.6], [0.1, 0.8, 0.1]])
+    shares = np.array([[0.7, 0.2, 0.1], [0.1, 0.65, 0.25], [0.05, 0.05, 0.9], [0.1, 0.3, 0.6], [0.1, 0.8, 0.1]])
     found = worst_mistakes(np.log(shares), np.array([0, 2, 1, 0, 0]), most=3)
     assert [mistake.index for mistake in found] == [2, 4, 1]
-    equal = np.array([[0.0, 2, 0], [2, 0, 0], [0, 2, 0]])
+    equal = np.array([[0.0, 2, 0]] * 3)
     assert [mistake.index for mistake in worst_mistakes(equal, np.array([2, 2, 2]), most=2)] == [0, 1]  # the first ones
     first = found[0]
     assert (first.worst, first.confidence) == (2, pytest.approx(0.9, abs=EXACT))
