@@ -32,8 +32,9 @@ from keras_vit.export.runtimes import FILES, Runtime
 from keras_vit.files import write_text
 from keras_vit.machine import tune
 from keras_vit.model.saved import load_keras
+from keras_vit.report.predictions import predictions_page
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.prediction import BATCH_SIZE, Classifier, classifier, find_images, page, predict_files
+from keras_vit.runs.prediction import BATCH_SIZE, Classifier, classifier, find_images, predict_files
 from keras_vit.terminal import Terminal
 
 MOST = 50  # rows on the screen if all of them are in a file
@@ -198,7 +199,7 @@ def write(predictions, options, notes):
     if options.html:
         write_text(
             options.html,
-            page(predictions, f"{printable(Path(options.model).resolve().name)}: {len(predictions):,} pictures", notes),
+            predictions_page(predictions, f"{printable(Path(options.model).resolve().name)}: {len(predictions):,} pictures", notes),
         )
     return [path for path in (options.csv, options.json, options.html) if path]
 

@@ -3,7 +3,6 @@
 Shapes: N images, B of a batch, H height, W width, C channels, K classes.
 """
 
-import base64
 import dataclasses
 import glob
 import io
@@ -294,20 +293,3 @@ def find_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
     if not found:
         raise ValueError("path: received none; allowed: pictures, folders with pictures or patterns")
     return [*found.values()]
-
-
-def page(predictions: Sequence[Prediction], title: str, notes: Sequence[str] = ()) -> str:
-    """An HTML page of predictions with their thumbnails; it needs no other file. Notes are shown below the title."""
-    import jinja2
-
-    loader = jinja2.PackageLoader("keras_vit.runs")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    rows = [
-        {
-            "image": visible(str(each.image)),
-            "source": f"data:image/jpeg;base64,{base64.b64encode(each.thumbnail).decode()}",
-            "classes": [*zip(each.classes, each.probabilities, strict=True)],
-        }
-        for each in predictions
-    ]
-    return environment.get_template("predictions.html").render(title=title, rows=rows, notes=notes)
