@@ -11,8 +11,8 @@ Numbers and pictures of one run are written into its folder.
 
 from pathlib import Path
 
-from keras_vit.checks import check_choice
-from keras_vit.cli.command import Parser, check_unused
+from keras_vit.checks import check_choice, check_unused
+from keras_vit.cli.command import Parser
 from keras_vit.explain.positions import position_similarity
 from keras_vit.runs.comparison import comparison_table, run_names
 from keras_vit.runs.evaluation import evaluate, evaluation_lines, evaluation_table, write_evaluation
