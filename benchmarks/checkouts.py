@@ -2,12 +2,16 @@
 
     KERAS_BACKEND=jax python benchmarks/checkouts.py BEFORE AFTER --turns 4 --json checkouts.json
     KERAS_BACKEND=jax python benchmarks/checkouts.py . . --deterministic    # what `train.deterministic` costs
+    KERAS_BACKEND=jax python benchmarks/checkouts.py BEFORE AFTER --recipe quick --turns 2    # with data and augmentation
 
 Width 192, depth 12, 3 heads, patch 4, batches of 64, float32, the trainer's AdamW. Each checkout is a process of its own; while one
 has its turn the other waits. A ratio is AFTER's images/s over BEFORE's in neighbouring turns; the median counts.
+
+With `--recipe` a turn is a training run of its own of two epochs; the images/s of the second one count.
 """
 
 import argparse
+import csv
 import datetime
 import json
 import os
@@ -15,11 +19,13 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 BATCH, WARM_STEPS = 64, 3
 MEASURES = ("training", "inference")
+EPOCHS = 2  # of a run with --recipe; the first one compiles
 
 
 def main():
@@ -28,21 +34,16 @@ def main():
     parser.add_argument("--turns", type=int, default=4, help="Turns of each. Default: 4.")
     parser.add_argument("--seconds", type=float, default=4.0, help="Of each measure in a turn. Default: 4.")
     parser.add_argument("--deterministic", action="store_true", help="The second one uses deterministic operations.")
+    parser.add_argument("--recipe", help="Runs this recipe instead.")
     parser.add_argument("--json", type=Path, help="A file for the raw output.")
     options = parser.parse_args()
-    settings = (), ("deterministic",) * options.deterministic
-    workers = [
-        start(checkout.resolve(), options.seconds, *each) for checkout, each in zip(options.checkouts, settings, strict=True)
-    ]
+    take_turn, end = recipe_turns(options) if options.recipe else worker_turns(options)
     turns = [[], []]
     for turn in range(options.turns):
         for index in (0, 1) if turn % 2 == 0 else (1, 0):  # neither is always the first
-            workers[index].stdin.write("go\n")
-            workers[index].stdin.flush()
-            turns[index].append(json.loads(workers[index].stdout.readline()))
-    for worker in workers:
-        worker.kill()
-    ratios = {name: [after[name] / before[name] for before, after in zip(*turns, strict=True)] for name in MEASURES}
+            turns[index].append(take_turn(index))
+    end()
+    ratios = {name: [after[name] / before[name] for before, after in zip(*turns, strict=True)] for name in turns[0][0]}
     for name, values in ratios.items():
         rates = [statistics.median(turn[name] for turn in each) for each in turns]
         print(f"{name}: {rates[0]:.1f} and {rates[1]:.1f} images/s, ratio {statistics.median(values):.3f}")
@@ -57,6 +58,39 @@ def main():
             "ratios": {name: statistics.median(values) for name, values in ratios.items()},
         }
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def worker_turns(options):
+    """A function that gives a checkout's images/s in a turn, and one that ends the two processes."""
+    settings = (), ("deterministic",) * options.deterministic
+    workers = [
+        start(checkout.resolve(), options.seconds, *each) for checkout, each in zip(options.checkouts, settings, strict=True)
+    ]
+
+    def take_turn(index):
+        workers[index].stdin.write("go\n")
+        workers[index].stdin.flush()
+        return json.loads(workers[index].stdout.readline())
+
+    return take_turn, lambda: [worker.kill() for worker in workers]
+
+
+def recipe_turns(options):
+    """The same for runs of a recipe: one process after the other, nothing to end."""
+
+    def take_turn(index):
+        checkout = options.checkouts[index].resolve()
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "experiments/train_cifar.py", "--recipe", options.recipe, "--out", f"{folder}/run"]
+            command += ["--train.epochs", str(EPOCHS), "--train.warmup_epochs", "0"]
+            environment = {**os.environ, "PYTHONPATH": str(checkout)}
+            done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"error: {checkout}: {done.stderr.strip().splitlines()[-1]}")
+            with open(f"{folder}/run/metrics.csv", newline="", encoding="utf-8") as file:
+                return {options.recipe: float(list(csv.DictReader(file))[-1]["images_per_second"])}
+
+    return take_turn, lambda: None
 
 
 def start(checkout, seconds, *settings):

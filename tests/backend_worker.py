@@ -13,6 +13,10 @@ from helpers import COMMON
 from reference import random_images
 
 import keras_vit
+from keras_vit.explain.attention import attention_distance, attention_maps
+from keras_vit.explain.filters import patch_filters
+from keras_vit.explain.methods import METHODS, heat_maps
+from keras_vit.explain.positions import position_similarity
 from keras_vit.parity import measure, randomise
 
 PATIENCE = 240  # seconds for the slowest other backend to save its model
@@ -23,6 +27,14 @@ CONFIGS = {
     "conv": {"image_size": (16, 12), "patch_size": 4, "stem": "conv", "pool": "gap", "position": "sincos1d"},
 }
 CONFIGS = {name: {**COMMON, "image_size": (12, 18), "patch_size": (3, 6), "depth": 1, **own} for name, own in CONFIGS.items()}
+
+# Explained: the recipe `quick`, with its stem and its mean of patches; merged tokens, read by attention; twins, two tokens read.
+EXPLAINED = {
+    "quick": vars(keras_vit.load_recipe("quick").model),
+    "merged": {**CONFIGS["map"], "depth": 2, "merge_tokens": 2, "registers": 1},
+    "twins": {**CONFIGS["cls"], "block": "twin", "distillation": True},
+}
+EXPLAINED["quick"] |= {"depth": 2, "num_classes": 10}
 
 
 def main(folder, backends):
@@ -46,6 +58,13 @@ def main(folder, backends):
             if source == backend:
                 for key, value in measure(model, 2, timed_seconds=0).items():
                     numbers[f"parity/{name}/{key}"] = value
+    for name, options in EXPLAINED.items():
+        model = randomise(keras_vit.build_vit(keras_vit.ViTConfig(**options)))
+        images = random_images(model.config)
+        found = {method: heat_maps(model, images, method) for method in METHODS}
+        found |= {"maps": attention_maps(model, images), "distance": attention_distance(model, images)}
+        found |= {"filters": patch_filters(model), "positions": position_similarity(model)}
+        numbers |= {f"explained/{name}/{key}": value for key, value in found.items()}
     np.savez(folder / f"{backend}.npz", **numbers)
 
 

@@ -16,10 +16,12 @@ from keras_vit.parity import compare
 TESTS = pathlib.Path(__file__).parent
 BACKENDS = installed_backends()
 FORWARD = 1e-5  # absolute, logits near 1, float32
+EXPLANATION = 1e-4  # of the largest value of a map
 IMPORT_SECONDS = 0.3
 ATTEMPTS = 3  # on a busy machine the best of three counts
 HEAVY = {"tensorflow", "torch", "jax", "matplotlib", "tensorflow_datasets", "keras_tuner", "sklearn", "PIL"}
 CONFIGS = ("cls", "map", "conv")  # of backend_worker.py
+EXPLAINED = ("quick", "merged", "twins")
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -74,6 +76,17 @@ def test_training_agrees(numbers, name):
     differences = compare(chosen)
     assert len(differences) == 4 * (len(BACKENDS) - 1)
     assert all(difference.passed for difference in differences), differences
+
+
+@each_backend
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_explanations_agree(numbers, backend, name):
+    prefix = f"explained/{name}/"
+    expected = {key: value for key, value in numbers[BACKENDS[0]].items() if key.startswith(prefix)}
+    assert len(expected) == 9
+    for key, values in expected.items():
+        assert values.std() > 1e-3 * np.abs(values).max(), key
+        np.testing.assert_allclose(numbers[backend][key], values, atol=EXPLANATION * np.abs(values).max(), err_msg=key)
 
 
 def import_keras_vit(backend):

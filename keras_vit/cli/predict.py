@@ -27,7 +27,8 @@ from keras_vit.cli.command import Parser, add_model, refuse
 from keras_vit.data.folder import printable
 from keras_vit.export.classifier import open_classifier
 from keras_vit.files import write_text
-from keras_vit.runs.prediction import BATCH_SIZE, find_images, page, predict_files
+from keras_vit.report.predictions import predictions_page
+from keras_vit.runs.prediction import BATCH_SIZE, find_images, predict_files
 from keras_vit.terminal import Terminal
 
 MOST = 50  # rows on the screen if all of them are in a file
@@ -116,7 +117,7 @@ def write(predictions, options, notes):
     if options.html:
         write_text(
             options.html,
-            page(predictions, f"{printable(Path(options.model).resolve().name)}: {len(predictions):,} pictures", notes),
+            predictions_page(predictions, f"{printable(Path(options.model).resolve().name)}: {len(predictions):,} pictures", notes),
         )
     return [path for path in (options.csv, options.json, options.html) if path]
 

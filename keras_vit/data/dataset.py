@@ -109,6 +109,12 @@ class DataSet:
     fallback: str = ""
 
     @property
+    def parts(self) -> dict[str, Split]:
+        """The splits that there are, by their names."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
     def multi_label(self) -> bool:
         """Whether an image may have any number of classes."""
         return is_multi(self.train.labels)

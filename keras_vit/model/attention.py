@@ -15,6 +15,10 @@ from keras_vit.model.limits import check_heads
 class Attention(Layer):
     """Multi-head self-attention with one fused projection: (B, N, D) -> (B, N, D).
 
+    Attributes:
+        tap: A function through which the attention weights (B, h, N, N) go, to see or change them; None = there is none, and the
+            fastest kernel is taken, which may have no weights. Not saved.
+
     Args:
         width: Size D of a token.
         num_heads: Number of heads h; divides `width`.
@@ -46,6 +50,7 @@ class Attention(Layer):
         check_heads(width, num_heads)
         self.keep(locals())
         self.supports_masking = True
+        self.tap = None
         self.partial_bias = qkv_bias and not key_bias
         self.qkv = self.dense(3 * width, "qkv", qkv_bias and key_bias, split_glorot_uniform(3))
         self.projection = self.dense(width, "projection", use_bias)
@@ -94,7 +99,7 @@ class Attention(Layer):
 
     def mix(self, qkv, tokens, mask=None, training=None, sizes=None, residual=None, rotary=None):
         """The second half of `call`, after `project`: (B·N, 3D) -> (B, N, D). `tokens` is N, `residual` (B·N, D)."""
-        dropout = self.scores_dropout if training and self.attention_dropout else None
+        dropout = self.tap or (self.scores_dropout if training and self.attention_dropout else None)
         if mask is None and dropout is None and rotary is None and not self.qk_norm:
             y = self_attention(qkv, tokens, self.num_heads, key_bias(sizes))  # (B·N, D)
         else:

@@ -56,6 +56,9 @@ class AttentionPooling(Layer):
     The 'MAP head' of 'Scaling Vision Transformers' (arXiv 2106.04560), section 3.1: y + mlp(norm(y)), where y is the attention's
     output.
 
+    Attributes:
+        tap: A function through which the attention weights (B, h, 1, N) go, as `Attention.tap`.
+
     Args:
         width: Size D of a token.
         num_heads: Number of attention heads; divides `width`.
@@ -85,6 +88,7 @@ class AttentionPooling(Layer):
         check_heads(width, num_heads)
         self.keep(locals())
         self.supports_masking = True
+        self.tap = None
         self.query = self.dense(width, "query", qkv_bias)
         self.key_value = self.dense(2 * width, "key_value", qkv_bias, split_glorot_uniform(2))
         self.projection = self.dense(width, "projection", use_bias)
@@ -110,6 +114,6 @@ class AttentionPooling(Layer):
         q = ops.broadcast_to(q, (shape(x)[0], self.num_heads, 1, head_dim))  # (B, h, 1, d)
         kv = self.inner(self.key_value, reshape(x, (-1, x.shape[2])), training=training)  # (B·N, 2D)
         k, v = split_heads(kv, shape(x)[1], self.num_heads, parts=2)  # each (B, h, N, d)
-        y = reshape(attend(q, k, v, mask, key_bias(sizes)), (-1, self.width))  # (B, D)
+        y = reshape(attend(q, k, v, mask, key_bias(sizes), self.tap), (-1, self.width))  # (B, D)
         y = self.inner(self.projection, y, training=training)
         return y + self.inner(self.feed_forward, self.inner(self.output_norm, y, training=training), training=training)

@@ -14,12 +14,16 @@ MOST = 50  # bars in a picture
 def average_precision_bars(
     values: np.ndarray, class_names: list[str], path: str | os.PathLike, *, title: str = "Average precision"
 ) -> None:
-    """Draws the average precision of each class, the lowest first; beyond 50 classes only the lowest.
+    """Draws the average precision of each class into a PNG file; see `average_precision_figure`."""
+    save(average_precision_figure(values, class_names, title), path)
+
+
+def average_precision_figure(values: np.ndarray, class_names: list[str], title: str = "") -> Figure:
+    """Bars of the average precision of each class, the lowest first; beyond 50 classes only the lowest.
 
     Args:
         values: (K,); NaN for a class without images, which is left out.
         class_names: The K names.
-        path: The PNG file to write.
         title: Above the picture.
     """
     values = np.asarray(values, np.float64)
@@ -40,4 +44,4 @@ def average_precision_bars(
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     axes.spines[["top", "right"]].set_visible(False)
     add_title(axes, title)
-    save(figure, path)
+    return figure

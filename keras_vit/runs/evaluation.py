@@ -12,11 +12,11 @@ from rich.table import Table
 
 from keras_vit.checks import check_choice, check_int, visible
 from keras_vit.data.batches import evaluation_batches
-from keras_vit.data.dataset import DataSet
+from keras_vit.data.dataset import DataSet, Split
 from keras_vit.data.labels import is_multi
 from keras_vit.data.stream import own_errors
 from keras_vit.files import write_text
-from keras_vit.model.vit import merging_model
+from keras_vit.model.vit import ViT, merging_model
 from keras_vit.runs import plots
 from keras_vit.runs.class_plots import average_precision_bars
 from keras_vit.runs.folder import RunFolder
@@ -26,8 +26,46 @@ from keras_vit.runs.scores import BINS, Evaluation, score
 SPLITS = ("test", "validation", "train")
 
 
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a model says of the images of a split: one pass over them, of which all numbers and pictures are made.
+
+    Shapes: N images, K classes.
+
+    Attributes:
+        model: The `ViT`.
+        images: The `Split` of the N images.
+        labels: The true classes as the model counts them: integers (N,), or zeros and ones (N, K).
+        logits: float32 (N, K).
+        class_names: K names.
+        data: Name of the data set.
+        fingerprint: Of the data set, as `DataSet.fingerprint`.
+    """
+
+    model: ViT
+    images: Split
+    labels: np.ndarray
+    logits: np.ndarray
+    class_names: list[str]
+    data: str
+    fingerprint: str
+
+    def score(self) -> Evaluation | MultiLabelEvaluation:
+        """The quality of the predictions."""
+        return (score_labels if is_multi(self.labels) else score)(self.logits, self.labels, self.class_names)
+
+
+def evaluate(run: RunFolder, **settings) -> Evaluation | MultiLabelEvaluation:
+    """Evaluates a run's best model: the scores of `compute_outputs`, which takes the same arguments.
+
+    Returns:
+        An `Evaluation`, or a `MultiLabelEvaluation` where an image may have several classes.
+    """
+    return compute_outputs(run, **settings).score()
+
+
 @own_errors()
-def evaluate(
+def compute_outputs(
     run: RunFolder,
     *,
     data: str | None = None,
@@ -35,8 +73,8 @@ def evaluate(
     split: str = "test",
     batch_size: int | None = None,
     merge_tokens: int | None = None,
-) -> Evaluation | MultiLabelEvaluation:
-    """Evaluates a run's best model on the run's data set, or on another one with classes of the same names.
+) -> Outputs:
+    """What a run's best model says of the run's data set, or of another one with classes of the same names.
 
     Images of another data set are resized to the model's size and normalised with the run's mean and standard deviation.
     Warns if the run's own data set has changed since the training: its test images may then include training images.
@@ -50,7 +88,7 @@ def evaluate(
         merge_tokens: Tokens that each block merges, as `ViTConfig.merge_tokens`; None = as in training.
 
     Returns:
-        An `Evaluation`, or a `MultiLabelEvaluation` where an image may have several classes.
+        The `Outputs`.
 
     Raises:
         ValueError: If the data set has a class that the run has not, or no such split.
@@ -95,11 +133,12 @@ def evaluate(
         std=recipe.std,
     )
     logits, names = model.predict(batches, verbose=0), names or loaded.class_names
-    if not is_multi(images.labels):
-        return score(logits, classes[images.labels], names)
-    labels = np.zeros((len(images), config.num_classes), np.int8)
-    labels[:, classes] = images.labels
-    return score_labels(logits, labels, names)
+    if is_multi(images.labels):
+        labels = np.zeros((len(images), config.num_classes), np.int8)
+        labels[:, classes] = images.labels
+    else:
+        labels = classes[images.labels]
+    return Outputs(model, images, labels, logits, names, loaded.name, loaded.fingerprint)
 
 
 def match_classes(data: DataSet, names: list[str] | None, num_classes: int) -> np.ndarray:

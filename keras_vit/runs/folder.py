@@ -6,6 +6,7 @@
     last/state-*           the newest full training states, by their training steps
     last/best-*            the newest best models, by their epochs
     summary.json           the outcome, once the run has ended
+    report.html            the run on one page, for people
     plots/  tensorboard/   pictures and event files
     .lock                  the process that trains
 
@@ -37,6 +38,7 @@ from keras_vit.runs.metrics import read_metrics, write_metrics
 from keras_vit.runs.prediction import Prediction, predict
 
 RECIPE, METRICS, SUMMARY, LAST = "recipe.yaml", "metrics.csv", "summary.json", "last"
+REPORT = "report.html"
 
 
 @contextlib.contextmanager
@@ -115,7 +117,14 @@ class RunFolder:
         path = Path(path)
         if (path / RECIPE).is_file():
             # The new recipe replaces the old one last: until then the folder remains a run folder.
-            for file in (path / LAST, path / "best.keras", path / METRICS, path / SUMMARY, *path.glob("evaluation-*.json")):
+            for file in (
+                path / LAST,
+                path / "best.keras",
+                path / METRICS,
+                path / SUMMARY,
+                path / REPORT,
+                *path.glob("evaluation-*.json"),
+            ):
                 remove(file)
             for name in ("plots", "tensorboard", "export"):
                 shutil.rmtree(path / name, ignore_errors=True)

@@ -4,6 +4,7 @@ Each picture has a figure of its own, without pyplot: no window and no global st
 """
 
 import functools
+import io
 import math
 import os
 import unicodedata
@@ -108,40 +109,66 @@ def curves(runs: dict[str, list[dict]], path: str | os.PathLike) -> None:
     figure = Figure(figsize=(14, 7.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     grid = figure.subplots(2, 3)
-    colors = run_colors(len(runs))
-    accurate = any("accuracy" in row for metrics in runs.values() for row in metrics) or not any(runs.values())
-    quality, word = ("accuracy", "Accuracy") if accurate else ("map", "Mean average precision")
-    for metrics, color in zip(runs.values(), colors, strict=True):
-        marker = {"marker": "o", "markersize": 3} if len(metrics) <= 30 else {}
-        training = {"color": color, "linestyle": "--", "linewidth": 1.2, "alpha": 0.8, **marker}
-        validation = {"color": color, "linewidth": 1.8, **marker}
-        for row, (metric, factor) in enumerate((("loss", 1), (quality, 100))):
-            for axes, x in zip(grid[row], ("epoch", "seconds"), strict=False):
-                axes.plot(*series(metrics, x, metric, factor), **training)
-                axes.plot(*series(metrics, x, f"val_{metric}", factor), **validation)
-        grid[0, 2].plot(*series(metrics, "epoch", "epoch_seconds"), **validation)
-    for axes, title, y, x in (
-        (grid[0, 0], "Loss over epochs", "loss (nats)", "epoch"),
-        (grid[0, 1], "Loss over time", "loss (nats)", "training time (s)"),
-        (grid[1, 0], f"{word} over epochs", f"{word.lower()} (%)", "epoch"),
-        (grid[1, 1], f"{word} over time", f"{word.lower()} (%)", "training time (s)"),
-        (grid[0, 2], "Time per epoch", "time (s)", "epoch"),
-    ):
-        axes.set(title=title, xlabel=x, ylabel=y)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == "epoch"))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}" if x == "epoch" else "{x:,g}"))
-    grid[0, 2].set_ylim(bottom=0)
+    for axes, (metric, x) in zip(grid.flat, panels(runs), strict=False):
+        draw_panel(axes, runs, metric, x)
     grid[1, 2].set_axis_off()
-    lines = [Line2D([], [], color=color, linewidth=2.5) for color in colors]
+    lines = [Line2D([], [], color=color, linewidth=2.5) for color in run_colors(len(runs))]
     lines += [Line2D([], [], color="black", linewidth=1.8), Line2D([], [], color="black", linestyle="--", linewidth=1.2)]
     names = [shorten(legible(name), 44) for name in runs] + ["validation", "training, as augmented"]
     legend = grid[1, 2].legend(lines, names, loc="upper left", frameon=False, prop={"family": list(fonts()), "size": 10})
     for text in legend.get_texts():
         text.set_parse_math(False)
     save(figure, path)
+
+
+def curve_figures(runs: dict[str, list[dict]]) -> dict[str, Figure]:
+    """The panels of `curves`, each a figure of its own by its title, without a legend."""
+    figures = {}
+    for metric, x in panels(runs):
+        figure = Figure(figsize=(5.2, 3.3), layout="constrained")
+        title = draw_panel(figure.add_subplot(), runs, metric, x, titled=False)
+        figures[title] = figure
+    return figures
+
+
+def panels(runs):
+    """(metric, what it is drawn over) of each panel of the curves."""
+    accurate = any("accuracy" in row for metrics in runs.values() for row in metrics) or not any(runs.values())
+    quality = "accuracy" if accurate else "map"
+    return (("loss", "epoch"), ("loss", "seconds"), ("epoch_seconds", "epoch"), (quality, "epoch"), (quality, "seconds"))
+
+
+# Title and unit of a metric of the curves, and the factor that gives the unit.
+PANELS = {
+    "loss": ("Loss", "loss (nats)", 1),
+    "accuracy": ("Accuracy", "accuracy (%)", 100),
+    "map": ("Mean average precision", "mean average precision (%)", 100),
+    "epoch_seconds": ("Time per epoch", "time (s)", 1),
+}
+
+
+def draw_panel(axes, runs, metric, x, titled=True):
+    """Draws one metric of all runs over epochs or seconds; returns the title."""
+    title, unit, factor = PANELS[metric]
+    if metric != "epoch_seconds":
+        title += " over epochs" if x == "epoch" else " over time"
+    for metrics, color in zip(runs.values(), run_colors(len(runs)), strict=True):
+        marker = {"marker": "o", "markersize": 3} if len(metrics) <= 30 else {}
+        validation = {"color": color, "linewidth": 1.8, **marker}
+        if metric == "epoch_seconds":
+            axes.plot(*series(metrics, x, metric), **validation)
+            continue
+        axes.plot(*series(metrics, x, metric, factor), color=color, linestyle="--", linewidth=1.2, alpha=0.8, **marker)
+        axes.plot(*series(metrics, x, f"val_{metric}", factor), **validation)
+    axes.set(title=title if titled else "", xlabel="epoch" if x == "epoch" else "training time (s)", ylabel=unit)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == "epoch"))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}" if x == "epoch" else "{x:,g}"))
+    if metric == "epoch_seconds":
+        axes.set_ylim(bottom=0)
+    return title
 
 
 def series(metrics, x, y, factor=1):
@@ -156,12 +183,16 @@ def run_colors(count):
 
 
 def confusion(matrix: np.ndarray, class_names: list[str], path: str | os.PathLike, *, title: str = "Confusion matrix") -> None:
-    """Draws a confusion matrix, coloured by the share of the true class on a square-root scale, which shows rare errors.
+    """Draws a confusion matrix into a PNG file; see `confusion_figure`."""
+    save(confusion_figure(matrix, class_names, title), path)
+
+
+def confusion_figure(matrix: np.ndarray, class_names: list[str], title: str = "") -> Figure:
+    """A confusion matrix, coloured by the share of the true class on a square-root scale, which shows rare errors.
 
     Args:
         matrix: Counts (K, K); row = true class, column = predicted class. The row of a class without images is grey.
         class_names: The K names.
-        path: The PNG file to write.
         title: Above the picture.
     """
     matrix = np.asarray(matrix)
@@ -192,15 +223,19 @@ def confusion(matrix: np.ndarray, class_names: list[str], path: str | os.PathLik
     bar = figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
     bar.set_ticks((0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    save(figure, path)
+    return figure
 
 
 def reliability(calibration: Calibration, path: str | os.PathLike, *, title: str = "Reliability") -> None:
-    """Draws a reliability diagram: accuracy against confidence, and the share of images in each bin of confidence.
+    """Draws a reliability diagram into a PNG file; see `reliability_figure`."""
+    save(reliability_figure(calibration, title), path)
+
+
+def reliability_figure(calibration: Calibration, title: str = "") -> Figure:
+    """A reliability diagram: accuracy against confidence, and the share of images in each bin of confidence.
 
     Args:
         calibration: A `Calibration`, as `Evaluation.calibration`.
-        path: The PNG file to write.
         title: Above the picture.
 
     Source: figure 1 of 'On calibration of modern neural networks' (arXiv 1706.04599).
@@ -236,7 +271,7 @@ def reliability(calibration: Calibration, path: str | os.PathLike, *, title: str
         axis.set_major_formatter(PercentFormatter(1, symbol=""))
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    return figure
 
 
 def position_maps(similarity: np.ndarray, path: str | os.PathLike, *, title: str = "Position embedding similarity") -> None:
@@ -345,3 +380,10 @@ def set_tick_labels(axis, ticks, labels, **options):
 def save(figure, path):
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def encode(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=DPI)
+    return out.getvalue()

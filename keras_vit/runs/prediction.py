@@ -3,7 +3,6 @@
 Shapes: N images, B of a batch, H height, W width, C channels, K classes.
 """
 
-import base64
 import dataclasses
 import glob
 import io
@@ -84,9 +83,7 @@ def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=Fals
         raise ValueError(f"class_names: received {len(names)}; allowed: {config.num_classes}, the classes of the model")
 
     def logits(images):
-        images = normalize(images, mean, std)
-        if config.data_format == "channels_first":
-            images = images.transpose(0, 3, 1, 2)
+        images = model_input(model, images, mean, std)
         if keras.backend.backend() != "tensorflow":
             return np.asarray(model.predict_on_batch(images))
         before, model.jit_compile = model.jit_compile, False  # XLA takes seconds, for what is called a few times
@@ -99,6 +96,12 @@ def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=Fals
     backend = keras.backend.backend()
     where = {"platform": f"keras_{backend}", "compiled": backend == "jax"}
     return Classifier((*config.image_size, config.channels), names, logits, **seen, **where)
+
+
+def model_input(model: ViT, images: np.ndarray, mean, std) -> np.ndarray:
+    """uint8 images (B, H, W, C) as a model takes them: normalised float32, the channels first where it wants that."""
+    images = normalize(images, mean, std)
+    return images.transpose(0, 3, 1, 2) if model.config.data_format == "channels_first" else images
 
 
 def predict(
@@ -184,21 +187,32 @@ def predict_files(
     (batch_size, choose), broken = check_numbers(classifier, top, threshold, batch_size), []
     for start in range(0, len(files), batch_size):
         some = files[start : start + batch_size]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are read in spite of a fault
-            images = parallel(lambda file: read(file, classifier), some)
-        broken += [(file, image) for file, image in zip(some, images, strict=True) if isinstance(image, str)]
-        good = [(printable(file), image) for file, image in zip(some, images, strict=True) if not isinstance(image, str)]
-        if good:
-            names, images = zip(*good, strict=True)
-            size = filled_to(classifier, files, batch_size)
-            yield from ranked(classifier, names, np.stack(images), choose, size, thumbnails=thumbnails)
+        names, images, failed = read_pictures(classifier, some)
+        broken += failed
+        if names:
+            yield from ranked(classifier, names, images, choose, filled_to(classifier, files, batch_size), thumbnails=thumbnails)
     if broken:
-        named = "; ".join(f"{visible(printable(file))}: {reason}" for file, reason in broken[:SHOWN])
-        note = f"{len(broken):,} of {len(files):,} files could not be read ({named}{'; ...' * (len(broken) > SHOWN)})"
-        if len(broken) == len(files):
-            raise ValueError(f"path: {note}; allowed: pictures")
-        notes.append(note)
+        notes.append(note_of(broken, len(files)))
+
+
+def read_pictures(classifier: Classifier, files: Sequence[Path]) -> tuple[list[str], np.ndarray | None, list[tuple[Path, str]]]:
+    """Files as a `Classifier` takes them: names, images uint8 (N, H, W, C) or None, and the files that are none with the reason."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are read in spite of a fault
+        images = parallel(lambda file: read(file, classifier), files)
+    broken = [(file, image) for file, image in zip(files, images, strict=True) if isinstance(image, str)]
+    good = [(printable(file), image) for file, image in zip(files, images, strict=True) if not isinstance(image, str)]
+    names, images = zip(*good, strict=True) if good else ((), ())
+    return list(names), np.stack(images) if images else None, broken
+
+
+def note_of(broken: list[tuple[Path, str]], count: int) -> str:
+    """A line on the files that are no pictures; a ValueError if all of them are none."""
+    named = "; ".join(f"{visible(printable(file))}: {reason}" for file, reason in broken[:SHOWN])
+    note = f"{len(broken):,} of {count:,} files could not be read ({named}{'; ...' * (len(broken) > SHOWN)})"
+    if len(broken) == count:
+        raise ValueError(f"path: {note}; allowed: pictures")
+    return note
 
 
 def check_numbers(classifier, top, threshold, batch_size):
@@ -286,20 +300,3 @@ def find_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
     if not found:
         raise ValueError("path: received none; allowed: pictures, folders with pictures or patterns")
     return [*found.values()]
-
-
-def page(predictions: Sequence[Prediction], title: str, notes: Sequence[str] = ()) -> str:
-    """An HTML page of predictions with their thumbnails; it needs no other file. Notes are shown below the title."""
-    import jinja2
-
-    loader = jinja2.PackageLoader("keras_vit.runs")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    rows = [
-        {
-            "image": visible(str(each.image)),
-            "source": f"data:image/jpeg;base64,{base64.b64encode(each.thumbnail).decode()}",
-            "classes": [*zip(each.classes, each.probabilities, strict=True)],
-        }
-        for each in predictions
-    ]
-    return environment.get_template("predictions.html").render(title=title, rows=rows, notes=notes)

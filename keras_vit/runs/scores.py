@@ -181,3 +181,19 @@ def calibrate(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> 
         accuracy = np.bincount(index, correct, bins) / count
     error = np.nansum(count * np.abs(accuracy - mean_confidence)) / len(confidence)
     return Calibration(edges, count, mean_confidence, accuracy, float(error))
+
+
+def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """The confidence interval of a share of independent images, such as an accuracy: (lower, upper), each from 0 to 1.
+
+    Args:
+        share: The observed share, 0 to 1: a whole number of images over `count`.
+        count: N, at least 1.
+        level: Probability that the interval holds the true share.
+
+    Source: E. B. Wilson, 'Probable inference, the law of succession, and statistical inference' (JASA 22, 1927), by SciPy.
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(share * count), count).proportion_ci(level, "wilson")
+    return float(interval.low), float(interval.high)

@@ -12,7 +12,7 @@ FEW = 12  # up to so many names or values are written into a picture
 
 
 def front_picture(done, objectives, cost):
-    """Accuracy against one cost; None if no trial has that cost."""
+    """Accuracy against one cost, with a line along the trials that no other one beats in both; None if no trial has that cost."""
     goal = next(iter(objectives))
     best = front(done, {goal: objectives.get(goal, "max"), cost: objectives.get(cost, "min")})[::-1]
     if not best:
@@ -27,10 +27,11 @@ def front_picture(done, objectives, cost):
     names = {"mode": "lines+markers+text", "text": [escape(trial["id"]) for trial in best], "textposition": "top center"}
     traces = [
         trace("other trials", [*points(others)], BLUE, mode="markers", marker={"size": 8, "opacity": 0.5}),
-        trace("front", [*points(best)], VERMILION, line={"shape": "hv"}, **(names if len(best) <= FEW else {})),
+        trace("not beaten in both", [*points(best)], VERMILION, line={"shape": "hv"}, **(names if len(best) <= FEW else {})),
     ]
     ends = [f"{show(goal, metric(trial, goal))} at {show(cost, metric(trial, cost))}" for trial in (best[0], best[-1])]
-    caption = f"{len(best)} of {len(known)} trials are on the front: {' to '.join(dict.fromkeys(ends))}."
+    count = f"{len(best)} of {len(known)} trials: no other trial is better in both"
+    caption = f"The line joins {count}; {' to '.join(dict.fromkeys(ends))}."
     scale = {"type": "log", "dtick": "D2", "exponentformat": "SI"} if cost in LOGARITHMIC else {}
     traces = [one for one in traces if one["x"]]
     return picture(f"{label(goal)} against {label(cost)}", caption, traces, axis_of(cost, **scale), axis_of(goal))
@@ -81,7 +82,7 @@ def parallel_coordinates(axes, done, goal):
         for at, (axis, (place, _, spread)) in enumerate(zip(axes, scales, strict=True)):
             value = rows[trial["id"]].get(axis["name"])
             shift = spread * (0.5 - ranks[trial["id"]])
-            text = f"trial {trial['id']}: {show(goal, metric(trial, goal))}, {axis['name']} {show(axis['name'], value)}"
+            text = f"trial {trial['id']}: {show(goal, metric(trial, goal))}, {label(axis['name'])} {show(axis['name'], value)}"
             yield at, None if value is None else place(value) + shift, escape(text)
 
     look = {"showarrow": False, "xanchor": "left", "xshift": 4, "bgcolor": "rgba(255,255,255,.75)"}
@@ -90,11 +91,11 @@ def parallel_coordinates(axes, done, goal):
         for at, (axis, (place, values, _)) in enumerate(zip(axes, scales, strict=True))
         for value in values
     ]
-    ticks = {"tickvals": list(range(len(axes))), "ticktext": [escape(axis["name"]) for axis in axes]}
+    ticks = {"tickvals": list(range(len(axes))), "ticktext": [escape(label(axis["name"])) for axis in axes]}
     x_axis, y_axis = {**ticks, "gridcolor": GREY, "range": [-0.5, len(axes) - 0.4]}, {"visible": False, "range": [-0.1, 1.1]}
     caption = "A line is a trial, the darker the better; a click on a group hides it. Of trials with one value the best is on top."
     traces = lines(bands(done, goal), points)
-    return picture("Parallel coordinates", caption, traces, x_axis, y_axis, width=95 * len(axes), annotations=marks)
+    return picture("Settings and result of each trial", caption, traces, x_axis, y_axis, width=95 * len(axes), annotations=marks)
 
 
 def place_values(axis, values):
@@ -119,10 +120,10 @@ def importance_picture(values, caption):
     """Bars of {axis: (mean, standard deviation)}."""
     names = sorted(values, key=lambda name: values[name][0])
     means, deviations = zip(*(values[name] for name in names), strict=True)
-    bars = {"type": "bar", "orientation": "h", "y": list(map(escape, names)), "x": means, "marker": {"color": BLUE}}
+    bars = {"type": "bar", "orientation": "h", "y": [escape(label(name)) for name in names], "x": means, "marker": {"color": BLUE}}
     bars["error_x"] = {"array": deviations, "color": GREY}
     x_axis, height = axis_of("how far R² falls"), 110 + 26 * len(names)
-    return picture("Importance of each hyperparameter", caption, [bars], x_axis, {"type": "category"}, height=height)
+    return picture("Importance of each setting", caption, [bars], x_axis, {"type": "category"}, height=height)
 
 
 def lines(groups, points_of):

@@ -11,9 +11,11 @@ from keras_vit.search.pareto import metric
 FEWEST_TRIALS = 10  # fewer say nothing
 TREES, FOLDS, PARTITIONS, SHUFFLES = 32, 5, 3, 2
 ROUNDING = 1e-18  # of a variance: equal results may differ in the last bit from their mean
-METHOD = f"""Method: permutation importance (scikit-learn) of a random forest of {TREES} trees, cross-validated in {FOLDS} folds
-{PARTITIONS} times: how much less of the variance of held-out trials the forest explains after the values of one hyperparameter
-are shuffled. Trials of different lengths are compared within their length."""
+METHOD = (
+    f"Method: permutation importance (scikit-learn) of a random forest of {TREES} trees, cross-validated in {FOLDS} folds "
+    f"{PARTITIONS} times: how much less of the variance of held-out trials the forest explains after the values of one setting are "
+    "shuffled. Trials of different lengths are compared within their length."
+)
 
 
 def importance(

@@ -21,7 +21,17 @@ LABELS = {  # of metrics, in the order of the leaderboard's columns
     "memory_mb": "peak memory (MB)",
     "overhead_seconds": "overhead (s)",
     "seconds": "seconds of training",
+    "epoch": "epoch",
+    "val_loss": "validation loss",
 }
+# Settings of a search, as its page names them.
+SETTINGS = {
+    "method": "how trials are chosen",
+    "objectives": "what is best",
+    "budget": "length of a trial",
+    "space": "what is searched",
+}
+DIRECTIONS = {"max": "the higher the better", "min": "the lower the better"}
 LOGARITHMIC = ("params", "flops")  # metrics that span orders of magnitude
 
 
@@ -30,7 +40,24 @@ RECALL = "val_recall:"  # and the name of a class
 
 
 def label(name):
-    return f"validation recall of {name.removeprefix(RECALL)}" if name.startswith(RECALL) else LABELS.get(name, name)
+    """A metric or a hyperparameter in plain words."""
+    return (
+        f"validation recall of {name.removeprefix(RECALL)}" if name.startswith(RECALL) else LABELS.get(name, name.replace("_", " "))
+    )
+
+
+def words(name):
+    """A setting of a search in plain words."""
+    return SETTINGS.get(name, name.replace("_", " "))
+
+
+def setting_text(name, value):
+    """The value of a setting of a search as a text."""
+    if name == "objectives":
+        return "; ".join(f"{label(metric)}, {DIRECTIONS.get(direction, direction)}" for metric, direction in value.items())
+    if name == "budget" and isinstance(value, dict) and set(value) == {"kind", "amount"}:
+        return f"{plain_text(value['amount'])} {value['kind'].replace('flops', 'FLOPs')}"
+    return plain_text(value)
 
 
 def is_share(name):
@@ -41,7 +68,7 @@ def is_share(name):
 def describe(trial, *metrics):
     """A trial in words: its name, some of its metrics, its configuration."""
     known = [(label(name), show(name, metric(trial, name))) for name in metrics if metric(trial, name) is not None]
-    values = [(name, show(name, value)) for name, value in trial["values"].items()]
+    values = [(label(name), show(name, value)) for name, value in trial["values"].items()]
     return [f"trial {trial['id']}", *(f"{name} {text}" for name, text in known + values)]
 
 

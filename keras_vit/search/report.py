@@ -1,29 +1,26 @@
 """One HTML page for a search: its trials, their results and their cost.
 
-The page is one file that opens without a network and includes plotly.js. Its content security policy names the page's two scripts
-by their hashes; it lets the page load nothing and run nothing else. Jinja2 escapes all texts of the search.
+The page is one file that opens without a network and includes plotly.js; `keras_vit.report.page` says what it may load and run.
 """
 
-import base64
-import hashlib
 import os
 import typing
-from importlib import metadata
+from importlib import resources
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from keras_vit.files import write_text
+from keras_vit.report.page import cell, command_cell, render
 from keras_vit.search.figures import front_picture, importance_picture, learning_curves, parallel_coordinates
 from keras_vit.search.importance import FEWEST_TRIALS, METHOD, importance
-from keras_vit.search.labels import LABELS, describe, is_share, label, plain_text, show
+from keras_vit.search.labels import LABELS, describe, is_share, label, plain_text, setting_text, show, words
 from keras_vit.search.pareto import front, metric, number, signs, smallest_within
 
 NEEDED = ("settings", "axes", "trials", "now", "remaining", "finished")
 COSTS = ("latency_ms", "params", "flops")  # drawn against accuracy, objectives or not
 STATUSES = ("COMPLETED", "RUNNING", "FAILED")
+TITLE = ((" on", "data"), (", method", "method"))
 LEAST_R2 = 0.1  # a forest that explains less of the variance says nothing about importance
 
 
@@ -51,27 +48,9 @@ def write_report(search: dict[str, typing.Any], path: str | os.PathLike) -> None
 
 
 def page(search):
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("keras_vit.search"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    script = environment.loader.get_source(environment, "report.js")[0]
-    scripts = [get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script"), script]
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
-    return environment.get_template("report.html").render(
-        **content(search),
-        version=version(),
-        scripts=[Markup(text) for text in scripts],
-        hashes=[Markup(f"'sha256-{digest}'") for digest in digests],
-    )
-
-
-def version():
-    """The version of this distribution; empty where it is not installed."""
-    try:
-        return metadata.version("keras-vision-transformer")
-    except metadata.PackageNotFoundError:
-        return ""
+    own = resources.files("keras_vit.search").joinpath("templates/figures.js").read_text(encoding="utf-8")
+    scripts = [get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script"), own]
+    return render("search.html", package="keras_vit.search", scripts=scripts, source="keras-vit search", **content(search))
 
 
 def content(search):
@@ -85,21 +64,21 @@ def content(search):
     trials = done + sorted(rest, key=lambda trial: STATUSES.index(trial["status"]))  # best first, failed ones last
     costs = [cost for cost in dict.fromkeys([*COSTS, *objectives]) if cost != goal]
     return {
-        "title": " ".join(["Search", *(str(settings[name]) for name in ("method", "data") if settings.get(name))]),
+        "title": "Search" + "".join(f"{words} {settings[name]}" for words, name in TITLE if settings.get(name)),
         "goal": label(goal),
         "objectives": ", ".join(map(label, objectives)),
         "now": search["now"],
         "finished": search["finished"],
         "tiles": tiles(search, trials, done, goal),
         "found": found(done, goal),
-        "fronts": list(filter(None, (front_picture(done, objectives, cost) for cost in costs))),
+        "tradeoffs": list(filter(None, (front_picture(done, objectives, cost) for cost in costs))),
         "board": leaderboard(axes, trials, objectives),
         "curves": list(filter(None, (learning_curves(trials, done, goal, name) for name in ("seconds", "epoch")))),
         "parallel": parallel_coordinates(axes, done, goal),
         "importance": importances(axes, done, goal),
         "failures": [failure(trial) for trial in trials if trial["status"] == "FAILED"],
         "retrained": [retraining(result) for result in search.get("retrained", ())],
-        "settings": [[cell(name), cell(value)] for name, value in settings.items()],
+        "settings": [[cell(words(name)), cell(setting_text(name, value))] for name, value in settings.items()],
     }
 
 
@@ -134,8 +113,8 @@ def leaderboard(axes, trials, objectives):
         columns = [(name, metric(trial, name)) for name in metrics] + [(name, trial["values"].get(name)) for name in values]
         status = trial["status"].lower() + (", front" if trial["id"] in best else "")
         row = [cell(trial["id"]), cell(status), *(cell(show(name, value), number(value)) for name, value in columns)]
-        rows.append([*row, cell(trial.get("continues")), command_cell(trial)])
-    return {"names": ["trial", "status", *map(label, metrics), *values, "continues", "command"], "rows": rows}
+        rows.append([*row, cell(plain_text(trial.get("continues"))), command_cell(trial.get("command"))])
+    return {"names": ["trial", "status", *map(label, metrics), *map(label, values), "continues trial", "command"], "rows": rows}
 
 
 def importances(axes, done, goal):
@@ -152,7 +131,8 @@ def importances(axes, done, goal):
 
 
 def failure(trial):
-    return [cell(trial["id"]), cell(trial["reason"]), cell(", ".join(describe(trial)[1:])), command_cell(trial)]
+    settings = ", ".join(describe(trial)[1:])
+    return [cell(trial["id"]), cell(plain_text(trial["reason"])), cell(settings), command_cell(trial.get("command"))]
 
 
 def retraining(result):
@@ -161,12 +141,3 @@ def retraining(result):
     mean = f"{np.mean(seeds):.2%}" if seeds else ""
     spread = f"{100 * np.std(seeds, ddof=1):.2f} points" if len(seeds) > 1 else ""
     return [cell(result["id"]), cell(mean), cell(spread), cell(", ".join(f"{seed:.2%}" for seed in seeds) or "failed")]
-
-
-def cell(text, number=None):
-    """A cell of a table; a number sorts it."""
-    return {"text": plain_text(text), "number": None if number is None else repr(number), "command": False}
-
-
-def command_cell(trial):
-    return {"text": trial.get("command") or "", "number": None, "command": True}

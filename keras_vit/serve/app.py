@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import typing
-from importlib import metadata
 
 import fastapi
 import numpy as np
@@ -15,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from keras_vit.checks import shown
+from keras_vit.report.page import version
 from keras_vit.runs.prediction import Classifier
 from keras_vit.serve import open_inference, tensorflow_serving
 from keras_vit.serve.batcher import Batcher
@@ -201,8 +201,7 @@ def create_app(classifier: Classifier, name: str, limits: Limits | None = None) 
 def add_open_inference(app, service):
     @app.get("/v2")
     async def server():
-        version = metadata.version("keras-vision-transformer")
-        return {"name": "keras_vit", "version": version, "extensions": ["binary_tensor_data"]}
+        return {"name": "keras_vit", "version": version(), "extensions": ["binary_tensor_data"]}
 
     @app.get("/v2/health/live")
     async def live():

@@ -71,7 +71,7 @@ def train(
         seconds: About how long to train on this machine, without compilation and validation: some steps are measured first,
             and the recipe's epochs get as many steps as fit (`steps_per_epoch` in the run folder's recipe). Ignored by a run
             that is resumed.
-        pictures: Whether to draw one training batch and the curves.
+        pictures: Whether to draw one training batch and the curves, and to write the report (report.html).
         callbacks: More callbacks for `fit`. Their logs have the validation values. A learning rate that one of them sets replaces
             the schedule, also after `resume`. Not `BackupAndRestore` and `SwapEMAWeights`, which a run folder and `train.ema`
             replace.
@@ -173,6 +173,7 @@ def train(
             session.finish()
             if pictures:
                 curves({run.path.resolve().name: run.metrics}, run.plots / "curves.png")
+                session.write_report()
     return run
 
 

@@ -25,6 +25,7 @@ from keras_vit.model.adapters import merged_weights
 from keras_vit.model.resample import resample_weight
 from keras_vit.model.vit import build_vit
 from keras_vit.recipes.schema import RECALL
+from keras_vit.runs.evaluation import Outputs
 from keras_vit.runs.metrics import columns_of
 from keras_vit.runs.scores import metrics_of
 from keras_vit.training.callbacks import Diverged
@@ -86,6 +87,7 @@ class Session(keras.callbacks.Callback):
         self.started = self.saved = None
         self.earlier_process_seconds = 0.0
         self.writer = None
+        self.tested = None  # the `Outputs` of the test images, once they have been read
 
     @property
     def out_of_patience(self):
@@ -259,7 +261,7 @@ class Session(keras.callbacks.Callback):
         self.copy_weights()
         last = epoch + 1 == self.last_epoch or epoch + 1 in (part.after for part in config.extensions)
         if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
-            found, _ = self.scores(self.data.validation, self.validation)
+            found, _ = self.scores(self.data.validation, self.logits(self.validation))
             logs.update({f"val_{name}": value for name, value in found.items()})
         row = {
             **logs,
@@ -343,13 +345,16 @@ class Session(keras.callbacks.Callback):
             for target in self.evaluated.weights:
                 target.assign(resample_weight(target.path, weights[target.path], theirs, ours))
 
-    def scores(self, split, batches):
-        """Metrics of the evaluated model on a split by name, and of each class by its name."""
+    def logits(self, batches):
+        """Logits of the evaluated model for a split, in the order of its images; `batches` are this process's own."""
         logits = np.zeros((0, self.recipe.model.num_classes), np.float32)
         with self.distribution.alone():
             if batches is not None:
                 logits = self.scorer.predict(batches, verbose=0)
-        logits = gather_rows(self.distribution, logits)
+        return gather_rows(self.distribution, logits)
+
+    def scores(self, split, logits):
+        """Metrics of logits on a split by name, and of each class by its name."""
         targets = targets_of(split.labels, self.recipe.model.num_classes)
         found, classes = metrics_of(logits, split.labels, self.data.class_names)
         monitor = self.recipe.train.monitor
@@ -359,7 +364,7 @@ class Session(keras.callbacks.Callback):
         return {name: value for name, value in found.items() if value is not None}, classes
 
     def own_batches(self, split):
-        """The part of a split's images that this process validates, for `scores`; None if there is none."""
+        """The part of a split's images that this process validates, for `logits`; None if there is none."""
         rows = np.array_split(np.arange(len(split)), self.distribution.processes)[self.distribution.rank]
         return batches_of(split if self.distribution.processes == 1 else split.take(rows), self.recipe) if len(rows) else None
 
@@ -371,8 +376,12 @@ class Session(keras.callbacks.Callback):
                 self.settle_best()
         self.distribution.meet()  # the first process has written the best model
         self.evaluated.load_weights(self.run.model_path)
-        test, classes = self.scores(data.test, self.own_batches(data.test)) if data.test is not None else ({}, {})
-        best = self.best
+        test, classes, best = {}, {}, self.best
+        if data.test is not None:
+            logits = self.logits(self.own_batches(data.test))
+            test, classes = self.scores(data.test, logits)
+            known = data.class_names, data.name, data.fingerprint
+            self.tested = Outputs(self.evaluated, data.test, data.test.labels, logits, *known)
         origin = {"checkpoint": recipe.finetune.checkpoint, "checkpoint_notes": self.notes} if recipe.finetune.checkpoint else {}
         self.run.write_summary(
             {
@@ -382,6 +391,7 @@ class Session(keras.callbacks.Callback):
                 "class_names": data.class_names,
                 "multi_label": data.multi_label,
                 "fingerprint": data.fingerprint,
+                "images": {name: len(part) for name, part in data.parts.items()},
                 **{f"test_{name}": value for name, value in test.items()},
                 **({"test_classes": classes} if classes else {}),
                 "best_epoch": best["epoch"],
@@ -408,6 +418,17 @@ class Session(keras.callbacks.Callback):
             }
         )
         self.distribution.meet()  # and now the summary
+
+    def write_report(self):
+        """Writes the run's report, of the test images as the summary has read them; whatever goes wrong, the run has finished."""
+        from keras_vit.report.run import write_run_report
+
+        try:
+            with self.distribution.alone():
+                write_run_report(self.run, self.tested)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(f"report: not written ({reason}); the run has finished", stacklevel=3)
 
 
 def batches_of(split, recipe):

@@ -33,7 +33,9 @@ def find(path: str | os.PathLike) -> Path:
     except ImportError:
         raise ValueError(f"{absent}; a download from the Hugging Face hub needs: pip install huggingface_hub") from None
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        # What `keras-vit publish` has left of a model that no other library holds.
+        return folder if (folder / "config.json").is_file() else Path(huggingface_hub.hf_hub_download(name, "best.keras"))
     except Exception as error:  # from any package that huggingface_hub uses
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{absent} and cannot be downloaded from the Hugging Face hub ({reason})") from None

@@ -333,7 +333,7 @@ def test_each_write_that_fails_leaves_the_old_files(made, run, monkeypatch, func
 
 COMMANDS = {
     "evaluate": ("evaluate", "RUN"),
-    "positions": ("evaluate", "RUN", "--positions"),
+    "explain": ("explain", "RUN", "PICTURE"),
     "compare": ("evaluate", "RUN", "OTHER"),
     "predict": ("predict", "RUN", "PICTURE"),
     "export": ("export", "RUN", "--format", "torch"),
@@ -343,9 +343,9 @@ COMMANDS = {
 }
 READ_BY = {
     "recipe.yaml": COMMANDS,
-    "summary.json": ("evaluate", "compare", "predict", "finetune", "export"),
+    "summary.json": ("evaluate", "compare", "predict", "explain", "finetune", "export"),
     "metrics.csv": ("compare",),
-    "best.keras": ("evaluate", "positions", "predict", "export", "finetune", "parity"),
+    "best.keras": ("evaluate", "explain", "predict", "export", "finetune", "parity"),
     STATE: ("resume",),
 }
 

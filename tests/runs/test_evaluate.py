@@ -315,18 +315,6 @@ def test_command_compares(command, make_run, tmp_path):
     assert size(tmp_path / "both.png") == (2100, 1125)
 
 
-def test_command_draws_positions(command, make_run):
-    run = make_run(image_size=(8, 16), pool="cls")
-    code, _, _ = command(run.path, "--positions")
-    width, height = size(run.plots / "positions.png")
-    assert not code
-    assert width > height
-    code, _, errors = command(make_run("none", position="none").path, "--positions")
-    assert code == 2
-    assert errors.startswith("error: position: received 'none'")
-    assert errors.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -335,7 +323,6 @@ def test_command_draws_positions(command, make_run):
         (["run", "--split", "dev"], "--split: received 'dev'; allowed: test, validation, train"),
         (["run", "--out", "x.png"], "--out: received x.png; allowed with one run: none"),
         (["run", "run", "--data", "digits"], "--data: received digits; allowed with several runs: none"),
-        (["run", "--positions", "--batch-size", "3"], "--batch-size: received 3; allowed with --positions: none"),
         (["run", "--batch-size", "-3"], "batch_size: received -3"),
         (["run", "--data", "arrays:nothing.npz"], "nothing.npz"),
     ],
@@ -352,4 +339,4 @@ def test_command_refuses_in_one_line(command, make_run, monkeypatch, arguments, 
 def test_command_answers_help(command):
     code, output, _ = command("--help")
     assert not code
-    assert "--positions" in output
+    assert "--merge-tokens" in output

@@ -1,10 +1,3 @@
-// No buttons: one of them would upload the picture. A drag zooms, a double click resets.
-const config = {responsive: true, displayModeBar: false, showSendToCloud: false, plotlyServerURL: ""};
-for (const element of document.querySelectorAll(".plot")) setTimeout(() => {  // one at a time: the page is there first
-  const {data, layout} = JSON.parse(element.closest("figure").querySelector("script").textContent);
-  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;  // a finger scrolls the page
-  Plotly.newPlot(element, data, layout, config);
-});
 for (const button of document.querySelectorAll(".command button")) button.onclick = () => {
   getSelection().selectAllChildren(button.nextSibling);
   if (document.execCommand("copy")) button.textContent = "copied";  // works in files, where there is no clipboard API
@@ -19,3 +12,11 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
     || (down ? -1 : 1) * (key(a) - key(b) || key(a).localeCompare(key(b), undefined, {numeric: true}));
   body.append(...[...body.rows].sort(compare));
 };
+// What does not fit says that it goes on.
+const hint = scroll => {
+  const wide = scroll.scrollWidth > scroll.clientWidth + 1, high = scroll.scrollHeight > scroll.clientHeight + 1;
+  const words = [wide && "sideways →", high && "down ↓"].filter(Boolean).join(" and ");
+  scroll.parentNode.dataset.more = words && `goes on: scroll ${words}`;
+};
+const watch = new ResizeObserver(entries => entries.forEach(entry => hint(entry.target.closest(".scroll"))));
+for (const scroll of document.querySelectorAll(".scroll")) for (const part of [scroll, ...scroll.children]) watch.observe(part);
