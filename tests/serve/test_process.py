@@ -3,9 +3,11 @@
 import concurrent.futures
 import json
 import re
+import shutil
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 import urllib.error
@@ -14,7 +16,8 @@ import urllib.request
 import keras
 import numpy as np
 import pytest
-from helpers import error_line, start, wait_for
+from helpers import ROOT, error_line, start, wait_for
+from PIL import Image
 
 import keras_vit
 from keras_vit.cli import serve as command
@@ -58,6 +61,33 @@ def reset(connection):
     """Ends a connection at once, as a process that is killed does."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+
+
+def test_commands_of_the_guide(server, tmp_path):
+    """Every curl command of docs/guides/serve.md, as it stands there but for the port and the name."""
+    if not shutil.which("curl") or not shutil.which("base64"):
+        pytest.skip("needs curl and base64")
+    _, _, address = server
+    guide = (ROOT / "docs" / "guides" / "serve.md").read_text(encoding="utf-8")
+    commands = re.findall(r"<!-- tested -->\n```sh\n(.*?)```", guide, re.DOTALL)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
+    answers = []
+    for lines in commands:
+        script = lines.replace("http://127.0.0.1:8000", address).replace("NAME", "my-run")
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, ""), lines
+        answers.append(done.stdout)
+    predicted, status, metadata, inferred, health, ready, metrics = answers
+    outputs = {output["name"]: output["data"] for output in json.loads(inferred)["outputs"]}
+    (row,) = json.loads(predicted)["predictions"]
+    assert row["labels"][0] == outputs["labels"][0]
+    assert sorted(row["probabilities"]) == sorted(outputs["probabilities"])
+    assert json.loads(status)["model_version_status"][0]["state"] == "AVAILABLE"
+    assert json.loads(metadata)["model_spec"]["name"] == "my-run"
+    assert (json.loads(health), json.loads(ready)) == ({"status": "ok"}, {"ready": True})
+    named = {name for name in re.findall(r"`(keras_vit_\w+)`", guide)}
+    assert len(named) == 5
+    assert all(name in metrics for name in named)
 
 
 def test_eight_clients_others_that_hang_up_and_sigterm(server, run):
