@@ -50,7 +50,7 @@ def model_card(
         files: (name, what it is) of what is published.
         license: Such as apache-2.0, as the hub writes it.
         target: The library whose names the weights have, "timm" or "huggingface"; None = there is only the `.keras` file.
-        notes: Sentences about the files.
+        notes: Lines about the files.
 
     Raises:
         ValueError: If the run has not ended, or is damaged.

@@ -27,7 +27,7 @@ class Contents:
     Attributes:
         folder: Where they lie.
         target: The library whose names the safetensors have, "huggingface" or "timm"; None = there are none.
-        notes: Sentences for the user: which library cannot hold the model, and why; where the card comes from.
+        notes: Lines for the user: which library cannot hold the model, and why; where the card comes from.
     """
 
     folder: Path
@@ -116,8 +116,7 @@ def write_card(run, repo, folder, license, target, notes) -> str:
         SUMMARY: "the outcome, and the names of the classes",
     }
     files = [(name, kinds[name]) for name in kinds if (folder / name).is_file()]
-    sentences = [f"{note[0].upper()}{note[1:]}." for note in notes]
-    text = model_card(run, repo, files, license=license or UNKNOWN, target=target, notes=sentences)
+    text = model_card(run, repo, files, license=license or UNKNOWN, target=target, notes=notes)
     write_text(path, text)
     shutil.copyfile(path, folder / CARD)
     return f"{path} is written; edit it before you publish: limits, intended use, licence"

@@ -1,10 +1,12 @@
 """Uploads files to the Hugging Face hub, with huggingface_hub."""
 
+import sys
 from pathlib import Path
 
 from keras_vit.data.decode import one_line
 
 ALLOWED = "a name that your token may write to"
+UNREACHABLE = ("ConnectError", "ConnectTimeout", "ReadError", "ReadTimeout", "WriteError", "ProxyError")  # of the client's library
 
 
 def upload(folder: Path, repo: str, *, private: bool = False) -> str:
@@ -21,8 +23,11 @@ def upload(folder: Path, repo: str, *, private: bool = False) -> str:
         ValueError: If the hub cannot be reached, or refuses.
     """
     import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars
 
     api = huggingface_hub.HfApi(library_name="keras_vit")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         address = str(api.create_repo(repo, private=private or None, exist_ok=True))
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload of keras-vit publish")
@@ -32,16 +37,17 @@ def upload(folder: Path, repo: str, *, private: bool = False) -> str:
 
 
 def reason(error, endpoint):
-    """Why an upload failed, in one line."""
+    """Why an upload failed, in one line. The first cause counts: of a file's upload huggingface_hub says only that it failed."""
+    while error.__cause__ is not None and getattr(error, "response", None) is None:
+        error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
-    words = {401: "no token, or one that is not valid: hf auth login", 403: "the token may not write there", 404: "it is not there"}
-    if status in words:
-        return f"{endpoint} answers {status}: {words[status]}"
-    if isinstance(error, ConnectionError) or type(error).__name__ in (
-        "ConnectError",
-        "ConnectTimeout",
-        "ReadTimeout",
-        "ProxyError",
-    ):
+    if status is not None:
+        words = {
+            401: "no token, or one that is not valid: hf auth login",
+            403: "the token may not write there",
+            404: "it is not there",
+        }
+        return f"{endpoint} answers {status}: {words.get(status, one_line(error))}"
+    if isinstance(error, OSError) or type(error).__name__ in UNREACHABLE:
         return f"{endpoint} cannot be reached: {one_line(error)}"
     return f"{type(error).__name__}: {one_line(error)}"

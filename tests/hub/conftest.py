@@ -13,9 +13,10 @@ def run(tmp_path):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub that huggingface_hub takes for the real one; its cache is the test's own."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
     with Hub() as hub:
-        constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its protocol is not HTTP alone

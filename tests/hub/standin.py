@@ -59,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def handle_request(self):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append((self.command, path))
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or self.chunks()
         for part, status in self.server.fails.items():
             if part in path:
                 codes = {404: "RepoNotFound"}
@@ -68,6 +68,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer({"error": "Invalid username or password."}, 401)
         method = getattr(self, f"{'get' if self.command == 'HEAD' else self.command.lower()}_{kind(path)}")
         return method(path, body)
+
+    def chunks(self):
+        """A body in chunks."""
+        parts = []
+        while self.headers.get("Transfer-Encoding") == "chunked" and (size := int(self.rfile.readline(), 16)):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        if parts:
+            self.rfile.readline()
+        return b"".join(parts)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 

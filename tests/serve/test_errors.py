@@ -100,6 +100,7 @@ INSTANCES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Image size")  # as the server does
 @pytest.mark.parametrize(("request_", "message"), REQUESTS.values(), ids=REQUESTS)
 def test_open_inference(client, request_, message):
     refused(client, client.post(V2, content=json.dumps(request_), headers={"Content-Type": "application/json"}), 400, message)
