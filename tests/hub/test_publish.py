@@ -101,8 +101,9 @@ def test_a_model_that_no_other_library_has(tmp_path, hub, capsys):
     assert sorted(hub.repositories["me/flowers"]) == ["README.md", "best.keras", "recipe.yaml", "summary.json"]
     assert "timm cannot hold this model" in (run.path / "README.md").read_text().replace("\\", "")
     same(keras_vit.load_model("me/flowers"), run.model())
+    assert keras_vit.open_checkpoint("me/flowers").mean == run.recipe.mean  # it is read as a run
     line = error_line(capsys, main, [str(run.path), "me/flowers", "--weights", "timm"])
-    assert line.startswith("stem: received 'conv'; allowed: ")
+    assert line == "stem: received 'conv'; allowed in timm: patch"
 
 
 def test_a_dry_run_uploads_nothing(run, hub, capsys):
