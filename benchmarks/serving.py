@@ -42,9 +42,9 @@ def main():
         return
     rows = []
     for model in options.models:
-        rows += measure(model, options)
-        for row in rows[-len(CLIENTS) :]:
+        for row in measure(model, options):
             print(row, flush=True)
+            rows.append(row)
     if options.json:
         from record import write_record
 
@@ -94,8 +94,8 @@ def measure(model, options):
                         "clients": clients,
                         "requests": count,
                         "rate": count * size / seconds,
-                        "p50_ms": 1000 * np.percentile(spans, 50),
-                        "p99_ms": 1000 * np.percentile(spans, 99),
+                        "p50_ms": 1000 * float(np.percentile(spans, 50)),
+                        "p99_ms": 1000 * float(np.percentile(spans, 99)),
                         "errors": errors,
                     }
                 )
