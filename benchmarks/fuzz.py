@@ -63,7 +63,7 @@ def changed(content: bytes, rng: random.Random) -> bytes:
 
 
 class Target:
-    """Reads one kind of file.
+    """Reads one kind of file. Each target has `seeds() -> list[bytes]`, small valid files, and `load(bytes)`, as users read one.
 
     Args:
         folder: A folder to write to.
@@ -73,14 +73,6 @@ class Target:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-
-    def seeds(self) -> list[bytes]:
-        """Small valid files."""
-        raise NotImplementedError
-
-    def load(self, content: bytes) -> None:
-        """Reads a file as the library's users do."""
-        raise NotImplementedError
 
     def mutated(self, content: bytes, change: Callable[[bytes], bytes], rng: random.Random) -> bytes:
         """A changed file; `change` changes some bytes."""

@@ -184,6 +184,19 @@ def devices():
     return table(["", "`distribute`", "devices", "processes", "training loss", "validation loss"], rows)
 
 
+def devices_speed():
+    """Images/s of one process, of two apart and of two together; a process has one core."""
+    rates = {}
+    for row in record("devices-speed")["rows"]:
+        rates.setdefault(row["backend"], {})[row["run"]] = row
+    columns = ["", "one process", "two apart", "two together", "share of communication"]
+    rows = []
+    for backend, found in rates.items():
+        share = f"{found['two together']['communication']:.0%}"
+        rows.append([WORDS[backend], *(f"{row['images_per_second']:,.0f}" for row in found.values()), share])
+    return table(columns, rows)
+
+
 def faults():
     """How faults of each kind ended."""
     ends = ("tried", "survived", "refused", "neither", "lost")
@@ -219,6 +232,20 @@ def serving():
     return table(["", "images a request", "clients", "images/s", "of the own rate", "p50", "p99", "errors"], rows)
 
 
+def faithfulness(name="faithfulness"):
+    """Deletion and insertion of each method beside random orders of the patches."""
+    rows, others = [], "quantus" in record(name)["rows"][0]
+    for row in record(name)["rows"]:
+        gains = {curve: (sign * row[curve], row[f"{curve}_95"]) for curve, sign in (("deletion", -1), ("insertion", 1))}
+        cells = [f"{100 * gain:+.1f} ± {100 * width:.1f}" for gain, width in gains.values()]
+        better = ["yes" if gain > width else "no" for gain, width in gains.values()]
+        verdict = better[0] if better[0] == better[1] else f"deletion {better[0]}, insertion {better[1]}"
+        more = [f"{row['quantus']:.2f}"] if others else []
+        rows.append([f"{row['method']}", *cells, verdict, f"{row['likeness']:.2f}", *more, f"{row['ms_per_image']:.1f} ms"])
+    more = ["Quantus: faithfulness correlation"] if others else []
+    return table(["", "deletion", "insertion", "better than random", "likeness to shuffled weights", *more, "an image"], rows)
+
+
 TABLES = {
     "serving": serving,
     "training": training,
@@ -226,8 +253,11 @@ TABLES = {
     "pipeline": pipeline,
     "search": search,
     "devices": devices,
+    "devices-speed": devices_speed,
     "faults": faults,
     "fuzz": fuzz,
+    "faithfulness": faithfulness,
+    "faithfulness-peers": functools.partial(faithfulness, "faithfulness-peers"),
     **{name: functools.partial(side_by_side, name) for name in SIDE_BY_SIDE},
 }
 

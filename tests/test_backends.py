@@ -83,7 +83,7 @@ def test_training_agrees(numbers, name):
 def test_explanations_agree(numbers, backend, name):
     prefix = f"explained/{name}/"
     expected = {key: value for key, value in numbers[BACKENDS[0]].items() if key.startswith(prefix)}
-    assert len(expected) == 9
+    assert len(expected) == 10
     for key, values in expected.items():
         assert values.std() > 1e-3 * np.abs(values).max(), key
         np.testing.assert_allclose(numbers[backend][key], values, atol=EXPLANATION * np.abs(values).max(), err_msg=key)

@@ -6,7 +6,7 @@
   keras-vit explain RUN photo.jpg --heads      the attention of every block and head
   keras-vit explain RUN photos/ --method legrad --arrays maps.npz
 
-Methods: attention (of the last block), rollout, gradient-attention, legrad, grad-cam. The pictures go into RUN/explain.
+Methods: attention (of the last block), rollout, gradient-attention, legrad, grad-cam, occlusion. The pictures go into RUN/explain.
 """
 
 from pathlib import Path
@@ -117,7 +117,7 @@ def draw_images(chosen, model, images, shown, titles, classes, options, out):
     methods, written = options.method or METHODS, []
     probabilities = probabilities_of(in_batches(logits, model, shown), chosen.multi_label)
     labels = [
-        f"{chosen.class_names[label]} {row[label]:.0%}"
+        f"{chosen.class_names[label]}, {row[label]:.0%}"
         for row in probabilities
         for label in [row.argmax() if classes is None else classes]
     ]
@@ -127,7 +127,7 @@ def draw_images(chosen, model, images, shown, titles, classes, options, out):
         rows = slice(start, start + ROWS)
         written.append(out / (f"maps-{number}.png" if len(parts) > 1 else "maps.png"))
         part = {method: each[rows] for method, each in maps.items()}
-        rows = [f"{label} · {title}" for label, title in zip(labels[rows], titles[rows], strict=True)]
+        rows = [f"{label}: {title}" for label, title in zip(labels[rows], titles[rows], strict=True)]
         heat_picture(images[start : start + ROWS], part, rows, written[-1], title=f"Where {Path(options.run).resolve().name} looks")
     if options.heads:
         for number, (image, each, title) in enumerate(zip(images, attention_maps(model, shown), titles, strict=True), 1):

@@ -1,4 +1,4 @@
-"""Which patches speak for a class, by the gradients of its logit.
+"""Which patches speak for a class: by the gradients of its logit, or by what happens without them.
 
 Shapes: B images, H height, W width, C channels, L blocks, h heads, N tokens of a block, N0 tokens after the embedding, D width.
 """
@@ -7,10 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_vit.explain.attention import read
-from keras_vit.explain.batches import check_classes, check_images, in_batches
+from keras_vit.explain.batches import check_classes, check_images, in_batches, logits
 from keras_vit.explain.forward import run, see
 from keras_vit.explain.gradients import gradients
-from keras_vit.explain.grids import shares, to_grid
+from keras_vit.explain.grids import shares, to_grid, to_pixels
 from keras_vit.model.vit import ViT
 
 
@@ -106,6 +106,35 @@ def grad_cam_of(model, images, classes):
     weights = gradient[:, prefix:].mean(axis=1)  # (B, D)
     values = np.maximum(np.einsum("bnd,bd->bn", seen.tokens[-1], weights), 0)  # (B, N)
     return to_grid(model.config, (values[:, None] @ shares(seen)[-2])[:, 0])
+
+
+def occlusion(model: ViT, images: np.ndarray, classes: int | np.ndarray | None = None) -> np.ndarray:
+    """Occlusion: how far the class's logit falls when a patch alone is replaced by the mean of the normalised images, 0.
+
+    Without gradients; one pass through the model for each patch.
+
+    Args:
+        model: A `ViT` with a head.
+        images: (B, H, W, C), normalised, as the model takes them.
+        classes: As for `gradient_attention`.
+
+    Returns:
+        float32 (B, rows, columns), at least 0: patches that speak against the class have 0.
+
+    Raises:
+        ValueError: If the images have another shape, or there is no such class.
+
+    Source: 'Visualizing and understanding convolutional networks' (arXiv 1311.2901), section 4.2.
+    """
+    return by_class(occlusion_of, model, images, classes)
+
+
+def occlusion_of(model, images, classes):
+    everyone, (rows, columns) = np.arange(len(images)), model.config.grid_size
+    before, falls = logits(model, images)[everyone, classes], []
+    for mask in np.eye(rows * columns, dtype=bool).reshape(-1, 1, rows, columns):
+        falls.append(before - logits(model, images * ~to_pixels(model.config, mask))[everyone, classes])
+    return np.maximum(np.stack(falls, axis=1), 0).reshape(-1, rows, columns)
 
 
 def by_class(function, model, images, classes):

@@ -10,6 +10,7 @@ from scipy import stats
 
 from keras_vit.checks import check_int
 from keras_vit.explain.batches import check_classes, check_images, in_batches, logits
+from keras_vit.explain.grids import to_pixels
 from keras_vit.model.vit import ViT
 
 STEPS = 16
@@ -56,8 +57,8 @@ def faithfulness(
     ranks = (-maps).reshape(len(maps), patches).argsort(axis=1, kind="stable").argsort(axis=1).reshape(maps.shape)
     counts = np.unique(np.linspace(0, patches, steps + 1).round())  # patches that are removed, or shown
     first = [ranks < count for count in counts]
-    deletion = [probability(model, images * ~to_pixels(model, mask), classes) for mask in first]
-    insertion = [probability(model, images * to_pixels(model, mask), classes) for mask in first]
+    deletion = [probability(model, images * ~to_pixels(model.config, mask), classes) for mask in first]
+    insertion = [probability(model, images * to_pixels(model.config, mask), classes) for mask in first]
     areas = (np.trapezoid(np.stack(curve), counts / patches, axis=0) for curve in (deletion, insertion))
     return Faithfulness(*areas)
 
@@ -69,13 +70,6 @@ def of_random_orders(
     rng, shape = np.random.default_rng(seed), (len(images), *model.config.grid_size)
     found = [faithfulness(model, images, rng.random(shape), classes, steps=steps) for _ in range(ORDERS)]
     return Faithfulness(*(np.mean([getattr(each, name) for each in found], axis=0) for name in ("deletion", "insertion")))
-
-
-def to_pixels(model, masks):
-    """Masks of patches (B, rows, columns) as masks of pixels (B, H, W, 1), or (B, 1, H, W) where channels are first."""
-    height, width = np.array(model.config.image_size) // model.config.grid_size
-    masks = masks.repeat(height, axis=1).repeat(width, axis=2)
-    return masks[:, None] if model.config.data_format == "channels_first" else masks[..., None]
 
 
 def probability(model, images, classes):

@@ -51,3 +51,10 @@ def reading(config: ViTConfig, share: np.ndarray, pool: np.ndarray | None = None
 def to_grid(config: ViTConfig, values: np.ndarray) -> np.ndarray:
     """Values of the tokens after the embedding, (..., N0), as maps of the patches (..., rows, columns); the prefix is left out."""
     return values[..., config.num_prefix_tokens :].reshape(*values.shape[:-1], *config.grid_size)
+
+
+def to_pixels(config: ViTConfig, masks: np.ndarray) -> np.ndarray:
+    """Masks of patches (B, rows, columns) as masks of pixels (B, H, W, 1), or (B, 1, H, W) where channels come first."""
+    height, width = np.array(config.image_size) // config.grid_size
+    masks = masks.repeat(height, axis=1).repeat(width, axis=2)
+    return masks[:, None] if config.data_format == "channels_first" else masks[..., None]

@@ -4,11 +4,11 @@ import numpy as np
 
 from keras_vit.checks import check_choice
 from keras_vit.explain.attention import attention, attention_rollout
-from keras_vit.explain.attribution import grad_cam, gradient_attention, legrad
+from keras_vit.explain.attribution import grad_cam, gradient_attention, legrad, occlusion
 from keras_vit.model.vit import ViT
 
 WITHOUT_CLASS = {"attention": attention, "rollout": attention_rollout}
-OF_A_CLASS = {"gradient-attention": gradient_attention, "legrad": legrad, "grad-cam": grad_cam}
+OF_A_CLASS = {"gradient-attention": gradient_attention, "legrad": legrad, "grad-cam": grad_cam, "occlusion": occlusion}
 METHODS = (*WITHOUT_CLASS, *OF_A_CLASS)
 
 
@@ -18,7 +18,7 @@ def heat_maps(model: ViT, images: np.ndarray, method: str, classes: int | np.nda
     Args:
         model: A `ViT` with a head.
         images: (B, H, W, C), normalised, as the model takes them.
-        method: `attention` (of the last block), `rollout`, `gradient-attention`, `legrad` or `grad-cam`.
+        method: `attention` (of the last block), `rollout`, `gradient-attention`, `legrad`, `grad-cam` or `occlusion`.
         classes: The class to explain, by index: one for all images, or (B,); None = the predicted ones. The first two methods
             know no class.
 

@@ -110,8 +110,9 @@ def facts(summaries, recipes):
     }
     packages = dict.fromkeys(name for summary in summaries for name in summary.get("versions", {}))
     rows |= {f"{name} version": [summary.get("versions", {}).get(name) for summary in summaries] for name in packages}
-    rows["date"] = [summary.get("date") for summary in summaries]
-    return [marked_row(name, ["–" if value is None else str(value) for value in values]) for name, values in rows.items()]
+    texts = {name: ["–" if value is None else str(value) for value in values] for name, values in rows.items()}
+    dates = [cell("date"), *(cell(summary.get("date", "–")) for summary in summaries)]  # it always differs
+    return [*(marked_row(name, values) for name, values in texts.items()), dates]
 
 
 def settings(all_settings):

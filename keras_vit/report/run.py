@@ -72,7 +72,6 @@ def content(run, outputs, attention):
     return {
         "title": run.path.resolve().name,
         "what": what(recipe, summary, outputs),
-        "notes": summary.get("data_notes", []),
         "missing": missing,
         "tiles": tiles(summary, rows, scores),
         "interval": METHOD.format(n=count_of(summary, scores)) if count_of(summary, scores) else "",
@@ -126,7 +125,8 @@ def what(recipe, summary, outputs):
     """What was trained on what, in two sentences."""
     model = recipe.model
     size, patch = (" × ".join(map(str, getattr(model, name))) for name in ("image_size", "patch_size"))
-    shape = f"images of {size} pixels, patches of {patch}, width {model.width}, {model.depth} blocks of {model.num_heads} heads"
+    blocks = f"{model.depth} block{'s' * (model.depth > 1)} of {model.num_heads} head{'s' * (model.num_heads > 1)}"
+    shape = f"images of {size} pixels, patches of {patch}, width {model.width}, {blocks}"
     cost = f"{summary['parameters']:,} parameters, {summary['flops'] / 1e6:,.1f} million FLOPs an image" if summary else ""
     origin = f"Fine-tuned ({recipe.finetune.method}) from {recipe.finetune.checkpoint}" if recipe.finetune.checkpoint else "Trained"
     images = ", ".join(f"{count:,} {name}" for name, count in summary.get("images", {}).items())
@@ -331,6 +331,7 @@ def machine_rows(run, recipe, summary):
             "versions": ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items()),
             "commit of keras_vit": summary.get("commit") or "not known",
             "data": summary.get("data"),
+            "about the data": "; ".join(summary.get("data_notes", [])) or None,
             "fingerprint of the data": summary.get("fingerprint"),
             "date": summary.get("date"),
             "started by": summary.get("command"),

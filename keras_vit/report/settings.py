@@ -1,19 +1,26 @@
 """The settings of a run beside those of the recipe that it was made from, and the command that repeats it."""
 
+import functools
 import shlex
 
-from keras_vit.recipes.parse import flatten, load_recipe, recipe_names
+from keras_vit.recipes.parse import CLASSES, flatten, load_recipe, recipe_names
 from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.folder import RunFolder
 
 RESOLVED = ("auto", "none", None, [])  # values of a recipe that data, machine or a later extension may replace
-DECIDED = ("data", "data_dir", "labels", "model.num_classes", "train.monitor", "train.loss", "train.precision", "train.extensions")
+DECIDED = ("data", "data_dir", "labels", CLASSES, "train.monitor", "train.loss", "train.precision", "train.extensions")
 FROM_CHECKPOINT = "photos"  # the recipe of `keras-vit finetune` without --recipe
 
 
 def settings_of(recipe: Recipe) -> dict:
     """Every setting by its full name, {"model.depth": 4, ...}."""
     return flatten(recipe.to_dict(), "")
+
+
+@functools.cache
+def named_settings(name: str) -> dict:
+    """Every setting of a recipe of this package; not to be changed."""
+    return settings_of(load_recipe(name))
 
 
 def named_recipe(recipe: Recipe, command: str = "") -> str:
@@ -31,7 +38,7 @@ def named_recipe(recipe: Recipe, command: str = "") -> str:
     ours = settings_of(recipe)
 
     def distance(name):
-        theirs = settings_of(load_recipe(name))
+        theirs = named_settings(name)
         return sum(ours[setting] != theirs[setting] for setting in ours if setting not in DECIDED)
 
     return min(names, key=distance)
@@ -43,9 +50,9 @@ def stated_recipe(command):
         words = shlex.split(command)
     except ValueError:  # an open quote
         return None
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for place, word in enumerate(words):
         if word == "--recipe":
-            return following
+            return "".join(words[place + 1 : place + 2])
         if word.startswith("--recipe="):
             return word.removeprefix("--recipe=")
     return None
@@ -58,11 +65,11 @@ def compared_settings(recipe: Recipe, name: str) -> list[dict]:
         A dictionary for each setting with its `name`, `value`, `named` (the named recipe's value) and `differs`: whether somebody
         changed it, and not only the data or the machine decided it.
     """
-    ours, theirs = settings_of(recipe), settings_of(load_recipe(name))
+    ours, theirs = settings_of(recipe), named_settings(name)
     rows = []
     for setting, value in ours.items():
-        named = theirs.get(setting)
-        decided = setting in DECIDED and (setting == "model.num_classes" or named in RESOLVED)
+        named = value if setting == CLASSES else theirs.get(setting)  # the data alone decides the number of classes
+        decided = setting in DECIDED and named in RESOLVED
         rows.append({"name": setting, "value": value, "named": named, "differs": value != named and not decided})
     return rows
 

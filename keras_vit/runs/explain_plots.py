@@ -16,6 +16,7 @@ from keras_vit.runs.plots import COLORS, add_title, displayable, legible, save, 
 HEAT = "inferno"  # its lightness rises evenly: it reads without colours too
 STRENGTH = 0.6  # of the heat over the image
 CELL = 1.5  # inches
+SIDE = 96  # pixels of a small image that is drawn larger
 
 
 def overlay(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
@@ -36,6 +37,12 @@ def overlay(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
     return np.round(255 * ((1 - STRENGTH) * grey + STRENGTH * heat)).astype(np.uint8)
 
 
+def enlarged(images: np.ndarray) -> np.ndarray:
+    """Small images with pixels as squares, about 96 a side: a heat map is smooth over them. (B, H, W, C) -> (B, n H, n W, C)."""
+    factor = max(1, SIDE // max(images.shape[1:3]))
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
 def heat_picture(
     images: np.ndarray,
     maps: dict[str, np.ndarray],
@@ -53,6 +60,7 @@ def heat_picture(
         path: The PNG file to write.
         title: Above the picture.
     """
+    images = enlarged(images)
     panels = {"image": displayable(images), **{name: overlay(images, each) for name, each in maps.items()}}
     height = CELL * images.shape[1] / images.shape[2] + 0.35
     figure = Figure(figsize=(CELL * 1.12 * len(panels) + 0.2, height * len(images) + 0.7), layout="constrained")
@@ -84,7 +92,8 @@ def head_picture(image: np.ndarray, maps: np.ndarray, path: str | os.PathLike, *
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     grid = figure.subplots(depth, heads, squeeze=False)
     figure.suptitle(legible(title), size=11, parse_math=False)
-    pictures = overlay(np.broadcast_to(image, (depth * heads, *image.shape)), maps.reshape(depth * heads, *maps.shape[2:]))
+    image = enlarged(image[None])
+    pictures = overlay(image.repeat(depth * heads, axis=0), maps.reshape(depth * heads, *maps.shape[2:]))
     for index, picture in enumerate(pictures):
         block, head = divmod(index, heads)
         show(grid[block, head], picture)
@@ -137,6 +146,7 @@ def filter_picture(filters: np.ndarray, path: str | os.PathLike, *, title: str =
     for index, axes in enumerate(grid.flat):
         if index < count:
             show(axes, pictures[index])
+            axes.spines[:].set(visible=True, color="#cccccc", linewidth=0.6)
             axes.set_title(str(index + 1), size=7, pad=2)
         else:
             axes.set_axis_off()

@@ -264,7 +264,9 @@ def reliability_figure(calibration: Calibration, title: str = "") -> Figure:
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy (%)")
     add_title(upper, title)
     error = f"ECE = {100 * calibration.error:.2f}%, {len(count)} bins, {count.sum():,} images"
-    upper.legend(loc="upper left", frameon=False, fontsize=9, title=error, title_fontsize=10, alignment="left")
+    # Above the axes: within them it would lie on the bars of a model that is not sure enough.
+    style = {"frameon": False, "fontsize": 9, "title_fontsize": 10, "alignment": "left"}
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside upper left", title=error, **style)
     lower.bar(left, count[filled] / count.sum(), width, align="edge", color=GREY, edgecolor="white", linewidth=0.8)
     lower.set(xlabel="confidence (%)", ylabel="images (%)")
     for axis in (upper.yaxis, lower.yaxis, lower.xaxis):

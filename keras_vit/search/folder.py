@@ -5,6 +5,7 @@ recipe.yaml            everything that is not searched
 oracle.json            the state of the search, and oracle.previous.json the state before it
 trial-0/ ...           recipe.yaml, run/ (a run folder), result.json or failure.txt, log.txt
 report.html            the whole search on a page
+front.png              what accuracy costs, once the search has ended
 best.yaml  front/      the recipe of the best trial, and of each trial on the Pareto front
 retrain.json retrain/  the best trials, trained again
 .lock                  the process that searches
@@ -19,7 +20,7 @@ from keras_vit.files import read_json_or_none, remove_abandoned, write_text
 from keras_vit.locks import LOCK, Lock
 
 DATA, JAX_CACHE = ".images", ".jax-cache"  # while the search runs: the images as the trials read them, compiled code
-FILES = ("oracle.json", "oracle.previous.json", "report.html", "best.yaml", "retrain.json")
+FILES = ("oracle.json", "oracle.previous.json", "report.html", "front.png", "best.yaml", "retrain.json")
 FOLDERS = ("front", "retrain", DATA, JAX_CACHE)
 
 

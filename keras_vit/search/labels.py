@@ -24,6 +24,8 @@ LABELS = {  # of metrics, in the order of the leaderboard's columns
     "epoch": "epoch",
     "val_loss": "validation loss",
 }
+# Hyperparameters whose names are no words.
+AXES = {"num_heads": "heads", "head_dim": "width of a head", "mlp_ratio": "MLP ratio", "drop_path": "stochastic depth"}
 # Settings of a search, as its page names them.
 SETTINGS = {
     "method": "how trials are chosen",
@@ -41,9 +43,9 @@ RECALL = "val_recall:"  # and the name of a class
 
 def label(name):
     """A metric or a hyperparameter in plain words."""
-    return (
-        f"validation recall of {name.removeprefix(RECALL)}" if name.startswith(RECALL) else LABELS.get(name, name.replace("_", " "))
-    )
+    if name.startswith(RECALL):
+        return f"validation recall of {name.removeprefix(RECALL)}"
+    return LABELS.get(name) or AXES.get(name) or name.replace("_", " ")
 
 
 def words(name):

@@ -20,7 +20,7 @@ from keras_vit.search.pareto import front, metric, number, signs, smallest_withi
 NEEDED = ("settings", "axes", "trials", "now", "remaining", "finished")
 COSTS = ("latency_ms", "params", "flops")  # drawn against accuracy, objectives or not
 STATUSES = ("COMPLETED", "RUNNING", "FAILED")
-TITLE = ((" on", "data"), (", method", "method"))
+TITLE = ((" on ", "data"), (", ", "method"))  # what stands before each setting in the title
 LEAST_R2 = 0.1  # a forest that explains less of the variance says nothing about importance
 
 
@@ -64,7 +64,7 @@ def content(search):
     trials = done + sorted(rest, key=lambda trial: STATUSES.index(trial["status"]))  # best first, failed ones last
     costs = [cost for cost in dict.fromkeys([*COSTS, *objectives]) if cost != goal]
     return {
-        "title": "Search" + "".join(f"{words} {settings[name]}" for words, name in TITLE if settings.get(name)),
+        "title": "Search" + "".join(f"{before}{settings[name]}" for before, name in TITLE if settings.get(name)),
         "goal": label(goal),
         "objectives": ", ".join(map(label, objectives)),
         "now": search["now"],

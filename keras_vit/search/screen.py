@@ -7,6 +7,7 @@ import time
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from keras_vit.search.front_plot import draw_front
 from keras_vit.search.outcome import describe, short, write_hparams, write_recipes
 from keras_vit.search.report import write_report
 from keras_vit.search.trial import scheduled
@@ -122,6 +123,9 @@ class Screen(Lines):
         search = describe(self.oracle, self.folder, self.settings, self.total, finished)
         write_report({**search, "retrained": list(retrained)}, self.folder / "report.html")
         write_recipes(search, self.folder, self.recipe_of)
+        if finished:
+            title = f"{len(search['trials'])} trials on {self.settings['data']}"
+            draw_front(search["trials"], dict(self.oracle.objectives), self.folder / "front.png", title=title)
         self.reported, self.finished = time.monotonic(), finished
 
     def recipe_of(self, trial_id):

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_vit import features
 from keras_vit.explain.attention import attention, attention_distance, attention_maps, attention_rollout
-from keras_vit.explain.attribution import attention_gradients, grad_cam, gradient_attention, legrad
+from keras_vit.explain.attribution import attention_gradients, grad_cam, gradient_attention, legrad, occlusion
 from keras_vit.explain.forward import run, see
 from keras_vit.explain.methods import METHODS, heat_maps
 
@@ -144,6 +144,18 @@ def test_grad_cam_weighs_channels_by_their_mean_gradient():
     tokens = see(model, images).tokens[1]  # (B, 12, D)
     head = ops.convert_to_numpy(model.get_layer("head").kernel)[:, 2]
     np.testing.assert_allclose(grad_cam(model, images, 2), np.maximum(tokens @ head / 12, 0).reshape(3, 4, 3), atol=TOLERANCE)
+
+
+def test_occlusion_is_the_fall_of_the_logit():
+    model = make_model("conv")  # the channels first, patches of 4 x 4 pixels
+    images = images_of(model, 2)
+    blank = images.copy()
+    blank[:, :, 4:8, 8:12] = 0
+    fall = (predict(model, images) - predict(model, blank))[:, 5]
+    found = occlusion(model, images, 5)
+    assert found.shape == (2, 4, 6)
+    np.testing.assert_allclose(found[:, 1, 2], np.maximum(fall, 0), atol=TOLERANCE)
+    assert (found > 1e-4).sum() > 12
 
 
 def test_even_attention_has_the_mean_distance_of_the_grid():

@@ -313,6 +313,42 @@ def test_command_compares(command, make_run, tmp_path):
     assert "seed" in output
     assert "both.png" in output
     assert size(tmp_path / "both.png") == (2100, 1125)
+    assert "2 runs side by side" in (tmp_path / "both.html").read_text(encoding="utf-8")
+
+
+def test_a_page_may_name_the_comparison(command, make_run, tmp_path):
+    code, _, _ = command(make_run("a").path, make_run("b", seed=1).path, "--out", tmp_path / "pair.html")
+    assert not code
+    assert size(tmp_path / "pair.png") == (2100, 1125)
+    assert "<h1>2 runs side by side" in (tmp_path / "pair.html").read_text(encoding="utf-8")
+
+
+def test_command_writes_the_report(command, make_run):
+    run = make_run()
+    code, output, _ = command(run.path)
+    assert not code
+    assert f"written: {run.path / 'report.html'}\n" in output
+    accuracy = json.loads((run.path / "evaluation-test.json").read_text(encoding="utf-8"))["accuracy"]
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert f"<dt>test accuracy</dt><dd>{accuracy:.2%}</dd>" in page
+    assert "n = 359 test images" in page
+    assert "attention on test image" in page
+    (run.path / "report.html").unlink()
+    for arguments in (["--split", "validation"], ["--merge-tokens", "1"]):  # another model, or other images
+        assert not command(run.path, *arguments)[0]
+    assert not (run.path / "report.html").exists()
+
+
+def test_a_run_without_weights_has_a_report_and_an_error(command, make_run):
+    run = make_run(trained=False)
+    code, output, errors = command(run.path)
+    assert code == 2
+    assert errors == f"error: run: received {str(run.path)!r}, which has no best.keras; allowed: a run with a validated epoch\n"
+    assert output == f"written: {run.path / 'report.html'}, without results on the test images\n"
+    assert "no epoch is done yet" in (run.path / "report.html").read_text(encoding="utf-8")
+    (run.path / "report.html").unlink()
+    assert command(run.path, "--batch-size", "0")[2] == "error: batch_size: received 0; allowed: an integer of at least 1\n"
+    assert not (run.path / "report.html").exists()
 
 
 @pytest.mark.parametrize(

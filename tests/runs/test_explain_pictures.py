@@ -83,7 +83,7 @@ def test_a_class_is_named(run, photo, tmp_path):
     with np.load(tmp_path / "three.npz") as three, np.load(tmp_path / "seven.npz") as seven:
         assert [*three] == ["images", "names", "labels", "legrad"]
         assert abs(three["legrad"] - seven["legrad"]).max() > 1e-4
-        assert three["labels"][0].startswith("3 ")
+        assert three["labels"][0].startswith("3, ")
 
 
 def test_many_pictures_go_into_several_files_and_the_rest_is_said(run, tmp_path, capsys):

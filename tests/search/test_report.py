@@ -1,15 +1,16 @@
 import base64
 import copy
 import hashlib
-import html.parser
 import json
 import re
 
 import numpy as np
 import plotly.graph_objects
 import pytest
+from pages import Page
 from plotly.offline import get_plotlyjs
 
+from keras_vit.checks import visible
 from keras_vit.search import importance as forests
 from keras_vit.search import labels
 from keras_vit.search.importance import importance
@@ -20,53 +21,6 @@ WILD = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"q\" 'a' ünï 
 TIMES_NOISE = 10  # an axis that matters is that much more important than one that does not
 
 
-class Page(html.parser.HTMLParser):
-    """What a page holds: tags with attributes, scripts and styles, the texts, and the texts of the tables' cells."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.raw, self.tables, self.texts, self.open = [], [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.open.append("copy" if "title" in dict(attributes) else tag)
-        if tag in ("script", "style"):
-            self.raw.append((tag, dict(attributes), ""))
-        elif tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag):
-        while self.open and self.open.pop() not in (tag, "copy"):
-            pass
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("script", "style"):
-            tag, attributes, text = self.raw[-1]
-            self.raw[-1] = tag, attributes, text + data
-        elif self.open and self.open[-1] != "copy":
-            self.texts.append(data)
-            if {"td", "th"} & set(self.open):
-                self.tables[-1][-1][-1] += data
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-    @property
-    def figures(self):
-        return [json.loads(text) for tag, attributes, text in self.raw if attributes.get("type") == "application/json"]
-
-    def figure(self, title):
-        titles = [attributes["aria-label"] for _, attributes in self.tags if attributes.get("class") == "plot"]
-        return self.figures[titles.index(title)]
-
-
 AXES = [
     {"name": "patch_size", "kind": "choice", "log": False, "values": [2, 4, 8]},
     {"name": "depth", "kind": "int", "log": False, "values": [2, 3, 4, 5, 6, 7, 8]},
@@ -74,6 +28,11 @@ AXES = [
     {"name": "learning_rate", "kind": "float", "log": True, "values": [3e-4, 1e-2]},
     {"name": "augment", "kind": "float", "log": False, "values": [0.0, 1.0]},
 ]
+
+
+def words(axis):
+    """The name of an axis as the page shows it."""
+    return axis["name"].replace("_", " ")
 
 
 def make_trial(index, values, accuracy, epochs=3, **fields):
@@ -163,7 +122,7 @@ def test_nothing_is_requested(written, tmp_path):
     for word in ("http:", "https:", "//cdn", "@import", "url(", "fetch(", "XMLHttpRequest", "import("):
         assert word not in own
     assert "showSendToCloud: false" in own  # plotly.js 4 has a button that uploads the picture
-    # The browser holds the page to it: nothing loads, and only these two scripts run.
+    # The browser holds the page to it: nothing loads, and only these scripts run.
     policy = next(
         attributes["content"] for tag, attributes in page.tags if attributes.get("http-equiv") == "Content-Security-Policy"
     )
@@ -172,7 +131,7 @@ def test_nothing_is_requested(written, tmp_path):
     scripts = [text for tag, attributes, text in page.raw if tag == "script" and "type" not in attributes]
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     assert rules["script-src"].split() == [f"'sha256-{digest}'" for digest in digests]
-    assert len(digests) == 2
+    assert len(digests) == 3  # plotly.js, the search's own, every page's
 
 
 def test_markup_is_escaped(written):
@@ -189,14 +148,16 @@ def test_markup_is_escaped(written):
     page = written(wild)
     tags = [tag for tag, _ in page.tags]
     assert set(tags) == {tag for tag, _ in written(plain).tags}
-    assert tags.count("script") == 2 + len(page.figures)
+    assert tags.count("script") == 3 + len(page.figures)
     assert len(page.figures) == 8
     assert page.text.count("alert(1)") > 100
     board = next(table for table in page.tables if "status" in table[0])
-    assert board[0].count(WILD) == 2  # the metric and the axis
-    assert sorted(row[0] for row in board[1:]) == sorted(trial["id"] for trial in wild["trials"])
-    assert all(row[-1] == WILD for row in board[1:])
-    assert next(table for table in page.tables if "reason" in table[0])[1][1] == WILD
+    shown = visible(WILD)  # its line separator would be obeyed
+    assert shown != WILD
+    assert board[0].count(shown) == 2  # the metric and the axis
+    assert sorted(row[0] for row in board[1:]) == sorted(visible(trial["id"]) for trial in wild["trials"])
+    assert all(row[-1] == shown for row in board[1:])
+    assert next(table for table in page.tables if "reason" in table[0])[1][1] == shown
     for figure in page.figures:  # plotly.js draws some tags: none of them may come from the search
         texts = re.findall(r"<[^>]*>", json.dumps(figure, ensure_ascii=False))
         assert set(texts) <= {"<br>"}
@@ -208,14 +169,14 @@ def test_leaderboard_has_a_row_for_each_trial(written):
     page = written(search)
     board = next(table for table in page.tables if "status" in table[0])
     names, rows = board[0], [dict(zip(board[0], row, strict=True)) for row in board[1:]]
-    assert {"validation accuracy", "parameters", "latency (ms)", "epochs", *(axis["name"] for axis in AXES)} <= set(names)
+    assert {"validation accuracy", "parameters", "latency (ms)", "epochs", *(words(axis) for axis in AXES)} <= set(names)
     done = [trial for trial in search["trials"] if trial["status"] == "COMPLETED"]
     expected = [trial["id"] for trial in sorted(done, key=lambda trial: -trial["metrics"]["val_accuracy"])]
     assert [row["trial"] for row in rows] == [*expected, "005", "003", "017"]
     for row in rows:
         trial = search["trials"][int(row["trial"])]
         assert row["command"] == trial["command"]
-        assert row["patch_size"] == str(trial["values"]["patch_size"])
+        assert row["patch size"] == str(trial["values"]["patch_size"])
         assert row["validation accuracy"] == (f"{trial['metrics']['val_accuracy']:.2%}" if trial["metrics"] else "–")
     found = {row["trial"] for row in rows if row["status"] == "completed, front"}
     assert found == {trial["id"] for trial in front(search["trials"], search["settings"]["objectives"])}
@@ -227,11 +188,11 @@ def test_heading_says_how_far_the_search_is(written):
     search = make_search(9, failures=(3, 7))
     best = max((trial for trial in search["trials"] if trial["metrics"]), key=lambda trial: trial["metrics"]["val_accuracy"])
     text = written(search).text
-    assert "Search bayesian cifar10 done 7 running 0 failed 2 left 5" in text
+    assert "Search on cifar10, bayesian done 7 running 0 failed 2 left 5" in text
     assert f"best validation accuracy {best['metrics']['val_accuracy']:.2%} Running, as of 2026-11-22T01:00:00" in text
     assert re.search(f"Best[^.]* trial {best['id']}, validation accuracy", text)
     assert re.search("Smallest within 1 point of the best trial|smallest within 1 point of it trial", text, re.I)
-    assert "budget kind: epochs, amount: 3" in text
+    assert "length of a trial 3 epochs" in text
     text = written(search | {"finished": True, "remaining": None}).text
     assert "left unknown" in text
     assert "Finished." in text
@@ -250,7 +211,7 @@ def test_front_picture_is_the_front(written):
         assert len(others["x"]) + len(line["x"]) == 38
         assert figure["layout"]["xaxis"].get("type") == (None if name == "latency_ms" else "log")
         assert line["hovertext"][0].startswith(f"trial {expected[0]['id']}<br>validation accuracy")
-        assert f"<br>patch_size {expected[0]['values']['patch_size']}<br>" in line["hovertext"][0]
+        assert f"<br>patch size {expected[0]['values']['patch_size']}<br>" in line["hovertext"][0]
 
 
 def test_learning_curves_join_a_trial_to_the_one_it_continues(written):
@@ -277,8 +238,8 @@ def test_learning_curves_join_a_trial_to_the_one_it_continues(written):
 
 def test_parallel_coordinates_place_values(written):
     search = make_search(40, failures=(3,))
-    figure = written(search).figure("Parallel coordinates")
-    assert figure["layout"]["xaxis"]["ticktext"] == [*(axis["name"] for axis in AXES), "val_accuracy"]
+    figure = written(search).figure("Settings and result of each trial")
+    assert figure["layout"]["xaxis"]["ticktext"] == [*map(words, AXES), "validation accuracy"]
     done = {trial["id"]: trial for trial in search["trials"] if trial["status"] == "COMPLETED"}
     best = max(trial["metrics"]["val_accuracy"] for trial in done.values())
     worst = min(trial["metrics"]["val_accuracy"] for trial in done.values())
@@ -354,7 +315,7 @@ def test_importance_is_stated_with_its_method(written):
     _, r2 = importance(make_search(60)["trials"], AXES)
     assert f"On 60 trials the forest has R² = {r2:.2f}" in page.text
     assert "permutation importance (scikit-learn) of a random forest of 32 trees, cross-validated in 5 folds 3 times" in page.text
-    assert page.figure("Importance of each hyperparameter")["data"][0]["y"][-1] == "patch_size"
+    assert page.figure("Importance of each setting")["data"][0]["y"][-1] == "patch size"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +334,7 @@ def test_importance_says_why_there_is_none(written, search, reason):
     assert reason in page.text
     assert "permutation importance (scikit-learn)" in page.text
     with pytest.raises(ValueError, match="not in list"):
-        page.figure("Importance of each hyperparameter")
+        page.figure("Importance of each setting")
 
 
 def test_a_search_without_results(written):
@@ -393,7 +354,7 @@ def test_a_search_without_results(written):
 def test_one_trial(written):
     page = written(make_search(1))
     assert len(page.figures) == 6
-    assert "1 of 1 trials are on the front" in page.text
+    assert "The line joins 1 of 1 trials: no other trial is better in both" in page.text
 
 
 def test_odd_numbers_are_left_out(written):
@@ -426,7 +387,7 @@ def test_another_objective_ranks(written):
     )
     orders = [[row[0] for row in next(t for t in page.tables if "status" in t[0])[1:]] for page in (by_accuracy, by_loss)]
     assert orders[0] == orders[1]
-    assert by_loss.figure("Val_loss over epoch")
+    assert by_loss.figure("Validation loss over epoch")
     assert "Smallest within" not in by_loss.text
 
 
@@ -477,3 +438,14 @@ def test_a_damaged_search_is_named_and_the_old_page_kept(tmp_path, change, messa
 )
 def test_show(name, value, text):
     assert labels.show(name, value) == text
+
+
+def test_words_are_plain(written):
+    """No name of a field in the texts, and a front is that of all objectives and nothing else."""
+    search = make_search(40, failures=(3, 17))
+    page = written(search)
+    for text in [page.text, *map(json.dumps, page.figures)]:
+        assert re.findall(r"\b[a-z]+_[a-z_]+", re.sub("keras_vit|error_x|trial-[^ ]+", "", text)) == []
+    on_front = front(search["trials"], search["settings"]["objectives"])
+    assert page.text.count("front") == 1 + len(on_front)  # where it is explained, and at each of its trials
+    assert not any("front" in json.dumps(figure) for figure in page.figures)
