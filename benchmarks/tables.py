@@ -214,6 +214,24 @@ def fuzz():
     return table(["", *ends, *memory], rows)
 
 
+def serving():
+    """What is left of a model's rate behind HTTP, and how long requests take."""
+    rows = [
+        (
+            ", ".join(WORDS.get(word, word.capitalize()) for word in row["platform"].split("_")),
+            row["images_a_request"],
+            row["clients"],
+            f"{row['rate']:,.0f}",
+            f"{row['rate'] / row['own_rate']:.0%}",
+            f"{row['p50_ms']:.1f} ms",
+            f"{row['p99_ms']:.1f} ms",
+            row["errors"],
+        )
+        for row in record("serving")["rows"]
+    ]
+    return table(["", "images a request", "clients", "images/s", "of the own rate", "p50", "p99", "errors"], rows)
+
+
 def faithfulness(name="faithfulness"):
     """Deletion and insertion of each method beside random orders of the patches."""
     rows, others = [], "quantus" in record(name)["rows"][0]
@@ -229,6 +247,7 @@ def faithfulness(name="faithfulness"):
 
 
 TABLES = {
+    "serving": serving,
     "training": training,
     "depth": depth,
     "pipeline": pipeline,

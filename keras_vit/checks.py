@@ -244,3 +244,12 @@ def check_choice(name, value, allowed):
     # Types must match too: 1 == True, but a flag does not take 1.
     if not any(isinstance(value, type(choice)) and value == choice for choice in allowed):
         raise ValueError(f"{name}: received {shown(value)}; allowed: {', '.join(str(a) for a in allowed)}")
+
+
+def check_unused(options, names, where):
+    """Raises a ValueError if one of the named options of a command, which have no effect there, is given."""
+    for name in names:
+        value = getattr(options, name)
+        if value not in (None, False):
+            received = "true" if value is True else value
+            raise ValueError(f"--{name.replace('_', '-')}: received {received}; allowed {where}: none")

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
+from keras_vit.checks import check_unused
 from keras_vit.data.dataset import short_name
 from keras_vit.machine import machine
 from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
@@ -231,13 +232,16 @@ def program(command: str) -> str:
     return f"python {name}" if name.suffix == ".py" else f"{name.stem} {command}"
 
 
-def check_unused(options, names, where):
-    """Raises a ValueError if one of the named options, which have no effect there, is given."""
-    for name in names:
-        value = getattr(options, name)
-        if value not in (None, False):
-            received = "true" if value is True else value
-            raise ValueError(f"--{name.replace('_', '-')}: received {received}; allowed {where}: none")
+def add_model(parser: Parser) -> None:
+    """The argument MODEL, and what a .keras file does not say of itself, for `open_classifier`."""
+    parser.add_argument("model", metavar="MODEL", help="A run folder, the folder of an export, or a .keras file.")
+    parser.add_argument("--multi-label", action="store_true", help="A .keras file was trained with several labels an image.")
+    parser.add_argument(
+        "--center-crop", metavar="X", type=float, help="Share of each side that the model sees. Default: the model's."
+    )
+    parser.add_argument("--mean", metavar="X", type=float, nargs="+", help="Mean of pixels scaled to 0..1. Default: the model's.")
+    parser.add_argument("--std", metavar="X", type=float, nargs="+", help="Deviation of such pixels. Default: the model's.")
+    parser.add_argument("--class-names", metavar="NAME", nargs="+", help="The classes by index. Default: the model's.")
 
 
 def start(name, settings):

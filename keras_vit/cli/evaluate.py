@@ -10,8 +10,8 @@ Numbers and pictures of one run are written into its folder, for its own test im
 
 from pathlib import Path
 
-from keras_vit.checks import check_choice
-from keras_vit.cli.command import Parser, check_unused
+from keras_vit.checks import check_choice, check_unused
+from keras_vit.cli.command import Parser
 from keras_vit.report.comparison import write_comparison_report
 from keras_vit.report.run import write_run_report
 from keras_vit.runs.comparison import comparison_table, run_names

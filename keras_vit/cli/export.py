@@ -15,7 +15,8 @@ import signal
 import sys
 from pathlib import Path
 
-from keras_vit.cli.command import Parser, check_unused
+from keras_vit.checks import check_unused
+from keras_vit.cli.command import Parser
 from keras_vit.export.compare import compare_exports, comparison_table
 from keras_vit.export.export import export_model
 from keras_vit.export.formats import EVERY, FORMATS, INPUTS, PRECISIONS

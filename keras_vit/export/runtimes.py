@@ -8,6 +8,7 @@ As a script this file imports NumPy and a runtime, nothing of this library or Ke
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -294,6 +295,7 @@ LOADERS = {
 
 
 def main(format, folder, threads):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which may still need answers before it ends this
     if format != "keras":
         sys.modules["keras"] = None  # blocks imports of Keras, such as by TensorFlow: the artifact has to work without it
 

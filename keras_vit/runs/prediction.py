@@ -57,6 +57,8 @@ class Classifier:
         batch_size: The only B that it takes; None = any.
         multi_label: Whether an image may have any number of classes.
         center_crop: Share of a picture's height and width that the model sees.
+        platform: What computes the logits, such as keras_torch or onnx.
+        compiled: Whether each B costs a compilation, so that few of them should be used.
     """
 
     shape: tuple[int, int, int]
@@ -65,6 +67,8 @@ class Classifier:
     batch_size: int | None = None
     multi_label: bool = False
     center_crop: float = 1.0
+    platform: str = "keras"
+    compiled: bool = False
 
 
 def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=False, center_crop=1.0) -> Classifier:
@@ -88,7 +92,10 @@ def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=Fals
         finally:
             model.jit_compile = before
 
-    return Classifier((*config.image_size, config.channels), names, logits, multi_label=multi_label, center_crop=center_crop)
+    seen = {"multi_label": multi_label, "center_crop": center_crop}
+    backend = keras.backend.backend()
+    where = {"platform": f"keras_{backend}", "compiled": backend == "jax"}
+    return Classifier((*config.image_size, config.channels), names, logits, **seen, **where)
 
 
 def model_input(model: ViT, images: np.ndarray, mean, std) -> np.ndarray:

@@ -8,7 +8,9 @@ from keras_vit.files import read_json
 from keras_vit.weights.checkpoint import wrong
 from keras_vit.weights.tensors import PICKLES, pickled
 
+RUN_FILES = ["summary.json", "recipe.yaml", "best.keras"]  # of a run, as `keras-vit publish` uploads it
 HUB_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+HUB_FILES += RUN_FILES[:1]
 SUFFIXES = {".npz": "jax", ".keras": "keras", ".safetensors": "timm"}
 
 
@@ -33,7 +35,10 @@ def find(path: str | os.PathLike) -> Path:
     except ImportError:
         raise ValueError(f"{absent}; a download from the Hugging Face hub needs: pip install huggingface_hub") from None
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        if (folder / RUN_FILES[0]).is_file() and not (folder / "config.json").is_file():  # a model that no other library holds
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=RUN_FILES))
+        return folder
     except Exception as error:  # from any package that huggingface_hub uses
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{absent} and cannot be downloaded from the Hugging Face hub ({reason})") from None

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from keras_vit.cli import predict
+from keras_vit.export import classifier
 from keras_vit.export.runtimes import Worker
 
 
@@ -25,5 +25,5 @@ def runtime_here(monkeypatch):
         def predict(self, images, folder):
             return self.run(images)
 
-    monkeypatch.setattr(predict, "Runtime", Here)
+    monkeypatch.setattr(classifier, "Runtime", Here)
     monkeypatch.setattr(sys, "path", [*sys.path])  # the loader adds to it

@@ -14,8 +14,9 @@ from helpers import error_line, logits
 from PIL import Image
 
 import keras_vit
-from keras_vit.cli.predict import main, open_classifier, parse_options
+from keras_vit.cli.predict import main, parse_options
 from keras_vit.data.dataset import load_data
+from keras_vit.export.classifier import open_classifier
 from keras_vit.export.report import describe
 from keras_vit.files import write_json
 from keras_vit.images import normalize
