@@ -7,7 +7,7 @@ from keras_vit import PROBLEM
 from keras_vit.checks import unknown
 from keras_vit.processes import run_command
 
-COMMANDS = ("train", "finetune", "evaluate", "predict", "explain", "export", "search", "parity", "doctor")
+COMMANDS = ("train", "finetune", "evaluate", "predict", "explain", "demo", "export", "search", "parity", "doctor")
 WELCOME = """\
 keras-vit train                                      a Vision Transformer on CIFAR-10, in minutes
 keras-vit train --data folder:PHOTOS                 on your own images, a folder for each class
@@ -16,6 +16,7 @@ keras-vit search --data folder:PHOTOS                which patch size, depth and
 keras-vit evaluate RUN                               accuracy, calibration, every class; two runs are compared
 keras-vit predict RUN photo.jpg folder/              what is on your pictures; --html makes a page
 keras-vit explain RUN photo.jpg                      where the model looks, and what it has learned
+keras-vit demo RUN                                   a page in the browser: drop a picture, see its classes
 keras-vit export RUN --format onnx                   or tf_saved_model, litert, openvino, torch: verified
 
 Also keras-vit parity: the same numbers under every backend? And keras-vit doctor: which devices and processes work together?
