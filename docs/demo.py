@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-COLORS = 128  # of the PNG, which is smaller then
+COLORS = 256  # of the PNG, which is smaller then
 COMMAND = [sys.executable, "-m", "keras_vit.cli", "demo", sys.argv[1], "--port", "0"]
 
 
@@ -25,7 +25,7 @@ def main():
             browser = library.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page(viewport={"width": 1100, "height": 700})
             page.goto(address)
-            page.locator(".gallery-item, .gallery button").first.click()
+            page.locator(".gallery-item").first.click()
             page.locator(".seen img").wait_for()
             page.wait_for_timeout(1000)  # bars grow
             content = page.screenshot(full_page=True)

@@ -10,6 +10,7 @@ Pictures are deleted after ten minutes, and when the page ends.
 """
 
 import contextlib
+import functools
 import signal
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def main(arguments):
 
 
 def page_of(runs, options, folder, console):
-    """The Gradio page of some runs, whose models have run once: the first visitor waits for no compilation."""
+    """Makes the page of some runs. Their models have run once: the first visitor waits for no compilation."""
     from keras_vit.demo.answers import Viewer
     from keras_vit.demo.examples import write_examples
     from keras_vit.demo.page import build
@@ -75,4 +76,4 @@ def page_of(runs, options, folder, console):
     if options.host not in LOOPBACK:
         console.print(f"{options.host}: whoever reaches this address can use the page")
     title = visible(options.title) if options.title else " and ".join(viewer.name for viewer in viewers)
-    return build(viewers, title, examples, notes)
+    return functools.partial(build, viewers, title, examples, notes)

@@ -21,6 +21,9 @@ footer { display: none !important; }
 .notes, .notes p { font-size: .9rem; }
 .run-name h2 { margin: 0; font-size: 1.15rem; overflow-wrap: anywhere; }
 #title h1 { margin: .2em 0; font-size: 1.5rem; overflow-wrap: anywhere; }
+.html-container { padding: 0 !important; }
+.classes h2, .classes dt { min-width: 0; overflow-wrap: anywhere; }
+.classes dd { flex: none; padding-left: .5em; }
 #picture img, .seen img { width: 100%; object-fit: contain; }
 """
 
@@ -31,25 +34,25 @@ def build(viewers: list[Viewer], title: str, examples: list[Path], notes: list[s
     Args:
         viewers: A `Viewer` a run.
         title: Of the page.
-        examples: Picture files to choose from.
+        examples: Picture files to choose from, in the folder of `workspace`.
         notes: Lines below the title.
     """
     depth = max(viewer.depth for viewer in viewers)
     names = [*dict.fromkeys(name for viewer in viewers for name in viewer.class_names)]
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as page:
-        gr.HTML(f"<h1>{escape(title)}</h1>{lines(notes)}", elem_id="title")
+        gr.HTML(f"<h1>{escape(title)}</h1>{lines(notes)}", elem_id="title", padding=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 picture = picture_field()
-                message = gr.HTML(lines([HINT]), elem_id="message")
+                message = gr.HTML(lines([HINT]), elem_id="message", padding=False)
                 method = gr.Dropdown([*METHODS], value=METHODS[0], label="Where it looks, by", elem_id="method")
-                blocks = [("the last one", LAST), *((f"block {index}", index) for index in range(depth))]
+                blocks = [("the last block", LAST), *((f"block {index}", index) for index in range(depth))]
                 block = gr.Dropdown(blocks, value=LAST, label="Attention of", elem_id="block")
                 classes = [("the predicted class", PREDICTED), *((name, name) for name in names if name != PREDICTED)]
                 explained = gr.Dropdown(classes, value=PREDICTED, label="What speaks for", visible=False, elem_id="class")
                 if examples:
-                    gr.Examples([[str(path)] for path in examples], [picture], label="Test images", examples_per_page=len(examples))
-            shown = [result(viewer) for viewer in viewers]
+                    offer(examples, picture)
+            shown = [result("" if viewer.name == title else viewer.name) for viewer in viewers]
         choices = [picture, method, block, explained]
         gr.on(
             [each.change for each in choices],
@@ -67,7 +70,10 @@ def build(viewers: list[Viewer], title: str, examples: list[Path], notes: list[s
 
 
 def picture_field():
-    """The field for a picture. It gives the path of the file as it was uploaded: Gradio itself would decode and convert it."""
+    """The field for a picture. It gives the path of the file as it was uploaded: Gradio itself would decode and convert it.
+
+    No event may return `gr.update` for this field: Gradio would go on with a new field, without these checks.
+    """
     camera = gr.WebcamOptions(mirror=False)
     field = gr.Image(type="filepath", label="Picture", webcam_options=camera, buttons=[], height=300, elem_id="picture")
     folder = Path(field.GRADIO_CACHE).resolve()
@@ -87,16 +93,30 @@ def picture_field():
     return field
 
 
-def result(viewer):
-    """What is shown of one run: its classes, its picture and its notes."""
+def offer(examples, picture):
+    """Pictures to click on."""
+    picture.keep_in_cache.update(str(path.resolve()) for path in examples)
+    pictures = gr.Dataset(
+        components=[gr.Image(type="filepath", render=False)],
+        samples=[[str(path)] for path in examples],
+        label="Test images", type="index", samples_per_page=len(examples), elem_id="examples",
+    )  # fmt: skip
+    pictures.click(
+        lambda index: str(examples[index]), pictures, picture, queue=False, show_progress="hidden", api_visibility="private"
+    )
+
+
+def result(name):
+    """What is shown of one run: its name, its classes, its picture and its notes."""
     with gr.Column(scale=3, min_width=300):
-        gr.HTML(f"<h2>{escape(viewer.name)}</h2>", elem_classes="run-name")
+        if name:
+            gr.HTML(f"<h2>{escape(name)}</h2>", elem_classes="run-name", padding=False)
         classes = gr.Label(num_top_classes=TOP, label="Likeliest classes", elem_classes="classes")
         seen = gr.Image(
             label="Where it looks: black least, yellow most",
             interactive=False, format="png", buttons=["download", "fullscreen"], elem_classes="seen",
         )  # fmt: skip
-        notes = gr.HTML("", elem_classes="notes")
+        notes = gr.HTML("", elem_classes="notes", padding=False)
     return classes, seen, notes
 
 

@@ -1,5 +1,6 @@
 """The server of the page: one address, bounded requests, nothing loaded from elsewhere."""
 
+import asyncio
 import errno
 import logging
 import os
@@ -20,7 +21,7 @@ API = "/gradio_api"
 # What the page needs. Gradio has more: recordings that start another program, proxies, run histories.
 READ = ("/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/static/", "/assets/", "/svelte/")
 READ += tuple(API + part for part in ("/file=", "/info", "/heartbeat/", "/queue/data", "/upload_progress", "/call/", "/theme.css"))
-WRITTEN = tuple(API + part for part in ("/upload", "/queue/join", "/cancel", "/reset", "/call/"))
+WRITTEN = tuple(API + part for part in ("/upload", "/queue/join", "/run/", "/cancel", "/reset", "/call/"))
 HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",  # nothing from another host
     "referrer-policy": "no-referrer",
@@ -117,15 +118,25 @@ def workspace() -> Iterator[str]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def application(page: gr.Blocks, css: str) -> Guard:
-    """The ASGI application of a page."""
-    app = fastapi.FastAPI(openapi_url=None)
-    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    gr.mount_gradio_app(
-        app, page, "/", theme=theme, css=css, max_file_size=MAX_UPLOAD, show_error=False, footer_links=[],
-        run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
-    )  # fmt: skip
-    return Guard(app)
+def application(build: Callable[[], gr.Blocks], css: str) -> Guard:
+    """The ASGI application of the page that `build` makes.
+
+    It is made in an event loop that is then closed: outside of one, Gradio opens a loop for each of its locks and leaves it open.
+    """
+
+    async def made():
+        app, page = fastapi.FastAPI(openapi_url=None), build()
+        page.has_launched = (
+            True  # else Gradio takes the page for a draft, and reads every file of this machine that a visitor names
+        )
+        theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        gr.mount_gradio_app(
+            app, page, "/", theme=theme, css=css, max_file_size=MAX_UPLOAD, show_error=False, footer_links=[],
+            run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+        )  # fmt: skip
+        return Guard(app)
+
+    return asyncio.run(made())
 
 
 def serve(app: Guard, listening: socket.socket) -> None:

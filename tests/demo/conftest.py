@@ -1,8 +1,9 @@
 """A run with random weights and a served page of it, in this process."""
 
-import asyncio
 import dataclasses
+import functools
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,22 +46,19 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def served(viewer, run, tmp_path_factory):
+def served(viewer):
     """The address of a page with two viewers, served by a thread of this process, and the folder of its uploads."""
     import uvicorn
 
     from keras_vit.demo.page import CSS, build
     from keras_vit.demo.server import Server, application, bound, workspace
 
-    example = tmp_path_factory.mktemp("examples") / "test-1.png"
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(example)
     second = dataclasses.replace(viewer, name="<b>second</b>", class_names=[*viewer.class_names[:-1], "cat"])
     with workspace() as folder, bound("127.0.0.1", 0) as listening:
-
-        async def made():  # in a loop that is closed, or Gradio leaves one of its own open
-            return application(build([viewer, second], "A <i>title</i>", [example], ["a note"]), CSS)
-
-        server = Server(uvicorn.Config(asyncio.run(made()), log_level="warning"))
+        example = Path(folder) / "test-1.png"
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(example)
+        page = functools.partial(build, [viewer, second], "A <i>title</i>", [example], ["a note"])
+        server = Server(uvicorn.Config(application(page, CSS), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         wait_for(lambda: server.started, seconds=20)
