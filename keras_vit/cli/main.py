@@ -8,8 +8,18 @@ from keras_vit.checks import unknown
 from keras_vit.processes import run_command
 
 COMMANDS = (
-    *("train", "finetune", "evaluate", "predict", "explain", "export"),
-    *("demo", "serve", "publish", "search", "parity", "doctor"),
+    "train",
+    "finetune",
+    "evaluate",
+    "predict",
+    "explain",
+    "export",
+    "demo",
+    "serve",
+    "publish",
+    "search",
+    "parity",
+    "doctor",
 )
 WELCOME = """\
 keras-vit train                                      a Vision Transformer on CIFAR-10, in minutes

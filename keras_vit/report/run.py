@@ -11,7 +11,7 @@ from keras_vit.files import write_text
 from keras_vit.model.vit import ViT
 from keras_vit.report.mistakes import worst_mistakes
 from keras_vit.report.page import TALL, cell, duration, one_line, render
-from keras_vit.report.pictures import check_maps, color_scale, figure_picture, overlay, small_picture, source_of
+from keras_vit.report.pictures import check_maps, color_scale, figure_picture, over, small_picture, source_of
 from keras_vit.report.settings import compared_settings, named_recipe, repeat_command, text_of
 from keras_vit.runs.class_plots import average_precision_figure
 from keras_vit.runs.evaluation import Outputs, compute_outputs
@@ -246,7 +246,7 @@ def mistakes(outputs, recipe, attention, missing):
                 "worst": names[mistake.worst],
                 "confidence": mistake.confidence,
                 "picture": source_of(picture),
-                "attention": source_of(overlay(picture, maps[place])) if maps is not None else "",
+                "attention": source_of(over(picture, maps[place])) if maps is not None else "",
             }
         )
     return result
