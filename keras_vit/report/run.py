@@ -155,15 +155,16 @@ def tiles(summary, rows, scores):
     if rows:
         found["epochs"] = f"{len(rows):,}"
         found["training time"] = duration(rows[-1]["seconds"])
-        found["training images per second"] = f"{rate_of(rows):,.0f}"
+        found.update(("training images per second", f"{rate:,.0f}") for rate in rates_of(rows))
     if summary:
         found["parameters"] = f"{summary['parameters']:,}"
     return found
 
 
-def rate_of(rows):
-    """Median of the epochs' training images a second."""
-    return float(np.median([row["images_per_second"] for row in rows]))
+def rates_of(rows):
+    """Median of the epochs' training images a second, in a list; empty where no row has it."""
+    known = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return [float(np.median(known))] if known else []
 
 
 def numbers(summary, scores):
@@ -287,8 +288,8 @@ def times(summary, rows, recipe):
     if rows:
         epochs = [row["epoch_seconds"] for row in rows if "epoch_seconds" in row]
         found.append(("training, validation included", duration(rows[-1]["seconds"])))
-        found.append(("median epoch", duration(float(np.median(epochs)))))
-        found.append(("training images per second, median epoch", f"{rate_of(rows):,.0f}"))
+        found += [("median epoch", duration(float(np.median(epochs))))] if epochs else []
+        found += [("training images per second, median epoch", f"{rate:,.0f}") for rate in rates_of(rows)]
     if summary:
         if summary.get("process_seconds") is not None:
             found.append(("whole process, start and compilation included", duration(summary["process_seconds"])))
