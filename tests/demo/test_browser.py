@@ -1,6 +1,7 @@
 """The page in a real browser: pictures, messages, no request to another host, nothing cut off."""
 
 import os
+import re
 import shutil
 import urllib.parse
 from pathlib import Path
@@ -132,8 +133,15 @@ def test_a_file_that_is_too_large_gets_a_message(page, tmp_path):
 def test_an_example_leaves_the_checks_of_files_in_place(page, files):
     page.locator("#examples .gallery-item").first.click()
     page.locator(".seen img").nth(1).wait_for(timeout=WAIT)
-    page.route("**/queue/join*", lambda route: route.continue_(post_data=route.request.post_data.replace("test-1.png", "../x.png")))
+    sent = []
+
+    def other(route):
+        sent.append(route.request.post_data.replace("test-1.png", "../x.png"))
+        route.continue_(post_data=sent[-1])
+
+    page.route(re.compile("queue/join"), other)
     page.locator("#method input").click()
     page.get_by_role("option", name="rollout").click()
-    page.locator(".toast-body").first.wait_for(timeout=WAIT)
-    assert page.locator(".toast-body").first.inner_text().startswith("Error")
+    page.get_by_text("Error", exact=True).first.wait_for(timeout=WAIT)
+    picture(page, "refused")
+    assert "/../x.png" in sent[0]
