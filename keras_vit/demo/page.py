@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from keras_vit.demo.answers import LAST, PREDICTED, TOP, Viewer
-from keras_vit.explain.methods import METHODS, OF_A_CLASS
+from keras_vit.explain.methods import FIRST_CHOICE, METHODS, OF_A_CLASS
 
 WAITING = 200  # visitors who may wait for an answer
 SWEEP_SECONDS, KEPT_SECONDS = 30, 600  # how often files are deleted, and at which age
@@ -45,11 +45,11 @@ def build(viewers: list[Viewer], title: str, examples: list[Path], notes: list[s
             with gr.Column(scale=2, min_width=300):
                 picture = picture_field()
                 message = gr.HTML(lines([HINT]), elem_id="message", padding=False)
-                method = gr.Dropdown([*METHODS], value=METHODS[0], label="Where it looks, by", elem_id="method")
+                method = gr.Dropdown([*METHODS], value=FIRST_CHOICE, label="Where it looks, by", elem_id="method")
                 blocks = [("the last block", LAST), *((f"block {index}", index) for index in range(depth))]
-                block = gr.Dropdown(blocks, value=LAST, label="Attention of", elem_id="block")
+                block = gr.Dropdown(blocks, value=LAST, label="Attention of", visible=False, elem_id="block")
                 classes = [("the predicted class", PREDICTED), *((name, name) for name in names if name != PREDICTED)]
-                explained = gr.Dropdown(classes, value=PREDICTED, label="What speaks for", visible=False, elem_id="class")
+                explained = gr.Dropdown(classes, value=PREDICTED, label="What speaks for", elem_id="class")
                 if examples:
                     offer(examples, picture)
             shown = [result("" if viewer.name == title else viewer.name) for viewer in viewers]

@@ -10,6 +10,7 @@ from keras_vit.model.vit import ViT
 WITHOUT_CLASS = {"attention": attention, "rollout": attention_rollout}
 OF_A_CLASS = {"gradient-attention": gradient_attention, "legrad": legrad, "grad-cam": grad_cam, "occlusion": occlusion}
 METHODS = (*WITHOUT_CLASS, *OF_A_CLASS)
+FIRST_CHOICE = "gradient-attention"  # the most faithful one of those that take milliseconds: docs/guides/explain.md
 
 
 def heat_maps(model: ViT, images: np.ndarray, method: str, classes: int | np.ndarray | None = None) -> np.ndarray:

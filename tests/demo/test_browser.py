@@ -92,7 +92,11 @@ def test_a_picture_gets_classes_and_a_map(page, viewer, files):
 def test_a_method_and_a_class_are_chosen(page, files):
     choose(page, files["good.png"])
     page.locator(".seen img").nth(1).wait_for(timeout=WAIT)
-    assert page.locator("#block").is_visible()
+    assert page.locator("#class").is_visible()
+    page.locator("#method input").click()
+    page.get_by_role("option", name="attention", exact=True).click()
+    page.locator("#block").wait_for(timeout=WAIT)
+    assert not page.locator("#class").is_visible()
     before = page.locator(".seen img").first.get_attribute("src")
     page.locator("#method input").click()
     page.get_by_role("option", name="legrad").click()
