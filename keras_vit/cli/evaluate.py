@@ -16,7 +16,7 @@ from keras_vit.report.comparison import write_comparison_report
 from keras_vit.report.run import write_run_report
 from keras_vit.runs.comparison import comparison_table, run_names
 from keras_vit.runs.evaluation import compute_outputs, evaluation_lines, evaluation_table, write_evaluation
-from keras_vit.runs.folder import RunFolder
+from keras_vit.runs.folder import REPORT, RunFolder
 from keras_vit.runs.plots import curves
 from keras_vit.terminal import Terminal
 
@@ -71,7 +71,9 @@ def evaluate_run(console, run, options):
     try:
         outputs = compute_outputs(run, split=split, merge_tokens=options.merge_tokens, **settings)
     except (ValueError, OSError):
-        if own and options.batch_size is None and options.data_dir is None:  # else the mistake may be in the options
+        stated = (options.batch_size, options.data_dir)  # with them the mistake may be in the options
+        kept = run.is_finished and (run.path / REPORT).is_file()  # a page that may know more
+        if own and stated == (None, None) and not kept:
             console.print(f"written: {write_run_report(run)}, without results on the test images", soft_wrap=True, markup=False)
         raise
     result = outputs.score()

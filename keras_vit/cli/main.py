@@ -7,7 +7,20 @@ from keras_vit import PROBLEM
 from keras_vit.checks import unknown
 from keras_vit.processes import run_command
 
-COMMANDS = ("train", "finetune", "evaluate", "predict", "explain", "export", "serve", "publish", "search", "parity", "doctor")
+COMMANDS = (
+    "train",
+    "finetune",
+    "evaluate",
+    "predict",
+    "explain",
+    "export",
+    "demo",
+    "serve",
+    "publish",
+    "search",
+    "parity",
+    "doctor",
+)
 WELCOME = """\
 keras-vit train                                      a Vision Transformer on CIFAR-10, in minutes
 keras-vit train --data folder:PHOTOS                 on your own images, a folder for each class
@@ -16,6 +29,7 @@ keras-vit search --data folder:PHOTOS                which patch size, depth and
 keras-vit evaluate RUN                               accuracy, calibration, every class; two runs are compared
 keras-vit predict RUN photo.jpg folder/              what is on your pictures; --html makes a page
 keras-vit explain RUN photo.jpg                      where the model looks, and what it has learned
+keras-vit demo RUN                                   a page in the browser: drop a picture, see its classes
 keras-vit export RUN --format onnx                   or tf_saved_model, litert, openvino, torch: verified
 keras-vit serve RUN                                  over HTTP, to clients of KServe and TensorFlow Serving
 keras-vit publish RUN you/name                       a model card and the weights, to the Hugging Face hub

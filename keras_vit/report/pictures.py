@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from keras_vit.report.page import data_uri
+from keras_vit.runs.explain_plots import HEAT, overlay
 from keras_vit.runs.plots import encode
 
 SIDE = 160  # pixels of the longer side of a picture in the gallery, about
-COLORS = "inferno"  # dark to bright in even steps, for people with any kind of colour blindness
-STRENGTH = 0.6  # of the colours over the image
 PIXELS = 72  # of a screen, for an inch of a figure: text keeps its size
 SMALLEST = 0.8  # a figure is not shown smaller: it scrolls
 
@@ -48,14 +47,9 @@ def small_picture(image: np.ndarray) -> Image.Image:
     return picture
 
 
-def overlay(picture: Image.Image, attention: np.ndarray) -> Image.Image:
-    """A map of attention (rows, columns) of patches over a picture, from its smallest value (dark) to its largest (bright)."""
-    values = np.asarray(attention, np.float32)
-    values = (values - values.min()) / (np.ptp(values) or 1.0)
-    smooth = np.asarray(Image.fromarray(values).resize(picture.size, Image.Resampling.BILINEAR))
-    colors = 255 * colormaps[COLORS](smooth)[..., :3]
-    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
-    return Image.fromarray((STRENGTH * colors + (1 - STRENGTH) * grey).round().astype(np.uint8))
+def over(picture: Image.Image, attention: np.ndarray) -> Image.Image:
+    """`overlay` of one picture and one map (rows, columns)."""
+    return Image.fromarray(overlay(np.asarray(picture)[None], attention[None])[0])
 
 
 def source_of(picture: Image.Image) -> str:
@@ -67,7 +61,7 @@ def source_of(picture: Image.Image) -> str:
 
 def color_scale() -> str:
     """The colours of an overlay as a gradient of CSS."""
-    colors = (colormaps[COLORS](place, bytes=True)[:3] for place in np.linspace(0, 1, 6))
+    colors = (colormaps[HEAT](place, bytes=True)[:3] for place in np.linspace(0, 1, 6))
     return f"linear-gradient(90deg, {', '.join('#{:02x}{:02x}{:02x}'.format(*map(int, color)) for color in colors)})"
 
 

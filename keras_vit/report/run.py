@@ -11,7 +11,7 @@ from keras_vit.files import write_text
 from keras_vit.model.vit import ViT
 from keras_vit.report.mistakes import worst_mistakes
 from keras_vit.report.page import TALL, cell, duration, one_line, render
-from keras_vit.report.pictures import check_maps, color_scale, figure_picture, overlay, small_picture, source_of
+from keras_vit.report.pictures import check_maps, color_scale, figure_picture, over, small_picture, source_of
 from keras_vit.report.settings import compared_settings, named_recipe, repeat_command, text_of
 from keras_vit.runs.class_plots import average_precision_figure
 from keras_vit.runs.evaluation import Outputs, compute_outputs
@@ -155,15 +155,16 @@ def tiles(summary, rows, scores):
     if rows:
         found["epochs"] = f"{len(rows):,}"
         found["training time"] = duration(rows[-1]["seconds"])
-        found["training images per second"] = f"{rate_of(rows):,.0f}"
+        found.update(("training images per second", f"{rate:,.0f}") for rate in rates_of(rows))
     if summary:
         found["parameters"] = f"{summary['parameters']:,}"
     return found
 
 
-def rate_of(rows):
-    """Median of the epochs' training images a second."""
-    return float(np.median([row["images_per_second"] for row in rows]))
+def rates_of(rows):
+    """Median of the epochs' training images a second, in a list; empty where no row has it."""
+    known = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return [float(np.median(known))] if known else []
 
 
 def numbers(summary, scores):
@@ -246,7 +247,7 @@ def mistakes(outputs, recipe, attention, missing):
                 "worst": names[mistake.worst],
                 "confidence": mistake.confidence,
                 "picture": source_of(picture),
-                "attention": source_of(overlay(picture, maps[place])) if maps is not None else "",
+                "attention": source_of(over(picture, maps[place])) if maps is not None else "",
             }
         )
     return result
@@ -287,8 +288,8 @@ def times(summary, rows, recipe):
     if rows:
         epochs = [row["epoch_seconds"] for row in rows if "epoch_seconds" in row]
         found.append(("training, validation included", duration(rows[-1]["seconds"])))
-        found.append(("median epoch", duration(float(np.median(epochs)))))
-        found.append(("training images per second, median epoch", f"{rate_of(rows):,.0f}"))
+        found += [("median epoch", duration(float(np.median(epochs))))] if epochs else []
+        found += [("training images per second, median epoch", f"{rate:,.0f}") for rate in rates_of(rows)]
     if summary:
         if summary.get("process_seconds") is not None:
             found.append(("whole process, start and compilation included", duration(summary["process_seconds"])))

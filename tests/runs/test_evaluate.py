@@ -347,6 +347,11 @@ def test_a_run_without_weights_has_a_report_and_an_error(command, make_run):
     assert output == f"written: {run.path / 'report.html'}, without results on the test images\n"
     assert "no epoch is done yet" in (run.path / "report.html").read_text(encoding="utf-8")
     (run.path / "report.html").unlink()
+    finished = make_run("finished")
+    (finished.path / "report.html").write_text("of the training", encoding="utf-8")
+    (finished.path / "best.keras").write_text("damaged")
+    assert command(finished.path)[:2] == (2, "")
+    assert (finished.path / "report.html").read_text(encoding="utf-8") == "of the training"  # which knew more
     assert command(run.path, "--batch-size", "0")[2] == "error: batch_size: received 0; allowed: an integer of at least 1\n"
     assert not (run.path / "report.html").exists()
 
