@@ -4,7 +4,8 @@
 
 Each artifact is served by `keras-vit serve` on this machine, and asked by 1, 8 and 64 clients at a time: one image a request, and
 as many as a batch has. Every answer is compared with the model's own. The artifact's own rate is that of the same batches in a
-process without a server. Client and server share the machine.
+process without a server, before and after; if the two differ by more than a tenth, other work has disturbed the run, and it is
+refused. Client and server share the machine.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from keras_vit.processes import run_command
 
 CLIENTS = (1, 8, 64)
 CLOSE = 1e-5  # of probabilities
+SAME = 0.1  # relative difference of the own rate, before and after
+LARGE = 8  # times fewer requests of a whole batch
 IMAGES = 64  # different ones
 HEADER = "Inference-Header-Content-Length"
 
@@ -77,29 +80,28 @@ def pictures(shape):
 
 def measure(model, options):
     """A row for each number of clients and images a request."""
-    command = [sys.executable, __file__, model, "--alone", f"--seconds={options.seconds}", f"--batch-size={options.batch_size}"]
-    alone = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    images, wanted = pictures(alone["shape"]), np.array(alone["wanted"])
+    before = alone(model, options)
+    images, wanted = pictures(before["shape"]), np.array(before["wanted"])
     rows = []
     with server(model, options.batch_size) as address:
         for size in (1, options.batch_size):
             for clients in CLIENTS:
-                count = max(options.requests // size, 2 * clients)
+                count = max(options.requests // (1 if size == 1 else LARGE), 2 * clients)
                 spans, seconds, errors = asyncio.run(load(address, images, wanted, clients, count, size))
-                rows.append(
-                    {
-                        "platform": alone["platform"],
-                        "own_rate": alone["rate"],
-                        "images_a_request": size,
-                        "clients": clients,
-                        "requests": count,
-                        "rate": count * size / seconds,
-                        "p50_ms": 1000 * float(np.percentile(spans, 50)),
-                        "p99_ms": 1000 * float(np.percentile(spans, 99)),
-                        "errors": errors,
-                    }
-                )
-    return rows
+                p50, p99 = (1000 * float(np.percentile(spans, share)) for share in (50, 99))
+                row = {"platform": before["platform"], "images_a_request": size, "clients": clients, "requests": count}
+                rows.append(row | {"rate": count * size / seconds, "p50_ms": p50, "p99_ms": p99, "errors": errors})
+    rates = before["rate"], alone(model, options)["rate"]
+    if max(rates) > (1 + SAME) * min(rates):
+        found = f"{rates[0]:,.0f} images/s before, {rates[1]:,.0f} after"
+        raise ValueError(f"own rate: received {found} ({rows}); allowed: a tenth apart, on an idle machine")
+    return [row | {"own_rate": sum(rates) / 2, "own_rates": rates} for row in rows]
+
+
+def alone(model, options):
+    """What a process without a server measures."""
+    command = [sys.executable, __file__, model, "--alone", f"--seconds={options.seconds}", f"--batch-size={options.batch_size}"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Serves a trained model over HTTP, to clients of KServe and of TensorFlow Serving.
 
   keras-vit serve RUN                           at http://127.0.0.1:8000, until Ctrl-C
-  keras-vit serve RUN/export/onnx --port 9000   an export, in its own runtime: faster
+  keras-vit serve RUN/export/onnx --port 9000   an export, in its own runtime
   keras-vit serve model.keras --class-names cat dog
   curl -s 127.0.0.1:8000/v1/models/RUN:predict -d "{\\"instances\\": [{\\"b64\\": \\"$(base64 -w0 photo.jpg)\\"}]}"
 
