@@ -81,7 +81,7 @@ def main(arguments):
             distance_picture(distances, path, title=f"Mean attention distance, {len(images)} test images")
             written.append(path)
         images = images[: min(EXAMPLES, options.most)]
-        titles = [f"test image {index}" for index in range(len(images))]
+        titles = [f"test {index}" for index in range(len(images))]
     if len(images):
         shown = model_input(model, images, recipe.mean, recipe.std)
         written += draw_images(chosen, model, images, shown, titles, classes, options, out)

@@ -71,7 +71,7 @@ def heat_picture(
             axes = grid[row, column]
             show(axes, picture)
             if column == 0:
-                axes.set_title(shorten(legible(labels[row]), 22), size=8, parse_math=False)
+                axes.set_title(shorten(legible(labels[row]), 26), size=8, parse_math=False)
             elif row == 0:
                 axes.set_title(name, size=8)
     save(figure, path)
