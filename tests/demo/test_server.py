@@ -2,11 +2,13 @@
 
 import base64
 import concurrent.futures
+import importlib.util
 import io
 import json
 import os
 import signal
 import socket
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -196,6 +198,17 @@ def test_wrong_options(capsys, run, tmp_path):
     assert error_line(capsys, demo.main, [str(tmp_path)]).endswith("which has no recipe.yaml; allowed: a run folder")
     assert error_line(capsys, demo.main, [str(run.path)] * 4) == "RUN: received 4; allowed: 1 to 3"
     assert error_line(capsys, demo.main, [str(run.path), "--port", "70000"]).startswith("--port: received 70000; allowed: ")
+
+
+def test_without_gradio(capsys, run, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("keras_vit.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    line = error_line(capsys, demo.main, [str(run.path)])
+    assert line == "demo: needs gradio: pip install 'keras-vision-transformer[demo]'"
+    with pytest.raises(SystemExit) as stopped:
+        demo.main(["--help"])
+    assert stopped.value.code == 0
 
 
 def test_the_folder_of_uploads_is_deleted():
