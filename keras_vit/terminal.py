@@ -1,5 +1,6 @@
 """What commands print: names and texts of files, data sets and errors reach a terminal as text alone."""
 
+import sys
 import typing
 from collections.abc import Iterable
 
@@ -12,8 +13,13 @@ from keras_vit.checks import visible
 class Terminal(Console):
     """A rich console whose own control codes are the only ones: those in what it prints become escapes.
 
-    A closed pipe, such as `| head -1`, is a BrokenPipeError, as for Python's own streams.
+    A closed pipe, such as `| head -1`, is a BrokenPipeError, as for Python's own streams. A file or a pipe gets no bars, whatever
+    FORCE_COLOR says: in a notebook, which sets it, they would fill pages.
     """
+
+    def __init__(self, **settings):
+        no_screen = {} if sys.stdout.isatty() else {"force_terminal": False}
+        super().__init__(**no_screen | settings)
 
     def render(self, renderable: typing.Any, options: typing.Any = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -33,6 +33,14 @@ def test_names_are_text_wherever_they_stand():
         assert code not in text
 
 
+def test_a_file_gets_no_bars_whatever_force_color_says(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not Terminal().is_terminal
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert Terminal().is_terminal
+
+
 def test_errors_and_warnings_are_text(capsys, monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
 

@@ -37,9 +37,9 @@ def draw_front(
     others = [trial for trial in known if not any(trial is each for each in best)]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    for chosen, color, name, line in ((others, COLORS[0], "trial", ""), (best, COLORS[1], "on the Pareto front", "-")):
+    for chosen, color, name, line in ((others, COLORS[0], "trial", "none"), (best, COLORS[1], "on the Pareto front", "solid")):
         x, y = ([metric(trial, name) for trial in chosen] for name in (cost, goal))
-        axes.plot(x, y, line, drawstyle="steps-post", marker="o", markersize=5, color=color, label=name)
+        axes.plot(x, y, linestyle=line, drawstyle="steps-post", marker="o", markersize=5, color=color, label=name)
     for trial in best[:NAMED]:
         at = metric(trial, cost), metric(trial, goal)
         axes.annotate(f"{trial['id']}", at, xytext=(0, 5), textcoords="offset points", size=8, ha="center")
