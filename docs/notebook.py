@@ -50,7 +50,7 @@ def clean(notebook):
         for output in cell.get("outputs", ()):
             if output.output_type == "stream":
                 output.text = ESCAPES.sub("", output.text)
-    notebook.metadata.pop("language_info", None)
+    notebook.metadata.language_info = {"name": "python"}  # without versions; colours of the code follow from it
 
 
 def to_page(notebook):
