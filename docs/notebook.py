@@ -49,7 +49,7 @@ def clean(notebook):
         cell.metadata = {}
         for output in cell.get("outputs", ()):
             if output.output_type == "stream":
-                output.text = ESCAPES.sub("", output.text)
+                output.text = ESCAPES.sub("", output.text).replace("\r\n", "\n")
     notebook.metadata.language_info = {"name": "python"}  # without versions; colours of the code follow from it
 
 
