@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import urllib.request
 
 import keras
 import pytest
@@ -94,6 +95,7 @@ def test_short_names_are_settings():
 def test_auto_falls_back_with_a_notice_that_names_the_data(monkeypatch, capsys, tmp_path):
     for name in ("https_proxy", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setattr(urllib.request, "_opener", None)  # one with these proxies would stay for all later tests
     run(*FAST, "--data", "auto", "--data-dir", tmp_path, "--out", tmp_path / "run")
     said = capsys.readouterr().out
     assert "THIS IS NOT CIFAR-10" in said

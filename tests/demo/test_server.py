@@ -5,11 +5,9 @@ import concurrent.futures
 import importlib.util
 import io
 import json
-import os
 import signal
 import socket
 import sys
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -216,38 +214,6 @@ def test_the_folder_of_uploads_is_deleted():
         (Path(folder) / "upload").mkdir()
         (Path(folder) / "upload" / "a.png").touch()
     assert not Path(folder).exists()
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_server(run, capsys, monkeypatch, number, code):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "before")
-    with bound("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-    address, found, folders = f"http://127.0.0.1:{port}", [], []
-
-    def visit():
-        wait_for(lambda: is_there(port), seconds=30)
-        folders.append(os.environ["GRADIO_TEMP_DIR"])
-        found.append(classify(address, upload(address, png(0)))[0])
-        with urllib.request.urlopen(f"{address}{API}/heartbeat/x"):  # a visitor whose page is open
-            os.kill(os.getpid(), number)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    visitor = threading.Thread(target=visit)
-    visitor.start()
-    try:
-        ended = demo.main([str(run.path), "--port", str(port)])
-    except SystemExit as stopped:
-        ended = stopped.code
-    finally:
-        visitor.join()
-        signal.signal(signal.SIGINT, before)
-    assert (ended, found) == (code, [""])
-    assert not Path(folders[0]).exists()
-    assert os.environ["GRADIO_TEMP_DIR"] == "before"
-    printed = capsys.readouterr()
-    assert [line.partition(":")[0] for line in printed.out.splitlines()] == ["no examples", "http"]
-    assert printed.err == ""
 
 
 @pytest.mark.slow

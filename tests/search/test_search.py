@@ -97,7 +97,7 @@ def test_a_whole_search(command, capsys):
         recipe = load_recipe(folder / "retrain" / f"{best}-seed-{seed}-3-epochs" / "recipe.yaml")
         assert (recipe.seed, recipe.validation) == (seed, 0)
     page = (folder / "report.html").read_text()
-    assert "<h2>Retrained</h2>" in page
+    assert "<h2>Trained again</h2>" in page
     assert "Finished." in page
 
     first = results[0]
