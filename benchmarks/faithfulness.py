@@ -62,13 +62,12 @@ def main():
         from record import write_record
 
         summary = {key: run.summary[key] for key in ("data", "test_accuracy")}
-        known = {"recipe": run.recipe.name if hasattr(run.recipe, "name") else None, **summary}
         write_record(
             options.json,
             backend=keras.backend.backend(),
             images=len(images),
             settings=SETTINGS,
-            run=known,
+            run=summary,
             random={curve: getattr(random, curve).mean() for curve in ("deletion", "insertion")},
             rows=rows,
         )

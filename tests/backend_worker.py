@@ -34,7 +34,7 @@ EXPLAINED = {
     "merged": {**CONFIGS["map"], "depth": 2, "merge_tokens": 2, "registers": 1},
     "twins": {**CONFIGS["cls"], "block": "twin", "distillation": True},
 }
-EXPLAINED["quick"] |= {"depth": 2, "num_classes": 10}
+EXPLAINED["quick"] |= {"num_classes": 10}
 
 
 def main(folder, backends):

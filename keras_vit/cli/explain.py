@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.checks import check_choice, check_int, unknown, visible
+from keras_vit.checks import check_choice, check_int, unknown
 from keras_vit.cli.command import Parser
 from keras_vit.explain.attention import attention_distance, attention_maps
 from keras_vit.explain.batches import in_batches, logits
@@ -22,6 +22,7 @@ from keras_vit.explain.methods import METHODS, heat_maps
 from keras_vit.explain.positions import position_similarity
 from keras_vit.files import atomic_path
 from keras_vit.machine import tune
+from keras_vit.runs.evaluation import own_test_images
 from keras_vit.runs.explain_plots import distance_picture, filter_picture, head_picture, heat_picture
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.plots import position_maps
@@ -85,6 +86,8 @@ def main(arguments):
     if len(images):
         shown = model_input(model, images, recipe.mean, recipe.std)
         written += draw_images(chosen, model, images, shown, titles, classes, options, out)
+    elif options.arrays:
+        notes.append(f"{options.arrays}: not written, as there is no image")
     for note in notes:
         console.print(note, soft_wrap=True)
     for path in written:
@@ -93,10 +96,9 @@ def main(arguments):
 
 def examples(run):
     """Test images of the run's data; none, with a note, where the data is gone."""
-    try:
-        test = run.recipe.load_data().test
-    except (ValueError, OSError) as error:
-        return np.zeros((0,)), [f"no examples: {visible(str(error))}"]
+    test, reason = own_test_images(run)
+    if test is None:
+        return np.zeros((0,)), [f"no examples: {reason}"]
     return test.images(np.arange(min(DISTANCES, len(test)))), []
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from keras_vit.checks import check_choice
 from keras_vit.cli.command import Parser
-from keras_vit.runs.folder import RunFolder
+from keras_vit.runs.folder import CARD, RunFolder
 from keras_vit.terminal import Terminal
 
 NEEDED = "huggingface_hub"
@@ -48,7 +48,7 @@ def main(arguments):
     options = parse_options(arguments)
     if not importlib.util.find_spec(NEEDED):
         raise ImportError(f"publish: needs {NEEDED}: pip install 'keras-vision-transformer[hub]'")
-    from keras_vit.hub.contents import CARD, gather
+    from keras_vit.hub.contents import gather
     from keras_vit.hub.publish import upload
 
     run = RunFolder(options.run)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.checks import visible
 from keras_vit.data.decode import ALPHA, CONVERTED, picture
 from keras_vit.data.labels import is_multi
+from keras_vit.runs.evaluation import own_test_images
 from keras_vit.runs.folder import RunFolder
 
 SOUGHT = 1000  # test images among which one of each class is looked for
@@ -25,18 +25,14 @@ def write_examples(run: RunFolder, folder: Path, count: int) -> tuple[list[Path]
     """
     if not count:
         return [], []
-    recipe = run.recipe
-    channels = recipe.model.channels
+    channels = run.recipe.model.channels
     if channels not in (*CONVERTED, *ALPHA):
         return [], [f"no examples: there is no PNG of {channels} channels"]
-    try:
-        data = recipe.load_data()
-    except (ValueError, OSError) as error:
-        return [], [f"no examples: {visible(str(error))}"]
-    if data.fallback or data.test is None or not len(data.test):
-        return [], [f"no examples: {visible(data.fallback) or 'the data has no test images'}"]
+    test, reason = own_test_images(run)
+    if test is None:
+        return [], [f"no examples: {reason}"]
     files = []
-    for number, image in enumerate(data.test.images(spread(data.test.labels, count)), 1):
+    for number, image in enumerate(test.images(spread(test.labels, count)), 1):
         files.append(folder / f"test-{number}.png")
         as_file(image).save(files[-1])
     return files, []

@@ -12,10 +12,10 @@ from keras_vit.files import sealed, write_sealed_json, write_text
 from keras_vit.hub.card import UNKNOWN, model_card
 from keras_vit.model.saved import load_keras
 from keras_vit.recipes.schema import Recipe
-from keras_vit.runs.folder import RunFolder
+from keras_vit.runs.folder import CARD, RunFolder
 from keras_vit.weights.save import save_weights
 
-CARD, MODEL, RECIPE, SUMMARY = "README.md", "best.keras", "recipe.yaml", "summary.json"
+MODEL, RECIPE, SUMMARY = "best.keras", "recipe.yaml", "summary.json"
 TARGETS = {"huggingface": "transformers", "timm": "timm"}  # in the order in which they are tried
 PRIVATE = ("command", "data_notes")  # of a summary: they may name paths
 

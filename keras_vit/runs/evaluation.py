@@ -141,6 +141,17 @@ def compute_outputs(
     return Outputs(model, images, labels, logits, names, loaded.name, loaded.fingerprint)
 
 
+def own_test_images(run: RunFolder) -> tuple[Split | None, str]:
+    """The test images of a run's own data; None, with the reason, where the data is gone or has none."""
+    try:
+        data = run.recipe.load_data()
+    except (ValueError, OSError) as error:
+        return None, visible(str(error))
+    if data.fallback or data.test is None or not len(data.test):
+        return None, visible(data.fallback) or "the data has no test images"
+    return data.test, ""
+
+
 def match_classes(data: DataSet, names: list[str] | None, num_classes: int) -> np.ndarray:
     """The run's label for each label of a data set, matched by the classes' names; warns of classes that the data lacks.
 

@@ -39,6 +39,7 @@ from keras_vit.runs.prediction import Prediction, predict
 
 RECIPE, METRICS, SUMMARY, LAST = "recipe.yaml", "metrics.csv", "summary.json", "last"
 REPORT = "report.html"
+CARD = "README.md"  # of `keras-vit publish`
 
 
 @contextlib.contextmanager
@@ -123,10 +124,11 @@ class RunFolder:
                 path / METRICS,
                 path / SUMMARY,
                 path / REPORT,
+                path / CARD,
                 *path.glob("evaluation-*.json"),
             ):
                 remove(file)
-            for name in ("plots", "tensorboard", "export"):
+            for name in ("plots", "tensorboard", "export", "explain"):
                 shutil.rmtree(path / name, ignore_errors=True)
         write_text(path / RECIPE, sealed(recipe.to_yaml()))
         run = cls(path)

@@ -13,6 +13,7 @@ from keras_vit.explain.methods import METHODS, heat_maps
 from keras_vit.images import normalize
 from keras_vit.parity import randomise
 from keras_vit.recipes.parse import load_recipe
+from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.explain_plots import overlay
 from keras_vit.runs.folder import RunFolder
 
@@ -126,3 +127,21 @@ def test_data_that_is_gone_is_said(tmp_path, run, capsys):
     output = capsys.readouterr().out
     assert "no examples: " in output
     assert {path.name for path in (other.path / "explain").iterdir()} == {"filters.png", "positions.png"}
+
+
+def test_a_run_that_starts_again_keeps_neither_explanations_nor_a_card(run):
+    (run.path / "explain").mkdir()
+    for name in ("explain/maps.png", "README.md", "report.html"):
+        (run.path / name).write_text("of the run before")
+    RunFolder.create(run.path, run.recipe, overwrite=True)
+    assert sorted(path.name for path in run.path.iterdir()) == ["recipe.yaml"]
+
+
+def test_data_without_test_images_is_said(run, monkeypatch, capsys):
+    data = run.recipe.load_data()
+    monkeypatch.setattr(Recipe, "load_data", lambda recipe: dataclasses.replace(data, test=None))
+    explain(run.path, "--arrays", run.path / "maps.npz")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "no examples: the data has no test images" in output
+    assert "maps.npz: not written, as there is no image" in output
+    assert not (run.path / "maps.npz").exists()
