@@ -106,7 +106,9 @@ def write_card(run, repo, folder, license, target, notes) -> str:
             raise ValueError(f"--license: received {license!r}; allowed with {str(path)!r}, which states one: none, or --new-card")
         check_card(path)
         shutil.copyfile(path, folder / CARD)
-        return f"{path} is published as it is; --new-card writes it anew"
+        old = path.stat().st_mtime < (run.path / SUMMARY).stat().st_mtime  # of a run that was extended since
+        since = ", with numbers from before the run's last end" if old else ""
+        return f"{path} is published as it is{since}; --new-card writes it anew"
     kinds: dict[str, typing.Any] = {
         "model.safetensors": f"weights in {TARGETS.get(target)}'s names",
         "config.json": f"architecture, as {TARGETS.get(target)} reads it",

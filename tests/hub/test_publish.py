@@ -1,5 +1,6 @@
 """`keras-vit publish` and a stand-in of the hub: what is uploaded loads back to the same logits, here and in other libraries."""
 
+import os
 import re
 import socket
 
@@ -114,6 +115,14 @@ def test_a_dry_run_uploads_nothing(run, hub, capsys):
     assert "a dry run: nothing was uploaded to me/flowers" in said
     assert hub.requests == []
     assert (run.path / "README.md").read_text().count("\nlicense: unknown\n") == 1
+
+
+def test_a_card_from_before_the_runs_end_is_said(run, hub, capsys):
+    card = run.path / "README.md"
+    card.write_text("---\nlicense: mit\n---\n")
+    os.utime(card, (0, 0))  # the run was extended since
+    main([str(run.path), "me/flowers", "--dry-run"])
+    assert "is published as it is, with numbers from before the run's last end; --new-card" in capsys.readouterr().out
 
 
 def test_hubs_that_refuse(run, hub, capsys, monkeypatch):
