@@ -18,7 +18,7 @@ if not PROBLEM:
     from keras_vit.model.attention import Attention
     from keras_vit.model.block import TransformerBlock
     from keras_vit.model.config import VARIANTS, ViTConfig
-    from keras_vit.model.embed import ConvStem, PatchEncoder, Patches
+    from keras_vit.model.embed import ConvBlock, ConvStem, PatchEncoder, Patches
     from keras_vit.model.features import features
     from keras_vit.model.layers import LayerScale
     from keras_vit.model.mlp import MLP
@@ -40,6 +40,7 @@ __all__ = [
     "Attention",
     "AttentionPooling",
     "Checkpoint",
+    "ConvBlock",
     "ConvStem",
     "LayerScale",
     "PatchEncoder",

@@ -88,17 +88,27 @@ class Reference:
         return np.stack(cut, axis=1)  # (B, N, P*P*C)
 
     def conv_stem(self, x):
+        depth = self.config.stem_depth
         for index in range(len(self.config.stem_widths)):
-            kernel = self.weights[f"stem/conv{index}/kernel"]  # (3, 3, C, C')
-            padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # 'same' with stride 2 on even sides
-            height, width = x.shape[1] // 2, x.shape[2] // 2
-            y = 0
-            for row in range(3):
-                for column in range(3):
-                    window = padded[:, row : row + 2 * height - 1 : 2, column : column + 2 * width - 1 : 2]
-                    y = y + self.product(window, kernel[row, column])
-            x = exact_gelu(y + self.weights.get(f"stem/conv{index}/bias", 0))
+            x = self.convolution(x, f"stem/conv{index}", 2)
+            x = x if depth else exact_gelu(x)
+            for block in (f"stem/block{index}_{number}" for number in range(depth)):
+                y = exact_gelu(self.convolution(self.norm(x, f"{block}/norm"), f"{block}/conv1", 1))
+                x = x + self.convolution(y, f"{block}/conv2", 1)
         return x.reshape(len(x), -1, x.shape[-1])
+
+    def convolution(self, x, name, stride):
+        kernel = self.weights[f"{name}/kernel"]  # (3, 3, C, C')
+        before = 2 - stride  # 'same' with stride 2 on even sides adds only at the end
+        padded = np.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
+        height, width = x.shape[1] // stride, x.shape[2] // stride
+        y = 0
+        for row in range(3):
+            for column in range(3):
+                rows = slice(row, row + stride * (height - 1) + 1, stride)
+                columns = slice(column, column + stride * (width - 1) + 1, stride)
+                y = y + self.product(padded[:, rows, columns], kernel[row, column])
+        return y + self.weights.get(f"{name}/bias", 0)
 
     def encode(self, patches):
         config = self.config

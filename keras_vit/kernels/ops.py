@@ -158,5 +158,5 @@ def join_heads(x):
 
 @faster
 def convolution(layer, x, training=False):
-    """A built Keras layer, 3x3 with stride 2 and padding `same`: (B, H, W, C) -> (B, H/2, W/2, D), H and W even."""
+    """A built Keras layer, 3x3 with stride s of 1 or 2 and padding `same`: (B, H, W, C) -> (B, H/s, W/s, D), H and W even for 2."""
     return layer(x)

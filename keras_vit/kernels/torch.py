@@ -177,5 +177,6 @@ def convolution(layer, x, training=False):
     if exporting():
         return None
     kernel, bias = ops.convert_to_tensor(layer.kernel), None if layer.bias is None else ops.convert_to_tensor(layer.bias)
-    x = torch.nn.functional.pad(x.permute(0, 3, 1, 2), (0, 1, 0, 1))  # `same` adds only at the end
-    return torch.nn.functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, stride=2).permute(0, 2, 3, 1)
+    x, kernel, stride = x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), layer.strides[0]
+    x = torch.nn.functional.pad(x, (0, 1, 0, 1)) if stride == 2 else x  # `same` adds only at the end
+    return torch.nn.functional.conv2d(x, kernel, bias, stride=stride, padding=2 - stride).permute(0, 2, 3, 1)

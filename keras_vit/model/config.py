@@ -5,7 +5,7 @@ import math
 import re
 import typing
 
-from keras_vit.checks import as_pair, check_choice, check_fields, check_number, make_plain, shown
+from keras_vit.checks import as_pair, check_choice, check_fields, check_int, check_number, make_plain, shown
 from keras_vit.model import counts
 from keras_vit.model.limits import (
     POSITIONS,
@@ -81,6 +81,7 @@ class ViTConfig:
         rotary_offset: Added to the count of `index`.
         stem: `patch` (one linear projection of the flattened patch) or `conv` (3x3 convolutions of stride 2 with GELU, one for
             each halving from the image to the patch grid; arXiv 2106.14881). `conv` needs a patch size of 2^n.
+        stem_depth: Residual blocks of two 3x3 convolutions after each convolution of the stem `conv`.
         mlp: `gelu` (exact, erf), `gelu_tanh` (the approximation that Flax takes), `gelu_quick` (x sigmoid(1.702 x), CLIP's) or
             `swiglu` (gated, arXiv 2002.05202).
         dropout: Dropout of the embedded tokens, the attention output and the MLP, 0 to below 1.
@@ -135,6 +136,7 @@ class ViTConfig:
     rotary_grid: int | tuple[int, int] | None = None
     rotary_offset: float = 0.0
     stem: typing.Literal[STEMS] = "patch"
+    stem_depth: int = 0
     mlp: typing.Literal[MLPS] = "gelu"
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -186,6 +188,9 @@ class ViTConfig:
         for patch in self.patch_size if self.stem == "conv" else ():
             if patch < 2 or patch & (patch - 1):
                 raise ValueError(f"patch_size: received {patch}; allowed: powers of 2 from 2 on, with stem conv")
+        check_int("stem_depth", self.stem_depth, at_least=0)
+        if self.stem != "conv" and self.stem_depth:
+            raise ValueError(f"stem_depth: received {self.stem_depth}; allowed: 0 with stem {self.stem}")
         if self.stem == "conv" and self.patch_size[0] != self.patch_size[1]:
             raise ValueError(f"patch_size: received {self.patch_size}; allowed: a square, with stem conv")
         check_heads(self.width, self.num_heads)

@@ -29,6 +29,12 @@ def weight_shapes(config) -> dict[str, tuple[int, ...]]:
             shapes[f"stem/conv{index}/kernel"] = (3, 3, a, b)
             if bias:
                 shapes[f"stem/conv{index}/bias"] = (b,)
+            for block in (f"stem/block{index}_{number}" for number in range(config.stem_depth)):
+                norm(f"{block}/norm", b)
+                for conv in (f"{block}/conv1", f"{block}/conv2"):
+                    shapes[f"{conv}/kernel"] = (3, 3, b, b)
+                    if bias:
+                        shapes[f"{conv}/bias"] = (b,)
         patch_dim = width
     dense("encoder/projection", patch_dim, width, bias and not config.pre_norm)
     if config.has_class_token:
@@ -102,7 +108,7 @@ def flops(config, patches: int) -> int:
         widths, pixels, embed = (config.channels, *config.stem_widths), math.prod(config.image_size), 0
         for a, b in itertools.pairwise(widths):
             pixels //= 4
-            embed += pixels * 9 * a * b
+            embed += pixels * 9 * (a * b + 2 * config.stem_depth * b * b)
         embed += config.num_patches * width * width
     pool = 0
     if config.pool == "map":

@@ -62,30 +62,25 @@ class ConvStem(Layer):
 
     Args:
         filters: Channels after each convolution; n convolutions divide the image's sides by 2^n.
+        stem_depth: Number of `ConvBlock`s after each convolution.
         use_bias: Whether the convolutions have a bias.
+        norm_epsilon: Epsilon of the blocks' norms.
+        rms_norm: Whether they are root-mean-square norms.
         data_format: `channels_last`, `channels_first` or None for Keras's default.
 
     Raises:
         ValueError: If the image size is unknown, or not a multiple of 2^n.
     """
 
-    def __init__(self, filters, use_bias=True, data_format=None, **kwargs):
+    def __init__(self, filters, stem_depth=0, use_bias=True, norm_epsilon=1e-6, rms_norm=False, data_format=None, **kwargs):
         super().__init__(**kwargs)
         filters = tuple(filters)
         data_format = check_data_format(data_format)
         self.keep(locals())
-        self.convolutions = [
-            keras.layers.Conv2D(
-                size,
-                3,
-                strides=2,
-                padding="same",
-                data_format="channels_last",
-                use_bias=use_bias,
-                name=f"conv{index}",
-                dtype=self.dtype_policy,
-            )
-            for index, size in enumerate(self.filters)
+        self.convolutions = [convolution_3x3(self, size, f"conv{index}", strides=2) for index, size in enumerate(filters)]
+        self.blocks = [
+            [ConvBlock.of(self, width=size, name=f"block{index}_{number}", dtype=self.dtype_policy) for number in range(stem_depth)]
+            for index, size in enumerate(filters)
         ]
 
     def build(self, input_shape):
@@ -97,15 +92,54 @@ class ConvStem(Layer):
                 f"images: received {shape[1]} x {shape[2]} pixels; "
                 f"allowed: multiples of {2 ** len(self.filters)}, for {len(self.filters)} convolutions"
             )
-        for layer in self.convolutions:
+        for layer, blocks in zip(self.convolutions, self.blocks, strict=True):
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
+            for block in blocks:
+                block.build(shape)
 
     def call(self, images, training=None):
         x = to_channels_last(images, self.data_format)  # (B, H, W, C)
-        for layer in self.convolutions:
-            x = activate(convolution(layer, x, training), "gelu", training)  # (B, H/2, W/2, filters), and so on
+        for layer, blocks in zip(self.convolutions, self.blocks, strict=True):
+            x = convolution(layer, x, training)  # (B, H/2, W/2, filters), and so on
+            x = activate(x, "gelu", training) if not blocks else x
+            for block in blocks:
+                x = block(x, training=training)
         return ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
+
+
+@register
+class ConvBlock(Layer):
+    """A residual block of two 3x3 convolutions, pre-norm as a transformer block: (B, H, W, F) -> (B, H, W, F).
+
+        x = x + conv2(gelu(conv1(norm(x))))
+
+    Args:
+        width: Channels F.
+        use_bias: Whether the convolutions have a bias.
+        norm_epsilon: Epsilon of the norm.
+        rms_norm: Whether it is a root-mean-square norm.
+    """
+
+    def __init__(self, width, use_bias=True, norm_epsilon=1e-6, rms_norm=False, **kwargs):
+        super().__init__(**kwargs)
+        self.keep(locals())
+        self.pre_norm = self.norm("norm")
+        self.conv1, self.conv2 = (convolution_3x3(self, width, name) for name in ("conv1", "conv2"))
+
+    def build(self, input_shape):
+        for layer in (self.pre_norm, self.conv1, self.conv2):
+            layer.build(input_shape)
+
+    def call(self, x, training=None):
+        y = convolution(self.conv1, self.inner(self.pre_norm, x, training=training), training)
+        return x + convolution(self.conv2, activate(y, "gelu", training), training)
+
+
+def convolution_3x3(source, filters, name, strides=1):
+    """A convolution of a layer's type, with its `use_bias`."""
+    settings = {"strides": strides, "padding": "same", "data_format": "channels_last", "use_bias": source.use_bias}
+    return keras.layers.Conv2D(filters, 3, **settings, name=name, dtype=source.dtype_policy)
 
 
 @register

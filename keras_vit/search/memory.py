@@ -22,7 +22,7 @@ def activation_floats(config: ViTConfig) -> int:
     if config.stem == "conv":
         for filters in config.stem_widths:
             pixels //= 4
-            stem += 3 * pixels * filters
+            stem += (3 + 6 * config.stem_depth) * pixels * filters
     return stem + 2 * tokens * width + config.depth * block
 
 

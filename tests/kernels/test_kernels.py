@@ -18,7 +18,7 @@ from keras_vit.kernels import ops as kernels
 from keras_vit.kernels.shared import ACTIVATIONS, fused_attention
 from keras_vit.model.attention import Attention
 from keras_vit.model.block import TransformerBlock
-from keras_vit.model.embed import ConvStem
+from keras_vit.model.embed import ConvBlock, ConvStem
 from keras_vit.model.layers import LayerNormalization
 
 pytestmark = pytest.mark.backend
@@ -267,6 +267,18 @@ def test_convolutions_of_the_stem():
     expected = value_and_gradients(by_keras, x)
     for training in (True, False):
         assert_same(expected, value_and_gradients(lambda x, t=training: stem(x, training=t), x))
+
+
+def test_convolutions_of_a_block():
+    """Those of stride 1, likewise."""
+    block = ConvBlock(6)
+    block.build((None, 8, 12, 6))
+    for index, weight in enumerate(block.weights):
+        weight.assign(random(*weight.shape, seed=index))
+    x = random(2, 8, 12, 6)
+    expected = value_and_gradients(lambda x: x + block.conv2(ops.gelu(block.conv1(block.pre_norm(x)), approximate=False)), x)
+    for training in (True, False):
+        assert_same(expected, value_and_gradients(lambda x, t=training: block(x, training=t), x))
 
 
 def test_fused_attention_is_the_explicit_one(monkeypatch):

@@ -171,6 +171,7 @@ BAD = {
     "rotary_base": (0, -1.0, "100", None, True, math.nan, math.inf),
     "rotary_grid": (*(size for size in NOT_A_SIZE if size is not None), (4,), (4, 0), 4),  # the default has no rotary positions
     "rotary_offset": ("1", None, True, math.nan, math.inf, 1.0),
+    "stem_depth": (-1, 1, 1.5, "1"),
     "stem": NOT_A_CHOICE,
     "mlp": NOT_A_CHOICE,
     "data_format": NOT_A_CHOICE,
@@ -217,6 +218,8 @@ def test_bad_values_name_the_field(name, value):
         ("patch_size", {"image_size": 48, "patch_size": 12, "stem": "conv"}),
         ("patch_size", {"image_size": 16, "patch_size": 1, "stem": "conv"}),
         ("patch_size", {"image_size": 16, "patch_size": (2, 4), "stem": "conv"}),
+        ("stem_depth", {"stem_depth": 1}),
+        ("stem_depth", {"stem": "conv", "stem_depth": -1}),
         ("class_token", {"pool": "cls_gap", "class_token": False}),
         ("registers", {"distillation": True}),
         ("pool", {"distillation": True, "registers": 1, "pool": "gap"}),

@@ -14,6 +14,7 @@ from keras_vit import (
     MLP,
     Attention,
     AttentionPooling,
+    ConvBlock,
     ConvStem,
     LayerScale,
     PatchEncoder,
@@ -34,7 +35,19 @@ MEAN = 0.05  # of some thousand random draws
 # Constructor's arguments, none of them a default; shape of an input; shape of the output.
 CASES = {
     Patches: ({"patch_size": (4, 5), "data_format": "channels_first"}, (2, 3, 8, 15), (2, 6, 60)),
-    ConvStem: ({"filters": (6, 8), "use_bias": False, "data_format": "channels_first"}, (2, 3, 8, 12), (2, 6, 8)),
+    ConvBlock: ({"width": 6, "use_bias": False, "norm_epsilon": 0.1, "rms_norm": True}, (2, 4, 3, 6), (2, 4, 3, 6)),
+    ConvStem: (
+        {
+            "filters": (6, 8),
+            "stem_depth": 1,
+            "use_bias": False,
+            "norm_epsilon": 0.1,
+            "rms_norm": True,
+            "data_format": "channels_first",
+        },
+        (2, 3, 8, 12),
+        (2, 6, 8),
+    ),
     PatchEncoder: (
         {
             "width": 8,
