@@ -8,7 +8,7 @@ import functools
 import warnings
 
 import keras
-from keras import tree
+from keras import ops, tree
 
 # What an update of Keras's optimizers consists of. The public way leaves the update to Keras.
 OPTIMIZER_NAMES = (
@@ -21,7 +21,8 @@ OPTIMIZER_NAMES = (
     "_use_weight_decay",
     "_velocities",
 )
-MUON_NAMES = ("adam_lr_ratio", "adam_velocities", "momentums", "muon_a", "muon_b", "muon_c", "ns_steps", "rms_rate")
+MUON_NAMES = ("_should_use_adamw", "adam_lr_ratio", "adam_velocities", "lr_adjust", "momentums", "muon_a", "muon_b", "muon_c")
+MUON_NAMES += ("ns_steps", "rms_rate", "zeropower_via_newtonschulz5")
 LAYER_NAMES = ("_flatten_layers",)
 
 
@@ -78,6 +79,27 @@ def set_tensor(variable: keras.Variable, tensor) -> None:
 def set_parameters(layer: keras.Layer, parameters) -> None:
     """Gives a layer another `ParameterDict` under PyTorch. Keras's own lists the variables of all sublayers too."""
     layer._torch_params = parameters
+
+
+class MuonHooks:
+    """Mixin before Keras's Muon: it takes the kernels of convolutions too, as matrices (height · width · inputs, outputs).
+
+    That is how Muon's author trains convolutions ('Muon: An optimizer for hidden layers in neural networks', 2024). Keras leaves
+    them to AdamW.
+    """
+
+    def takes(self, variable: keras.Variable) -> bool:
+        """Whether Muon, not AdamW, updates a variable."""
+        return len(variable.shape) == 4 or not super()._should_use_adamw(variable)
+
+    def _should_use_adamw(self, variable):
+        return not self.takes(variable)
+
+    def zeropower_via_newtonschulz5(self, x, steps):
+        return ops.reshape(super().zeropower_via_newtonschulz5(ops.reshape(x, (-1, x.shape[-1])), steps), x.shape)
+
+    def lr_adjust(self, x):
+        return ops.reshape(super().lr_adjust(ops.reshape(x, (-1, x.shape[-1]))), x.shape)
 
 
 class OptimizerHooks:

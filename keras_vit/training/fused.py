@@ -9,7 +9,7 @@ import math
 import keras
 from keras import ops
 
-from keras_vit.private.keras import OptimizerHooks, available
+from keras_vit.private.keras import MuonHooks, OptimizerHooks, available
 
 
 def backend_class(kind: type) -> type:
@@ -32,13 +32,13 @@ def fused_adam() -> type:
 
 @functools.cache
 def fused_muon() -> type:
-    """Keras's Muon, but it updates all matrices of one shape at once and computes its learning rate once a step.
+    """Keras's Muon, for convolutions too; it updates all matrices of one shape at once and computes its learning rate once a step.
 
     Keras updates one matrix at a time; a model has dozens, and each takes five iterations of three small matmuls.
     """
-    if not available("optimizer"):
-        return keras.optimizers.Muon
     kind = backend_class(keras.optimizers.Muon)
+    if not available("optimizer"):
+        return type("ConvolutionMuon", (MuonHooks, kind), {})
     return torch_muon(kind) if keras.backend.backend() == "torch" else muon(kind)
 
 
@@ -83,30 +83,27 @@ def tensorflow_adam(kind):
 
 
 def muon(kind):
-    class FusedMuon(SharedDecay, kind):
-        def is_matrix(self, variable):
-            """Whether Muon, not AdamW, updates a variable."""
-            return self.adam_velocities[self.place(variable)] is None
-
+    class FusedMuon(SharedDecay, MuonHooks, kind):
         def decay_of(self, variable):
-            return self.weight_decay if self.is_matrix(variable) else self.adam_weight_decay
+            return self.weight_decay if self.takes(variable) else self.adam_weight_decay
 
         def update(self, gradients, variables, learning_rate):
             if keras.backend.backend() == "tensorflow" and is_distributed():
                 return super().update(gradients, variables, learning_rate)
             shapes, rest = {}, []
             for gradient, variable in zip(gradients, variables, strict=True):
-                members = shapes.setdefault(tuple(sorted(variable.shape)), []) if self.is_matrix(variable) else rest
+                members = shapes.setdefault(tuple(sorted(sides(variable))), []) if self.takes(variable) else rest
                 members.append((gradient, variable))
             for (_, longer), members in shapes.items():
                 gradients, variables = zip(*members, strict=True)
-                tall = [variable.shape[0] > variable.shape[1] for variable in variables]
+                tall = [rows > columns for rows, columns in map(sides, variables)]
                 momentums = [self.momentums[self.place(variable)] for variable in variables]
-                updates = self.directions(gradients, momentums)
+                updates = [ops.reshape(update, (-1, update.shape[-1])) for update in self.directions(gradients, momentums)]
                 updates = [ops.transpose(update) if turn else update for update, turn in zip(updates, tall, strict=True)]
                 rate = 1 if self.rms_rate is None else math.sqrt(longer) * self.rms_rate
                 updates = ops.unstack(self.zeropower(ops.stack(updates)) * (rate * learning_rate), len(updates))
                 updates = [ops.transpose(update) if turn else update for update, turn in zip(updates, tall, strict=True)]
+                updates = [ops.reshape(update, variable.shape) for update, variable in zip(updates, variables, strict=True)]
                 self.subtract(variables, updates)
             self.update_rest(rest, learning_rate)
 
@@ -137,6 +134,11 @@ def muon(kind):
                 self.update_step(gradient, variable, learning_rate)
 
     return FusedMuon
+
+
+def sides(variable):
+    """Rows and columns of a matrix, or of a convolution's kernel as one."""
+    return math.prod(variable.shape[:-1]), variable.shape[-1]
 
 
 def torch_adam(kind):

@@ -184,3 +184,25 @@ def test_fused_optimizers_are_those_of_keras(fused, kind, settings):
     assert np.abs(results[0][0] - values[0]).max() > 1e-2
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["fused", "by itself"])
+@pytest.mark.parametrize("shape", [(3, 3, 2, 5), (3, 3, 1, 16)], ids=["tall", "wide"])
+def test_muon_takes_a_convolution_as_a_matrix(monkeypatch, shape, every):
+    """As Keras's Muon takes a matrix (height · width · inputs, outputs) of the same values."""
+    if not every:
+        monkeypatch.setattr("keras_vit.training.fused.available", lambda kind: False)
+        fused_muon.cache_clear()
+    flat, results = (math.prod(shape[:-1]), shape[-1]), []
+    try:
+        for kind, size in ((fused_muon(), shape), (keras.optimizers.Muon, flat)):
+            variable = keras.Variable(random(*shape, seed=1).reshape(size), name="kernel")
+            optimizer = kind(learning_rate=1e-2, weight_decay=0.1)
+            optimizer.build([variable])
+            for step in range(3):
+                optimizer.apply([ops.convert_to_tensor(random(*shape, seed=10 + step).reshape(size))], [variable])
+            results.append(numpy(variable).reshape(flat))
+    finally:
+        fused_muon.cache_clear()
+    assert np.abs(results[0] - random(*shape, seed=1).reshape(flat)).max() > 1e-2
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
