@@ -9,6 +9,7 @@ import dataclasses
 import keras
 
 from keras_vit.kernels.ops import portable
+from keras_vit.machine import tune
 from keras_vit.model.config import ViTConfig
 from keras_vit.model.embed import ConvStem, PatchDropout, PatchEncoder, Patches
 from keras_vit.model.layers import make_norm, register
@@ -172,8 +173,12 @@ def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePoli
     Returns:
         A `ViT`, which is a functional `keras.Model`; `model.config == config`.
 
+    On Linux the process keeps freed memory afterwards, and JAX computes each step when it is called: faster on a processor, and the
+    same numbers (`keras_vit.machine.tune`).
+
     Source: 'An image is worth 16x16 words' (arXiv 2010.11929), section 3.1.
     """
+    tune()
     model = ViT(config, name=name, dtype=dtype)
     for index in range(config.depth):
         model.get_layer(f"block_{index}").remat = remat
