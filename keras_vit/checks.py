@@ -240,6 +240,12 @@ def read_quantity(name: str, text: str, units: str, allowed: str) -> tuple[float
     return float(match[1]), match[2]
 
 
+def read_seconds(name: str, text: str) -> float:
+    """Seconds from a time such as `90s`, `10m` or `2h`; without a unit, seconds. Raises a ValueError for another text."""
+    amount, unit = read_quantity(name, text, "|[smh]", "a time above 0 such as 90s, 15m or 2h")
+    return amount * UNITS[unit or "s"]
+
+
 def check_choice(name, value, allowed):
     # Types must match too: 1 == True, but a flag does not take 1.
     if not any(isinstance(value, type(choice)) and value == choice for choice in allowed):

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from keras_vit.checks import check_unused
 from keras_vit.data.dataset import short_name
-from keras_vit.machine import machine
+from keras_vit.machine import BEGAN, machine
 from keras_vit.recipes.parse import CLASSES, read_settings, recipe_names, recipe_parser
 from keras_vit.recipes.schema import TrainConfig
 from keras_vit.terminal import Terminal
@@ -46,6 +46,7 @@ USUAL = (
     ("--data-dir", "data_dir", "PATH", "Folder of TensorFlow data sets."),
     ("--image-size", "model.image_size", "N", "Pixels a side, or [HEIGHT,WIDTH]."),
     ("--epochs", "train.epochs", "N", "Passes over the training images."),
+    ("--time", "train.time", "TIME", "How long the whole training may take here, such as 10m: epochs get the steps that fit."),
     ("--batch-size", "train.batch_size", "N", "Images a step."),
     ("--learning-rate", "train.learning_rate", "X", "The peak, after the warmup."),
     ("--precision", "train.precision", "NAME", "auto, float32, bfloat16 or float16."),
@@ -301,7 +302,7 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
     before = modified(made)
     try:
         extension = {"extend": options.extend, "extend_rate": options.extend_rate}
-        run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite, **extension)
+        run = train(recipe, out, data=data, resume=bool(options.resume), overwrite=options.overwrite, started=BEGAN, **extension)
     except LostProcess as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # the engine would wait for the lost process, or end this one with words of its own

@@ -91,7 +91,7 @@ def make_parser():
     parser.add_setting("--retrain", "retrain", "N", "Number of best trials to train again and test.")
     parser.add_setting("--seeds", "seeds", "N", "Number of seeds for each trial of --retrain.")
     # The budget decides the epochs; learning rate and batch size are searched.
-    parser.add_usual_settings(leave_out=("--epochs", "--batch-size", "--learning-rate"), data_dir="TFDS_DATA_DIR")
+    parser.add_usual_settings(leave_out=("--epochs", "--time", "--batch-size", "--learning-rate"), data_dir="TFDS_DATA_DIR")
     return parser
 
 

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jsonargparse
@@ -26,6 +26,7 @@ WORDINGS = (
 )
 KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "tuple": "a pair", "list": "a list"}
 CLASSES = "model.num_classes"  # the data decides it: only a run's own recipe states it
+TIME, LENGTHS = "train.time", ("train.epochs", "train.steps_per_epoch")
 
 
 def recipe_names() -> list[str]:
@@ -168,6 +169,9 @@ def parse_recipe(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--model.variant", dest="variant")
     first.add_argument(f"--{CLASSES}", dest="classes")
+    for setting in (TIME, *LENGTHS):
+        first.add_argument(f"--{setting}")
+    first.add_argument("--train", default="")
     first.add_argument("--model", default="")
     try:
         known = first.parse_known_args(arguments)[0]
@@ -175,7 +179,16 @@ def parse_recipe(
         raise ValueError(reworded(error)) from None
     if known.classes is not None or "num_classes" in known.model:
         refuse_classes(known.classes or known.model)
-    return parse_settings(read_settings(name, known.variant, sections), arguments, parser or recipe_parser(), complete)
+    words = re.findall(r"\w+", known.train)  # of a section given as a whole
+    given = [each for each in (TIME, *LENGTHS) if vars(known)[each] is not None or each.partition(".")[2] in words]
+    settings = without_time(read_settings(name, known.variant, sections), given)
+    return parse_settings(settings, arguments, parser or recipe_parser(), complete)
+
+
+def without_time(settings: dict, given: Collection[str]) -> dict:
+    """The settings of a recipe, without its time if those `given` on top state another length."""
+    replaced = TIME not in given and any(name in given for name in LENGTHS)
+    return {name: value for name, value in settings.items() if not (replaced and name == TIME)}
 
 
 def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
@@ -189,7 +202,8 @@ def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
     Raises:
         ValueError: Naming the setting, what was received and what is allowed.
     """
-    return parse_settings({**read_settings(name), **read_overrides(overrides)})[0]
+    given = read_overrides(overrides)
+    return parse_settings({**without_time(read_settings(name), given), **given})[0]
 
 
 def parse_settings(

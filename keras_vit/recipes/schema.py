@@ -16,6 +16,7 @@ from keras_vit.checks import (
     check_types,
     make,
     make_plain,
+    read_seconds,
     shown,
     unknown,
 )
@@ -33,6 +34,7 @@ DISTRIBUTIONS = ("none", "data", "model")
 CLASS_WEIGHTS = ("none", "balanced")
 LOSSES = ("auto", "cross_entropy", "binary_cross_entropy", "focal")
 SAMPLING = ("uniform", "balanced")
+INITS = ("glorot", "mimetic")
 # Validation metrics that an epoch or a search can be judged by, where an image has one class, and where it may have several.
 SINGLE_MONITORS = ("accuracy", "balanced_accuracy", "loss")
 MULTI_MONITORS = ("map", "f1", "loss")
@@ -48,11 +50,15 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the training images, at least 1, without extensions. The model is validated and saved after each.
-        steps_per_epoch: Steps that count as an epoch; null = as many as one pass takes.
+        time: How long the whole training may take on this machine, such as `10m`: with start, validation and test. Some steps are
+            measured first, and the `epochs` get as many steps as fit: `steps_per_epoch` in the run's recipe, which so repeats the
+            run. Null, or with `steps_per_epoch`: nothing is measured. Whoever changes `epochs` or `steps_per_epoch` of a recipe
+            and not `time` gets no `time`.
+        steps_per_epoch: Steps that count as an epoch; null = as many as one pass takes, or as fit into `time`.
         batch_size: Images a step.
         accumulate: Steps whose gradients are averaged for one update of the weights; 1 = every step updates.
-        optimizer: `adamw`, `adam` (the same without decay), `sgd` (Nesterov momentum), `lion`, or `muon` (Muon for the
-            matrices, AdamW for the rest: biases, norms, tokens, positions and convolutions).
+        optimizer: `adamw`, `adam` (the same without decay), `sgd` (Nesterov momentum), `lion`, or `muon` (Muon for matrices
+            and for convolutions, whose kernels are matrices to it; AdamW for biases, norms, tokens and positions).
         learning_rate: Peak learning rate.
         schedule: `cosine` (to zero at the last step) or `constant`, after the warmup.
         warmup_epochs: Epochs of linear warmup from zero, such as 0.5; at most half of the training.
@@ -89,6 +95,10 @@ class TrainConfig:
             its images) or {name: weight}, 1 for a class without one. A weight is a factor on the loss for the images of its class.
         sampling: `uniform` (each training image once an epoch) or `balanced` (each class equally often: images of small classes
             come repeatedly, of large ones not all).
+        init: Initial weights of a new model's attention: `glorot` (uniform, as Keras's) or `mimetic` (as in trained models, arXiv
+            2305.09828).
+        whiten: Whether a new model's first layer starts on decorrelated pixels, by the covariance of training images (as
+            airbench's, arXiv 2404.00498).
         stages: Cheaper early parts of the training, in order: smaller images and less augmentation (arXiv 2104.00298), larger or
             fewer patches (arXiv 2208.07220), more frozen blocks. The remaining epochs train as the recipe says. Positions and
             patch projection are resampled between stages. The model is always validated and saved in its own size.
@@ -97,6 +107,7 @@ class TrainConfig:
 
     # `precision` is float32 by default, so that a configuration made in Python gives the same numbers on every machine.
     epochs: int = 100
+    time: str | None = None
     steps_per_epoch: int | None = None
     batch_size: int = 128
     accumulate: int = 1
@@ -123,6 +134,8 @@ class TrainConfig:
     focal_gamma: float = 2.0
     class_weights: typing.Literal[CLASS_WEIGHTS] | dict[str, float] = "none"
     sampling: typing.Literal[SAMPLING] = "uniform"
+    init: typing.Literal[INITS] = "glorot"
+    whiten: bool = False
     stages: list[Stage] = dataclasses.field(default_factory=list)
     extensions: list[Extension] = dataclasses.field(default_factory=list)
 
@@ -131,6 +144,8 @@ class TrainConfig:
         check_types(self, "monitor")
         for name in ("epochs", "batch_size", "accumulate", "validate_every", "peer_timeout"):
             check_int(name, getattr(self, name), at_least=1)
+        if self.time is not None:
+            read_seconds("time", self.time)
         if self.steps_per_epoch is not None:
             check_int("steps_per_epoch", self.steps_per_epoch, at_least=1)
         check_int("patience", self.patience, at_least=0)
@@ -144,6 +159,7 @@ class TrainConfig:
         check_choice("loss", self.loss, LOSSES)
         check_number("focal_gamma", self.focal_gamma, at_least=0)
         check_choice("sampling", self.sampling, SAMPLING)
+        check_choice("init", self.init, INITS)
         if self.sampling == self.class_weights == "balanced":
             raise ValueError("class_weights: received 'balanced'; allowed: none with sampling=balanced, which balances the classes")
         if not self.monitor.startswith(RECALL):
@@ -157,7 +173,7 @@ class TrainConfig:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        for name in ("remat", "deterministic"):
+        for name in ("remat", "deterministic", "whiten"):
             check_choice(name, getattr(self, name), (True, False))
         check_choice("distribute", self.distribute, DISTRIBUTIONS)
         check_choice("jit", self.jit, JITS)
@@ -180,6 +196,11 @@ class TrainConfig:
     def save_interval(self) -> tuple[float, float]:
         """Steps and seconds between two states that are saved within an epoch; inf = none."""
         return save_interval(self.save_every)
+
+    @property
+    def measured_seconds(self) -> float | None:
+        """Seconds that the training may take in all, from which its steps are still to be found; None = they are known."""
+        return None if self.time is None or self.steps_per_epoch else read_seconds("time", self.time)
 
     @property
     def total_epochs(self) -> int:
@@ -342,6 +363,11 @@ class Recipe:
             raise ValueError("data_format: received channels_first; allowed: channels_last in training (the weights are the same)")
         self.finetune.check_model(self.model)
         self.augment.check_channels(self.model.channels)
+        if self.finetune.checkpoint:
+            for name in ("init", "whiten"):
+                if getattr(self.train, name) != getattr(TrainConfig, name):
+                    allowed = getattr(TrainConfig, name)
+                    raise ValueError(f"{name}: received {getattr(self.train, name)}; allowed: {allowed} with a checkpoint")
         if self.train.remat:
             refuse_dropout(self.model, ("dropout", "attention_dropout"), "with remat=true (drop_path may have any value)")
         if self.validation is not None:

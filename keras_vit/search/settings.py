@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 
-from keras_vit.checks import UNITS, check_int, check_number, check_types, make_plain, read_quantity, shown, unknown
+from keras_vit.checks import UNITS, check_int, check_number, check_types, make_plain, read_quantity, read_seconds, shown, unknown
 from keras_vit.recipes.schema import RECALL
 
 METHODS = ("bayesian", "random", "grid", "hyperband")
@@ -128,11 +128,6 @@ class SearchConfig:
 
 def is_quality(name):
     return name in (*SINGLE_QUALITIES, *MULTI_QUALITIES) or (name.startswith(RECALL) and name != RECALL)
-
-
-def read_seconds(name, text):
-    amount, unit = read_quantity(name, text, "|[smh]", "a time above 0 such as 90s, 15m or 2h")
-    return amount * UNITS[unit or "s"]
 
 
 def read_budget(name, text):

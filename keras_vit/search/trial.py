@@ -41,7 +41,12 @@ def scheduled(recipe, budget):
     train = recipe.train
     epochs = max(1, round(budget["amount"])) if budget["kind"] == "epochs" else STAGES
     length = {"epochs": epochs, "warmup_epochs": epochs * min(train.warmup_epochs / train.epochs, 0.5)}
-    length |= {"steps_per_epoch": None, "extensions": [], "validate_every": 1 if budget["kind"] == "epochs" else VALIDATE_EVERY}
+    length |= {
+        "time": None,
+        "steps_per_epoch": None,
+        "extensions": [],
+        "validate_every": 1 if budget["kind"] == "epochs" else VALIDATE_EVERY,
+    }
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(train, **length))
     if budget["kind"] == "flops":
         flops = sum((last - first) * stage.model.training_flops for first, last, stage in recipe.stages()) / epochs

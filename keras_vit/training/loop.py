@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ from keras_vit.training.models import compiled_model
 from keras_vit.training.optimizer import average_decay
 from keras_vit.training.saving import SaveEpochs, SaveWithinEpochs
 from keras_vit.training.session import Session
-from keras_vit.training.speed import resolve_precision, stream_settings, with_length
+from keras_vit.training.speed import resolve_precision, stream_settings, with_length, within_time
+from keras_vit.training.starts import set_start
 from keras_vit.training.user_callbacks import UserCallbacks
 
 # Settings that a run may go on with other values of.
@@ -48,6 +50,7 @@ def train(
     seconds: float | None = None,
     pictures: bool = True,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    started: float | None = None,
     verbose: int | str = "auto",
 ) -> RunFolder:
     """Trains the model of a recipe and leaves a run folder; goes on with an interrupted run.
@@ -75,6 +78,8 @@ def train(
         callbacks: More callbacks for `fit`. Their logs have the validation values. A learning rate that one of them sets replaces
             the schedule, also after `resume`. Not `BackupAndRestore` and `SwapEMAWeights`, which a run folder and `train.ema`
             replace.
+        started: When `train.time` began, on the clock of `time.perf_counter`; None = with this call. A command counts from its
+            process's start.
         verbose: 0 silent, 1 progress bars, 2 a line an epoch, "auto" 1 on a terminal and else 2.
 
     Returns:
@@ -95,6 +100,7 @@ def train(
         resume = (Path(run_dir) / "recipe.yaml").is_file()
     check_choice("resume", resume, (True, False, "auto"))
     check_extension(extend, extend_rate, resume)
+    started = time.perf_counter() if started is None else started
     given = UserCallbacks(callbacks)
     tune()
     if recipe.train.deterministic:
@@ -119,7 +125,7 @@ def train(
         if resume:
             recipe, prepared = resumed(recipe, run_dir, seconds, extend, extend_rate), None
         else:
-            recipe, prepared = prepare(recipe, data, run_dir, seconds, verbose, distribution)
+            recipe, prepared = prepare(recipe, data, run_dir, seconds, started, verbose, distribution)
         steps_per_epoch = recipe.train.steps_per_epoch or images // size
         total_epochs = recipe.train.total_epochs
         total_steps = steps_per_epoch * total_epochs
@@ -149,6 +155,9 @@ def train(
         session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names, distribution)
         first_epoch = session.restore(state) if resume else 0
         begins = not (first_epoch or session.first_step)
+        if begins:
+            with distribution.whole(model):
+                set_start(model, recipe, data)
         if extend:
             run.extend(recipe)
             if verbose:
@@ -205,6 +214,8 @@ def check_distributed(recipe, seconds, distribution):
         return
     if seconds is not None:
         raise ValueError(f"seconds: received {seconds}; allowed: none {where}")
+    if recipe.train.measured_seconds is not None:
+        raise ValueError(f"time: received {recipe.train.time!r}; allowed: null {where}; set train.epochs instead")
     if recipe.train.accumulate > 1 and backend == "tensorflow":
         raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 {where} under TensorFlow")
     if recipe.train.jit == "on" and backend == "torch":
@@ -230,7 +241,7 @@ def open_run(run_dir, recipe, resume, overwrite, distribution):
     return RunFolder(run_dir) if distribution.is_first else WrittenElsewhere(run_dir)
 
 
-def prepare(recipe, data, run_dir, seconds, verbose, distribution):
+def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
     """The recipe with the precision and length for this machine, and the first stage's model if it has been built for that."""
     if seconds is not None:
         check_number("seconds", seconds, above=0)
@@ -246,14 +257,20 @@ def prepare(recipe, data, run_dir, seconds, verbose, distribution):
     if recipe.finetune.checkpoint and prepared is None:
         weights = class_weights(recipe.train.class_weights, data)
         prepared = compiled_model(recipe.stages()[0][2], 1, data.class_names, weights, distribution)
-    return with_length(recipe, data, seconds, prepared) if seconds is not None else (recipe, prepared)
+    if seconds is not None:
+        return with_length(recipe, data, seconds, prepared)
+    if recipe.train.measured_seconds is not None:
+        recipe, reason, prepared = within_time(recipe, data, started, prepared)
+        if verbose:
+            print(reason, flush=True)
+    return recipe, prepared
 
 
 def resumed(recipe, run_dir, seconds, extend, extend_rate):
     """The recipe with what was measured for the run that goes on, which must be the recipe's run, and with its extensions."""
     run = RunFolder(run_dir)
     theirs, changes = run.recipe.train, {}
-    if seconds is not None and recipe.train.steps_per_epoch is None:
+    if (seconds is not None or recipe.train.time) and recipe.train.steps_per_epoch is None:
         changes["steps_per_epoch"] = theirs.steps_per_epoch
     if recipe.train.precision == "auto":
         changes["precision"] = theirs.precision

@@ -1,25 +1,31 @@
 """Measures how fast a recipe trains on this machine, before the run; the result decides its precision and length."""
 
 import dataclasses
+import math
+import time
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_vit.data.batches import training_batches
+from keras_vit.data.batches import evaluation_batches, training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.machine import accelerator, has_bfloat16
+from keras_vit.model.vit import build_vit
 from keras_vit.recipes.schema import Recipe
 from keras_vit.training.callbacks import Clock
 from keras_vit.training.losses import class_weights
-from keras_vit.training.models import Prepared, compiled_model
+from keras_vit.training.models import Prepared, compile_model, compiled_model
 
 CANDIDATES = ("float32", "bfloat16")  # of `train.precision: auto`
 MARGIN = 1.02  # bfloat16 must be faster by this factor: float32 has the better numbers
 CLEAR = 1.25  # no further turns once one is faster by this factor
 TURNS, TURN_SECONDS = 3, 0.4
 TIMED_SECONDS = 1.5  # of a measurement of one model
+# Of `train.time`: the share that measuring takes, the share that is kept for a machine that gets slower, images that measure the
+# validation, seconds of the files and pictures at the end, and of the files after each epoch.
+MEASURED, SPARE, EVALUATED, END_SECONDS, EPOCH_SECONDS = 0.01, 0.03, 2000, 10.0, 0.3
 WHY = {"bfloat16": "computes in it", "float32": "has no bfloat16"}
 
 
@@ -78,7 +84,79 @@ def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepare
         seconds: Training time, without compilation and validation.
         prepared: The model of the first stage if it exists already.
     """
-    needed = 0.0  # seconds for an image, on the average over the epochs
+    needed, prepared = image_seconds(recipe, data, prepared)
+    steps = max(1, round(seconds / needed / recipe.train.batch_size / recipe.train.total_epochs))
+    return recipe.with_train(steps_per_epoch=steps), prepared
+
+
+def within_time(recipe: Recipe, data: DataSet, started: float, prepared: Prepared | None) -> tuple[Recipe, str, Prepared]:
+    """The recipe with the `steps_per_epoch` with which everything ends within its `train.time`.
+
+    Training, validation and test are measured. A machine's speed changes from minute to minute, so `SPARE` of the time is kept.
+
+    Args:
+        recipe: A `Recipe` with a precision.
+        data: Its `DataSet`.
+        started: When the time began, on the clock of `time.perf_counter`.
+        prepared: The model of the first stage if it exists already.
+
+    Returns:
+        The recipe, a line for the user, and the model of the first stage.
+
+    Raises:
+        ValueError: If the time is too short for a step in each epoch.
+    """
+    config = recipe.train
+    turn = max(TIMED_SECONDS, config.measured_seconds * MEASURED)
+    needed, prepared = image_seconds(recipe, data, prepared, turn)
+    per_image, start = evaluation_seconds(recipe, data)
+    validations = -(-config.epochs // config.validate_every)
+    evaluated = per_image * sum(
+        len(part) * times for part, times in ((data.validation, validations), (data.test, 1)) if part is not None
+    )
+    spent = time.perf_counter() - started
+    fixed = spent + start + evaluated + END_SECONDS + config.epochs * EPOCH_SECONDS
+    left = config.measured_seconds * (1 - SPARE) - fixed
+    steps = int(left / needed / config.batch_size / config.epochs)
+    if steps < 1:
+        shortest = math.ceil((fixed + needed * config.batch_size * config.epochs) / (1 - SPARE))
+        raise ValueError(
+            f"time: received {config.time!r}; allowed: at least {shortest}s for {config.epochs} epochs on this machine"
+        )
+    passes = steps * config.batch_size * config.epochs / len(data.train)
+    reason = (
+        f"time: {config.time}; {config.epochs} epochs of {steps} steps, {passes:.1f} passes in all; measured images/s: "
+        f"{1 / needed:,.0f} in training, {1 / per_image:,.0f} in validation"
+    )
+    return recipe.with_train(steps_per_epoch=steps), reason, prepared
+
+
+def evaluation_seconds(recipe: Recipe, data: DataSet) -> tuple[float, float]:
+    """Seconds to evaluate one image, and to compile before the first, with the float32 model that a run validates."""
+    split = data.validation or data.test
+    if split is None:
+        return 0.0, 0.0
+    scorer = build_vit(recipe.model, dtype="float32")
+    compile_model(scorer, "sgd", recipe.train.jit)
+    rows = np.arange(min(len(split), EVALUATED))
+    batches = evaluation_batches(
+        split.take(rows),
+        num_classes=recipe.model.num_classes,
+        batch_size=min(4 * recipe.train.batch_size, len(rows)),
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+    times = []
+    for _ in range(2):
+        before = time.perf_counter()
+        scorer.predict(batches, verbose=0)
+        times.append(time.perf_counter() - before)
+    return times[1] / len(rows), max(times[0] - times[1], 0.0)
+
+
+def image_seconds(recipe: Recipe, data: DataSet, prepared: Prepared | None, turn: float = TIMED_SECONDS) -> tuple[float, Prepared]:
+    """Seconds of training for an image, on the average over the stages, measured in turns of a length; and the first's model."""
+    needed = 0.0
     measured = None  # the last stage's recipe
     epochs, weights = recipe.train.total_epochs, class_weights(recipe.train.class_weights, data)
     for first, last, stage in recipe.stages():
@@ -86,9 +164,8 @@ def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepare
             model = prepared if prepared and measured is None else compiled_model(stage, 1, weights=weights)
             measured = stage
         prepared = prepared or model
-        needed += (last - first) / epochs / training_rates([model[0]], data, stage)[0]
-    steps = max(1, round(seconds / needed / recipe.train.batch_size / epochs))
-    return recipe.with_train(steps_per_epoch=steps), prepared
+        needed += (last - first) / epochs / training_rates([model[0]], data, stage, seconds=turn)[0]
+    return needed, prepared
 
 
 def training_rates(
