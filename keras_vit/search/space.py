@@ -85,6 +85,8 @@ class Space:
         for name in ("learning_rate", "weight_decay", "batch_size"):
             if name in values:
                 train[name] = values[name]
+        if model.get("stem", base.model.stem) == "patch":
+            model["stem_depth"] = 0
         heads = model["num_heads"] = values.get("num_heads", base.model.num_heads)
         width = model["width"] = heads * values.get("head_dim", base.model.head_dim)
         model["mlp_dim"] = round(values.get("mlp_ratio", base.model.mlp_dim / base.model.width) * width)

@@ -81,7 +81,7 @@ def test_help_all_gives_every_setting_with_its_default(capsys):
             option = explained[f"--{section}{field.name}"]
             assert re.search(r"[A-Z`].{15,} \(.*default: ", option), option
     assert "Passes over the training images, at least 1" in explained["--train.epochs"]
-    assert "default: 15" in explained["--train.epochs"]
+    assert "default: 12" in explained["--train.epochs"]
 
 
 def test_short_names_are_settings():
