@@ -26,7 +26,7 @@ from keras_vit.runs.evaluation import own_test_images
 from keras_vit.runs.explain_plots import distance_picture, filter_picture, head_picture, heat_picture
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.plots import position_maps
-from keras_vit.runs.prediction import classifier, find_images, model_input, note_of, probabilities_of, read_pictures
+from keras_vit.runs.prediction import classifier, find_images, model_input, note_of, read_pictures
 from keras_vit.terminal import Terminal
 
 EXAMPLES = 6  # test images where no picture is given
@@ -60,8 +60,7 @@ def main(arguments):
     run = RunFolder(options.run)
     files = find_images(options.paths) if options.paths else None
     model, recipe = run.model(), run.recipe
-    known = {"class_names": run.class_names, "multi_label": run.multi_label, "center_crop": recipe.center_crop}
-    chosen = classifier(model, recipe.mean, recipe.std, **known)
+    chosen = classifier(model, **run.known)
     classes = None
     if options.class_name is not None:
         if options.class_name not in chosen.class_names:
@@ -117,7 +116,7 @@ def draw_model(model, name, out):
 def draw_images(chosen, model, images, shown, titles, classes, options, out):
     """Pictures of the images' maps: twelve rows each, and with --heads one for each image."""
     methods, written = options.method or METHODS, []
-    probabilities = probabilities_of(in_batches(logits, model, shown), chosen.multi_label)
+    probabilities = chosen.probabilities(in_batches(logits, model, shown))
     labels = [
         f"{chosen.class_names[label]}, {row[label]:.0%}"
         for row in probabilities

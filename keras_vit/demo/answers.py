@@ -70,8 +70,7 @@ class Viewer:
     def of_run(cls, run: RunFolder) -> "Viewer":
         """The viewer of a run's best model; errors are those of `RunFolder.model`."""
         model, recipe = run.model(), run.recipe
-        known = {"class_names": run.class_names, "multi_label": run.multi_label, "center_crop": recipe.center_crop}
-        chosen = classifier(model, recipe.mean, recipe.std, **known)
+        chosen = classifier(model, **run.known)
         indices = dataclasses.replace(chosen, class_names=[*range(len(chosen.class_names))])
         return cls(visible(run.path.resolve().name), model, indices, distinct(chosen.class_names), recipe.mean, recipe.std)
 

@@ -23,15 +23,15 @@ def open_classifier(options, notes: list[str]) -> Iterator[Classifier]:
     """The `Classifier` of a run, an export or a .keras file, open until the end of the `with`.
 
     Args:
-        options: With `model`, the path, and what the user states of it: `mean`, `std`, `class_names`, `center_crop` (None = the
-            model's own) and `multi_label`.
+        options: With `model`, the path, and what the user states of it: `mean`, `std`, `class_names`, `center_crop`, `temperature`
+            (None = the model's own) and `multi_label`.
         notes: Gets lines on what was taken where the user states nothing.
 
     Raises:
         ValueError: For a path that is none of the three, and for settings that do not fit it.
     """
     path = Path(options.model).expanduser()
-    stated = {name: getattr(options, name) for name in ("mean", "std", "class_names", "center_crop")}
+    stated = {name: getattr(options, name) for name in ("mean", "std", "class_names", "center_crop", "temperature")}
     if options.class_names:
         stated["class_names"] = [printable(name) for name in options.class_names]
     if path.name in FILES.values() and (path.parent / "export.json").is_file():
@@ -49,8 +49,7 @@ def open_classifier(options, notes: list[str]) -> Iterator[Classifier]:
     known = {"multi_label": options.multi_label}
     if run:
         check_unused(options, ("multi_label",), "with a run, which knows it")
-        known = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": run.class_names, "multi_label": run.multi_label}
-        known["center_crop"] = run.recipe.center_crop
+        known = run.known
     yield classifier(model, **known | {name: value for name, value in stated.items() if value is not None})
 
 
@@ -68,9 +67,10 @@ def settings_of_export(report, options, stated):
         raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
     check_unused(options, ("multi_label",), "with an export, which knows it")
     names = names_of_classes(stated["class_names"] or report["class_names"], count)
-    if options.center_crop is not None:
-        check_number("--center-crop", options.center_crop, above=0, at_most=1)
-        report = report | {"center_crop": options.center_crop}
+    for name, bounds in (("center_crop", {"above": 0, "at_most": 1}), ("temperature", {"above": 0})):
+        if (value := getattr(options, name)) is not None:
+            check_number(f"--{name.replace('_', '-')}", value, **bounds)
+            report = report | {name: value}
     if report["input"] == "uint8":
         check_unused(options, ("mean", "std"), "with an export that normalises its images itself")
         return report | {"class_names": names}
@@ -100,5 +100,6 @@ def of_export(report, runtime, folder):
         report["multi_label"],
         report["center_crop"],
         platform=report["format"],
+        temperature=report["temperature"],
         compiled=report["format"] == "litert" or (report["format"] == "keras" and keras.backend.backend() == "jax"),
     )

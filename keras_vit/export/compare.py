@@ -122,10 +122,8 @@ def keras_artifact(run, folder):
     """Writes the run's model as an export would be, without verification."""
     model, recipe = float32_model(run.model()), run.recipe
     folder.mkdir()
-    class_names = run.summary.get("class_names") if run.is_finished else None
-    settings = describe(
-        model, "keras", "float32", "auto", recipe.mean, recipe.std, class_names, None, run.multi_label, recipe.center_crop
-    )
+    shown = run.multi_label, recipe.center_crop, run.temperature
+    settings = describe(model, "keras", "float32", "auto", recipe.mean, recipe.std, run.class_names, None, *shown)
     write_json(folder / "export.json", settings)
     model.save(folder / FILES["keras"])
     return folder

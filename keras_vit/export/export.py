@@ -39,6 +39,7 @@ def export_model(
     class_names: Sequence[str] | None = None,
     multi_label: bool | None = None,
     center_crop: float | None = None,
+    temperature: float | None = None,
     input: str = "auto",
     images: np.ndarray | None = None,
     batch_size: int | None = None,
@@ -72,6 +73,9 @@ def export_model(
             run's data has it; False without a run.
         center_crop: Share of a picture's height and width that the model is to see, from the middle. A SavedModel cuts pictures,
             to others the report tells it. None = the run's; 1 without a run.
+        temperature: What logits are divided by before they become probabilities. A SavedModel's probabilities are divided so;
+            logits are the model's own in every format, and the report and the artifact's metadata tell the temperature. None =
+            the run's; 1 without a run.
         input: `uint8` (normalised inside; needs mean and std), `float32` (as the Keras model takes images), or `auto`: uint8 if
             mean and std are known.
         images: Real uint8 images (N, H, W, C). The first 64 verify the artifact; all calibrate the ranges of int8 activations.
@@ -112,12 +116,12 @@ def export_model(
     if run:
         recipe = run.recipe
         mean, std = (recipe.mean if mean is None else mean), (recipe.std if std is None else std)
-        if class_names is None and run.is_finished:
-            class_names = run.summary.get("class_names")
+        class_names = run.class_names if class_names is None else class_names
         multi_label = run.multi_label if multi_label is None else multi_label
         center_crop = recipe.center_crop if center_crop is None else center_crop
-    center_crop = 1.0 if center_crop is None else center_crop
-    report = describe(model, format, precision, input, mean, std, class_names, batch_size, bool(multi_label), center_crop)
+        temperature = run.temperature if temperature is None else temperature
+    shown = bool(multi_label), 1.0 if center_crop is None else center_crop, 1.0 if temperature is None else temperature
+    report = describe(model, format, precision, input, mean, std, class_names, batch_size, *shown)
     calibrated = precision in EVERY[format].calibrated
     calibration = calibration_images(model, run, images, precision) if calibrated else None
     cases = verification_images(model, run, images, batch_size)

@@ -28,10 +28,13 @@ FIELDS = {
     "class_names": list[str],
     "multi_label": bool,
     "center_crop": float,
+    "temperature": float,
 }
 
 
-def describe(model, format, precision, input, mean, std, class_names, batch_size, multi_label=False, center_crop=1.0) -> dict:
+def describe(
+    model, format, precision, input, mean, std, class_names, batch_size, multi_label=False, center_crop=1.0, temperature=1.0
+) -> dict:
     """The settings of an export, with which its report begins.
 
     Raises:
@@ -39,6 +42,7 @@ def describe(model, format, precision, input, mean, std, class_names, batch_size
     """
     found = interface(model)
     check_number("center_crop", center_crop, above=0, at_most=1)
+    check_number("temperature", temperature, above=0)
     known = mean is not None and std is not None
     if input == "uint8" and not known:
         raise ValueError("input: received 'uint8'; allowed without mean and std: float32")
@@ -57,6 +61,7 @@ def describe(model, format, precision, input, mean, std, class_names, batch_size
         "class_names": names_of_classes(class_names, found.num_classes),
         "multi_label": multi_label,
         "center_crop": center_crop,
+        "temperature": temperature,
         "parameters": model.count_params(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "exported_with": machine()["versions"],
@@ -86,6 +91,7 @@ def read_report(folder: Path, field: str = "--compare") -> dict:
     try:
         report = plain_json(read_text(folder / "export.json", MAX_JSON))
         check_type("export.json", report, dict[str, typing.Any])
+        report = {"temperature": 1.0, **report}  # of earlier releases
         for name, kind in FIELDS.items():
             check_type(name, report.get(name), kind)
         for side in report["image_shape"]:

@@ -15,6 +15,9 @@ from keras_vit.export.images import to_model
 from keras_vit.export.models import interface
 from keras_vit.export.runtimes import Runtime
 from keras_vit.machine import full_float32
+from keras_vit.runs.calibration import probabilities_of
+
+SURE = 1e-3  # largest difference of probabilities
 
 
 def verify(model, report: dict, folder: Path, cases: list, threshold: float | None = None) -> dict:
@@ -93,7 +96,10 @@ def check_signatures(runtime, model, report, images, files):
     from sklearn.datasets import load_sample_images
 
     def classes(images):
-        return logits_of(model, to_model(images, report)).argmax(-1)
+        """Labels and probabilities of the likeliest classes."""
+        logits = logits_of(model, to_model(images, report))
+        probabilities = probabilities_of(logits, report["multi_label"], report["temperature"])
+        return [report["class_names"][index] for index in logits.argmax(-1)], probabilities.max(-1)
 
     np.save(Path(files, "images.npy"), images)
     shape, share = interface(model).pictures, report["center_crop"]
@@ -105,7 +111,11 @@ def check_signatures(runtime, model, report, images, files):
             Image.fromarray(sample).save(path, **({"quality": 95} if path.endswith("jpg") else {}))
         expected = classes(np.stack([read_image(path, shape, share) for path in paths]))
         answers.append((runtime.ask(do="classify", files=paths), expected))
-    for answer, expected in answers:
-        labels = [report["class_names"][index] for index in expected]
+    for answer, (labels, _) in answers:
         if answer["labels"] != labels and report["precision"] == "float32":
             raise ValueError(f"tf_saved_model: not exported: classifies as {answer['labels']}, the Keras model as {labels}")
+    answer, (_, probabilities) = answers[0]
+    difference = float(np.abs(probabilities - answer["probabilities"]).max())
+    limit = SURE * max(1, 1 / report["temperature"])
+    if share == 1 and report["precision"] == "float32" and difference > limit:  # the same pixels, as nothing was cut or decoded
+        raise ValueError(f"tf_saved_model: not exported: probabilities differ by {difference:.1e}; allowed: {limit:.1e}")

@@ -195,6 +195,17 @@ def training_lines(recipe, summary):
     return lines + ([versions] if versions else [])
 
 
+def probabilities(summary):
+    """How true the probabilities are, in a sentence."""
+    error, before = summary.get("test_calibration_error"), summary.get("test_calibration_error_before")
+    if error is None:
+        return "Probabilities are the model's own; how often they are right is not stated here."
+    if not summary.get("temperature"):
+        return f"Probabilities are the model's own; their expected calibration error on the test images is {error:.2%}."
+    scaled = f"calibrated by temperature {summary['temperature']:.3g}, fitted to validation images, which divides the logits"
+    return f"Probabilities are {scaled}. Expected calibration error on the test images {error:.2%}, without it {before:.2%}."
+
+
 def limits(recipe, summary, count):
     """What the numbers do not say; only what follows from the run."""
     lines = [
@@ -203,7 +214,7 @@ def limits(recipe, summary, count):
         if recipe.labels != "multi"
         else "A class that training did not know is never found.",
         "One training with one seed: another seed gives other numbers.",
-        "Probabilities are the model's own; how often they are right is not stated here.",
+        probabilities(summary),
         "Not examined: pictures that are damaged, made to deceive, or of groups of people that the data has few of.",
     ]
     classes = len(summary.get("class_names") or [])

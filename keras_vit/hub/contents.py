@@ -77,6 +77,8 @@ def gather(run: RunFolder, repo: str, folder: Path, *, license: str | None = Non
     elif recipe.center_crop < 1 or recipe.labels == "multi":
         what = "the crop of the middle" if recipe.center_crop < 1 else "several labels an image"
         notes.append(f"{TARGETS[target]}'s files do not state {what}: {RECIPE} does")
+    if target is not None and summary.get("temperature"):
+        notes.append(f"{TARGETS[target]}'s files do not state the temperature of calibrated probabilities: {SUMMARY} does")
     shutil.copyfile(path, folder / MODEL)
     write_text(folder / RECIPE, sealed(without_paths(recipe).to_yaml()))
     write_sealed_json(folder / SUMMARY, {name: value for name, value in summary.items() if name not in PRIVATE})

@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 
 from keras_vit.data.labels import is_multi
-from keras_vit.runs.prediction import THRESHOLD, probabilities_of
+from keras_vit.runs.calibration import probabilities_of
+from keras_vit.runs.prediction import THRESHOLD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +32,23 @@ class Mistake:
     worst: int
 
 
-def worst_mistakes(logits: np.ndarray, labels: np.ndarray, most: int) -> list[Mistake]:
+def worst_mistakes(logits: np.ndarray, labels: np.ndarray, most: int, temperature: float = 1.0) -> list[Mistake]:
     """The mistakes of the highest confidence, highest first; of equal ones the first image comes first.
 
     Args:
         logits: (N, K).
         labels: Integers (N,), or zeros and ones (N, K) where an image may have several classes.
         most: Largest number of mistakes.
+        temperature: What the logits are divided by, for probabilities.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if is_multi(labels):
-        probabilities, truth = probabilities_of(logits, True), labels == 1
+        probabilities, truth = probabilities_of(logits, True, temperature), labels == 1
         wrong = (logits > 0) != truth
         sureness = np.where(wrong, np.maximum(probabilities, 1 - probabilities), -1.0)  # (N, K)
         worst, confidence = sureness.argmax(axis=1), sureness.max(axis=1)
     else:
-        probabilities, truth = probabilities_of(logits, False), np.arange(logits.shape[1]) == labels[:, None]
+        probabilities, truth = probabilities_of(logits, False, temperature), np.arange(logits.shape[1]) == labels[:, None]
         worst = logits.argmax(axis=1)
         confidence = np.where(worst != labels, np.take_along_axis(probabilities, worst[:, None], axis=1)[:, 0], -1.0)
     order = np.argsort(-confidence, kind="stable")

@@ -13,12 +13,13 @@ from keras_vit.report.mistakes import worst_mistakes
 from keras_vit.report.page import TALL, cell, duration, one_line, render
 from keras_vit.report.pictures import check_maps, color_scale, figure_picture, over, small_picture, source_of
 from keras_vit.report.settings import compared_settings, named_recipe, repeat_command, text_of
+from keras_vit.runs.calibration import BINS
 from keras_vit.runs.class_plots import average_precision_figure
 from keras_vit.runs.evaluation import Outputs, compute_outputs
 from keras_vit.runs.folder import REPORT, RunFolder
 from keras_vit.runs.plots import COLORS, confusion_figure, curve_figures, reliability_figure
 from keras_vit.runs.prediction import model_input
-from keras_vit.runs.scores import BINS, wilson_interval
+from keras_vit.runs.scores import wilson_interval
 
 Attention = Callable[[ViT, np.ndarray], np.ndarray]
 
@@ -186,6 +187,8 @@ def numbers(summary, scores):
             ("mean F1", share(scores.mean_f1), "mean over the classes, at probability 0.5"),
             ("exactly the right classes", share(scores.exact), f"share of images; 95% interval {interval}"),
             ("binary cross-entropy", f"{scores.loss:.4f} nats", "mean over images and classes"),
+            ("expected calibration error", share(scores.calibration.error), f"of each class of each image, {BINS} bins"),
+            *temperature_row(scores),
         ]
     else:
         interval = interval_text(scores.accuracy, scores.images)
@@ -195,8 +198,17 @@ def numbers(summary, scores):
             (f"top-{scores.top_k} accuracy", share(scores.top_k_accuracy), f"true class among the {scores.top_k} likeliest"),
             ("cross-entropy", f"{scores.loss:.4f} nats", "mean over the images"),
             ("expected calibration error", share(scores.calibration.error), f"mean |accuracy − confidence| in {BINS} bins"),
+            *temperature_row(scores),
         ]
     return [[cell(text) for text in row] for row in found]
+
+
+def temperature_row(scores):
+    """A row on the temperature; none where probabilities are the model's own."""
+    if scores.temperature == 1:
+        return []
+    meaning = f"of the validation images; calibrates all probabilities here: without it the error is {scores.error_before:.2%}"
+    return [("temperature", f"{scores.temperature:.3g}", meaning)]
 
 
 def share(value):
@@ -227,8 +239,9 @@ def mistakes(outputs, recipe, attention, missing):
         if is_multi(outputs.labels)
         else outputs.logits.argmax(axis=1) != outputs.labels
     )
-    found = worst_mistakes(outputs.logits, outputs.labels, MISTAKES)
+    found = worst_mistakes(outputs.logits, outputs.labels, MISTAKES, outputs.temperature)
     result = {"count": int(wrong.sum()), "images": len(wrong), "multi_label": is_multi(outputs.labels), "cards": [], "scale": ""}
+    result["calibrated"] = outputs.temperature != 1
     if not found:
         return result
     images = known(lambda: outputs.images.images(np.array([each.index for each in found])), None, missing, "pictures of mistakes")

@@ -18,10 +18,11 @@ from keras_vit.data.stream import own_errors
 from keras_vit.files import write_text
 from keras_vit.model.vit import ViT, merging_model
 from keras_vit.runs import plots
+from keras_vit.runs.calibration import BINS
 from keras_vit.runs.class_plots import average_precision_bars
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.multilabel import MultiLabelEvaluation, score_labels
-from keras_vit.runs.scores import BINS, Evaluation, score
+from keras_vit.runs.scores import Evaluation, score
 
 SPLITS = ("test", "validation", "train")
 
@@ -40,6 +41,7 @@ class Outputs:
         class_names: K names.
         data: Name of the data set.
         fingerprint: Of the data set, as `DataSet.fingerprint`.
+        temperature: What the logits are divided by before they become probabilities.
     """
 
     model: ViT
@@ -49,10 +51,11 @@ class Outputs:
     class_names: list[str]
     data: str
     fingerprint: str
+    temperature: float = 1.0
 
     def score(self) -> Evaluation | MultiLabelEvaluation:
         """The quality of the predictions."""
-        return (score_labels if is_multi(self.labels) else score)(self.logits, self.labels, self.class_names)
+        return (score_labels if is_multi(self.labels) else score)(self.logits, self.labels, self.class_names, self.temperature)
 
 
 def evaluate(run: RunFolder, **settings) -> Evaluation | MultiLabelEvaluation:
@@ -138,7 +141,7 @@ def compute_outputs(
         labels[:, classes] = images.labels
     else:
         labels = classes[images.labels]
-    return Outputs(model, images, labels, logits, names, loaded.name, loaded.fingerprint)
+    return Outputs(model, images, labels, logits, names, loaded.name, loaded.fingerprint, run.temperature)
 
 
 def own_test_images(run: RunFolder) -> tuple[Split | None, str]:
@@ -234,6 +237,8 @@ def evaluation_lines(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]
             f"mean F1, at probability 0.5  {share(evaluation.mean_f1)}",
             f"exactly the right classes    {share(evaluation.exact)}",
             f"binary cross-entropy         {evaluation.loss:8.4f} nats",
+            f"expected calibration error   {share(evaluation.calibration.error)} (of each class of each image, {BINS} bins)",
+            *temperature_lines(evaluation),
         ]
     return [
         f"accuracy                    {share(evaluation.accuracy)}",
@@ -241,7 +246,16 @@ def evaluation_lines(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]
         f"top-{evaluation.top_k} accuracy              {share(evaluation.top_k_accuracy)}",
         f"cross-entropy               {evaluation.loss:8.4f} nats",
         f"expected calibration error  {share(evaluation.calibration.error)} (mean |accuracy - confidence|, {BINS} bins)",
+        *temperature_lines(evaluation),
     ]
+
+
+def temperature_lines(evaluation):
+    """A line that says with which temperature the probabilities are calibrated; none where they are the model's own."""
+    if evaluation.temperature == 1:
+        return []
+    without = f"of the validation images; without it an error of {evaluation.error_before:.2%}"
+    return [f"probabilities calibrated by temperature {evaluation.temperature:.3g} ({without})"]
 
 
 def share(value):

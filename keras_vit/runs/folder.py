@@ -255,9 +255,21 @@ class RunFolder:
         return self.summary.get("class_names") if self.is_finished else None
 
     @property
+    def temperature(self) -> float:
+        """What the logits are divided by before they become probabilities; 1 if the run has not ended, or none was fitted."""
+        return (self.summary.get("temperature") if self.is_finished else None) or 1.0
+
+    @property
     def multi_label(self) -> bool:
         """Whether an image may have any number of classes."""
         return self.recipe.labels == "multi"
+
+    @property
+    def known(self) -> dict[str, typing.Any]:
+        """What a model's file does not say of it, and pictures need: arguments of `classifier`, by name."""
+        recipe = self.recipe
+        known = {"mean": recipe.mean, "std": recipe.std, "class_names": self.class_names, "multi_label": self.multi_label}
+        return {**known, "center_crop": recipe.center_crop, "temperature": self.temperature}
 
     def predict(
         self, paths: str | os.PathLike | Sequence[str | os.PathLike], *, top: int | None = None, threshold: float | None = None
@@ -276,10 +288,7 @@ class RunFolder:
         Raises:
             ValueError: As `model`; for paths without pictures.
         """
-        recipe = self.recipe
-        known = {"mean": recipe.mean, "std": recipe.std, "class_names": self.class_names, "multi_label": self.multi_label}
-        known["center_crop"] = recipe.center_crop
-        return predict(self.model(), paths, top=top, threshold=threshold, **known)
+        return predict(self.model(), paths, top=top, threshold=threshold, **self.known)
 
     def write_model(self, epoch: int, model: keras.Model) -> None:
         """Writes the model of an epoch that is better than those before."""

@@ -9,6 +9,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_vit.runs.calibration import Calibration, calibration_of
+
 
 @dataclasses.dataclass(frozen=True)
 class MultiLabelEvaluation:
@@ -16,7 +18,7 @@ class MultiLabelEvaluation:
 
     Attributes:
         images: N.
-        loss: Mean binary cross-entropy of images and classes, in nats.
+        loss: Mean binary cross-entropy of images and classes, in nats, at the temperature.
         exact: Share of images with exactly their classes predicted.
         average_precision: By class (K,); NaN if the class has no images.
         precision: By class (K,); NaN if the class was never predicted.
@@ -24,6 +26,9 @@ class MultiLabelEvaluation:
         f1: By class (K,); NaN if the class was never predicted and has no images.
         count: Images of each class (K,).
         class_names: K names.
+        calibration: A `Calibration` of the N x K decisions, at the temperature.
+        temperature: What the logits are divided by, as of `fit_temperature`.
+        error_before: The expected calibration error at temperature 1.
     """
 
     images: int
@@ -35,6 +40,9 @@ class MultiLabelEvaluation:
     f1: np.ndarray
     count: np.ndarray
     class_names: list[str]
+    calibration: Calibration
+    temperature: float
+    error_before: float
 
     multi_label = True
 
@@ -57,17 +65,21 @@ class MultiLabelEvaluation:
             "f1": self.mean_f1,
             "exact": self.exact,
             "loss": self.loss,
+            "expected_calibration_error": self.calibration.error,
+            "temperature": self.temperature,
+            "expected_calibration_error_before": self.error_before,
             "classes": rows_of(name=self.class_names, **{name: getattr(self, name) for name in names}),
         }
 
 
-def score_labels(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> MultiLabelEvaluation:
+def score_labels(logits: np.ndarray, labels: np.ndarray, class_names: list[str], temperature: float = 1.0) -> MultiLabelEvaluation:
     """Scores logits against any number of true classes.
 
     Args:
         logits: (N, K).
         labels: Zeros and ones (N, K).
         class_names: K names.
+        temperature: What the logits are divided by, for probabilities.
 
     Raises:
         ValueError: If there are no images, the shapes do not fit, or logits are NaN or infinite.
@@ -78,9 +90,10 @@ def score_labels(logits: np.ndarray, labels: np.ndarray, class_names: list[str])
     check_logits(logits, len(labels), len(class_names))
     predicted = logits > 0
     precision, recall, f1 = precision_recall_f1(predicted, labels)
+    scaled = logits / temperature
     return MultiLabelEvaluation(
         images=len(labels),
-        loss=float(-np.where(labels, log_expit(logits), log_expit(-logits)).mean()),
+        loss=float(-np.where(labels, log_expit(scaled), log_expit(-scaled)).mean()),
         exact=float((predicted == labels).all(axis=1).mean()),
         average_precision=average_precisions(logits, labels),
         precision=precision,
@@ -88,6 +101,9 @@ def score_labels(logits: np.ndarray, labels: np.ndarray, class_names: list[str])
         f1=f1,
         count=labels.sum(axis=0),
         class_names=class_names,
+        calibration=calibration_of(logits, labels, temperature),
+        temperature=temperature,
+        error_before=calibration_of(logits, labels).error,
     )
 
 

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from keras_vit.files import atomic_path
-from keras_vit.runs.scores import Calibration
+from keras_vit.runs.calibration import Calibration
 
 DPI = 150
 MAPS = 32  # most position maps in a row or column of a picture

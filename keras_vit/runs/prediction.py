@@ -19,6 +19,7 @@ from keras_vit.data.decode import one_line, parallel, picture, read_image
 from keras_vit.data.folder import image_files, printable
 from keras_vit.images import normalize
 from keras_vit.model.vit import ViT
+from keras_vit.runs.calibration import probabilities_of
 
 BATCH_SIZE = 64
 THRESHOLD = 0.5  # probability above which a class is on an image that may have several
@@ -32,7 +33,8 @@ class Prediction:
     Attributes:
         image: Path of the file, or the index of the image in an array.
         classes: Names of the classes, the likeliest first.
-        probabilities: Their probabilities, each from 0 to 1: by softmax, or by sigmoid where an image may have several classes.
+        probabilities: Their probabilities, each from 0 to 1: by softmax, or by sigmoid where an image may have several classes;
+            calibrated where the temperature is known.
         thumbnail: A small JPEG of what the model saw; empty if it was not asked for.
     """
 
@@ -59,6 +61,7 @@ class Classifier:
         center_crop: Share of a picture's height and width that the model sees.
         platform: What computes the logits, such as keras_torch or onnx.
         compiled: Whether each B costs a compilation, so that few of them should be used.
+        temperature: What the logits are divided by before they become probabilities, as of `fit_temperature`.
     """
 
     shape: tuple[int, int, int]
@@ -69,15 +72,21 @@ class Classifier:
     center_crop: float = 1.0
     platform: str = "keras"
     compiled: bool = False
+    temperature: float = 1.0
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities (B, K) of logits (B, K), calibrated where the temperature is known."""
+        return probabilities_of(logits, self.multi_label, self.temperature)
 
 
-def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=False, center_crop=1.0) -> Classifier:
+def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=False, center_crop=1.0, temperature=1.0) -> Classifier:
     """A `ViT` as a `Classifier`; arguments as of `predict`."""
     config = model.config
     if not config.num_classes:
         raise ValueError("num_classes: received 0, a model without a head; allowed: a classifier")
     mean, std = as_moments(mean, std, config.channels)
     check_number("center_crop", center_crop, above=0, at_most=1)
+    check_number("temperature", temperature, above=0)
     names = [visible(str(name)) for name in (range(config.num_classes) if class_names is None else class_names)]
     if len(names) != config.num_classes:
         raise ValueError(f"class_names: received {len(names)}; allowed: {config.num_classes}, the classes of the model")
@@ -92,7 +101,7 @@ def classifier(model: ViT, mean=0.5, std=0.5, class_names=None, multi_label=Fals
         finally:
             model.jit_compile = before
 
-    seen = {"multi_label": multi_label, "center_crop": center_crop}
+    seen = {"multi_label": multi_label, "center_crop": center_crop, "temperature": temperature}
     backend = keras.backend.backend()
     where = {"platform": f"keras_{backend}", "compiled": backend == "jax"}
     return Classifier((*config.image_size, config.channels), names, logits, **seen, **where)
@@ -113,6 +122,7 @@ def predict(
     class_names: Sequence[str] | None = None,
     multi_label: bool = False,
     center_crop: float = 1.0,
+    temperature: float = 1.0,
     top: int | None = None,
     threshold: float | None = None,
     batch_size: int = BATCH_SIZE,
@@ -130,6 +140,8 @@ def predict(
         class_names: K names; None = the numbers of the classes.
         multi_label: Whether an image may have any number of classes: each then has a probability of its own.
         center_crop: Share of a picture's height and width that the model sees, from the middle, above 0 to 1; for paths.
+        temperature: What the logits are divided by before they become probabilities, above 0; 1 = the model's own. A run's is
+            `run.temperature`.
         top: Number of classes for each image, the likeliest first; None = 1, or with `multi_label` those above the threshold.
         threshold: Probability above which a class counts, with `multi_label` and without `top`; None = 0.5.
         batch_size: Images at a time.
@@ -140,7 +152,7 @@ def predict(
     Raises:
         ValueError: For paths without pictures, arrays of another shape or type, and settings that do not fit the model.
     """
-    chosen, notes = classifier(model, mean, std, class_names, multi_label, center_crop), []
+    chosen, notes = classifier(model, mean, std, class_names, multi_label, center_crop, temperature), []
     settings = {"top": top, "threshold": threshold, "batch_size": batch_size}
     if isinstance(images, np.ndarray) and images.dtype != object and images.dtype.kind != "U":
         return [*predict_arrays(chosen, images, **settings)]
@@ -255,20 +267,12 @@ def ranked(classifier, names, images, choose, size=0, thumbnails=False):
     logits = classifier.logits(filled)[: len(images)].astype(np.float64)  # (B, K)
     if broken := np.count_nonzero(~np.isfinite(logits).all(axis=1)):
         raise ValueError(f"logits: received NaN or infinity for {broken:,} of {len(images):,} images; allowed: finite numbers")
-    values = probabilities_of(logits, classifier.multi_label)
+    values = classifier.probabilities(logits)
     order = np.argsort(-values, axis=1, kind="stable")
     for name, image, row, best in zip(names, images, values, order, strict=True):
         best = best[: choose(row)]
         classes = [classifier.class_names[label] for label in best]
         yield Prediction(name, classes, row[best].tolist(), thumbnail(image) if thumbnails else b"")
-
-
-def probabilities_of(logits: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Softmax of logits (B, K), or the sigmoid of each where an image may have several classes."""
-    if multi_label:
-        return 0.5 * (1 + np.tanh(0.5 * logits))
-    values = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return values / values.sum(axis=1, keepdims=True)
 
 
 def thumbnail(image, side=96):

@@ -1,6 +1,6 @@
 """How good predictions are, in numbers.
 
-Shapes: N images, K classes, M bins.
+Shapes: N images, K classes.
 """
 
 import dataclasses
@@ -8,32 +8,8 @@ import dataclasses
 import numpy as np
 
 from keras_vit.data.labels import is_multi
+from keras_vit.runs.calibration import Calibration, calibration_of
 from keras_vit.runs.multilabel import average_precisions, check_logits, mean, precision_recall_f1, rows_of
-
-BINS = 15  # of a reliability diagram
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """Accuracy and mean confidence of images, in bins of their confidence (the largest softmax probability).
-
-    Bin m of M holds the images with a confidence above (m - 1) / M and up to m / M.
-
-    Attributes:
-        edges: Limits of the bins (M + 1,), from 0 to 1.
-        count: Images in each bin (M,).
-        confidence: Their mean confidence (M,); NaN for an empty bin.
-        accuracy: Their share of correct predictions (M,); NaN for an empty bin.
-        error: Expected calibration error: the mean of |accuracy - confidence| over the bins, weighted by their counts.
-
-    Source: 'On calibration of modern neural networks' (arXiv 1706.04599), equations 2, 3 and 5.
-    """
-
-    edges: np.ndarray
-    count: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    error: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +20,15 @@ class Evaluation:
         accuracy: Share of images whose largest logit is the true class's.
         top_k: 5, or the number of classes if that is smaller.
         top_k_accuracy: Share of images whose true class is among the `top_k` largest logits.
-        loss: Mean cross-entropy in nats.
-        calibration: A `Calibration` with the expected calibration error.
+        loss: Mean cross-entropy in nats, at the temperature.
+        calibration: A `Calibration` with the expected calibration error, at the temperature.
         confusion: Counts (K, K); row = true class, column = predicted class.
         precision: By class (K,); NaN if the class was never predicted.
         recall: By class (K,); NaN if the class has no images.
         f1: By class (K,); NaN if the class was never predicted and has no images.
         class_names: K names.
+        temperature: What the logits are divided by, as of `fit_temperature`.
+        error_before: The expected calibration error at temperature 1.
     """
 
     multi_label = False
@@ -65,6 +43,8 @@ class Evaluation:
     recall: np.ndarray
     f1: np.ndarray
     class_names: list[str]
+    temperature: float
+    error_before: float
 
     @property
     def count(self) -> np.ndarray:
@@ -91,6 +71,8 @@ class Evaluation:
             "top_k_accuracy": self.top_k_accuracy,
             "loss": self.loss,
             "expected_calibration_error": bins.error,
+            "temperature": self.temperature,
+            "expected_calibration_error_before": self.error_before,
             "calibration_bins": rows_of(
                 above=bins.edges[:-1],
                 up_to=bins.edges[1:],
@@ -129,13 +111,14 @@ def metrics_of(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -
     return found, dict(zip(class_names, rows, strict=True))
 
 
-def score(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Evaluation:
+def score(logits: np.ndarray, labels: np.ndarray, class_names: list[str], temperature: float = 1.0) -> Evaluation:
     """Scores logits against the true classes.
 
     Args:
         logits: (N, K). Of equal logits the first ranks higher.
         labels: Integers (N,), from 0 to K - 1.
         class_names: K names.
+        temperature: What the logits are divided by, for probabilities.
 
     Returns:
         An `Evaluation`.
@@ -150,7 +133,7 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Eva
     images, classes = len(labels), len(class_names)
     check_logits(logits, images, classes)
     everything = np.arange(classes)
-    log_probabilities = log_softmax(logits, axis=1)
+    log_probabilities = log_softmax(logits / temperature, axis=1)
     ranked = np.argsort(-logits, axis=1, kind="stable")  # (N, K), the largest first
     predicted, top_k = ranked[:, 0], min(5, classes)
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -161,26 +144,15 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Eva
         top_k=top_k,
         top_k_accuracy=float(np.mean((ranked[:, :top_k] == labels[:, None]).any(axis=1))),
         loss=float(-np.mean(np.take_along_axis(log_probabilities, labels[:, None], axis=1))),
-        calibration=calibrate(np.exp(log_probabilities.max(axis=1)), predicted == labels),
+        calibration=calibration_of(logits, labels, temperature),
         confusion=confusion_matrix(labels, predicted, labels=everything),
         precision=precision,
         recall=recall,
         f1=f1,
         class_names=class_names,
+        temperature=temperature,
+        error_before=calibration_of(logits, labels).error,
     )
-
-
-def calibrate(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Calibration:
-    """A `Calibration` of equal-width bins, from each prediction's confidence (N,) and whether it is correct (N,)."""
-    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
-    edges = np.linspace(0, 1, bins + 1)
-    index = np.digitize(confidence, edges[1:-1], right=True)  # (N,)
-    count = np.bincount(index, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        mean_confidence = np.bincount(index, confidence, bins) / count
-        accuracy = np.bincount(index, correct, bins) / count
-    error = np.nansum(count * np.abs(accuracy - mean_confidence)) / len(confidence)
-    return Calibration(edges, count, mean_confidence, accuracy, float(error))
 
 
 def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:

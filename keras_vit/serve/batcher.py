@@ -14,7 +14,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from keras_vit.data.decode import one_line
-from keras_vit.runs.prediction import Classifier, probabilities_of
+from keras_vit.runs.prediction import Classifier
 from keras_vit.serve.limits import Limits, Refused, busy
 
 
@@ -166,7 +166,7 @@ class Batcher:
                 message = f"NaN or infinity for {broken:,} of {len(part):,} images; allowed: finite numbers"
                 job.answer.set_exception(Refused(500, f"logits: received {message}"))
             else:
-                job.answer.set_result(probabilities_of(part, self.classifier.multi_label).astype(np.float32))
+                job.answer.set_result(self.classifier.probabilities(part).astype(np.float32))
 
     def logits(self, images):
         """float64 (B, K) of images (B, H, W, C), filled up to a size that the model takes."""

@@ -25,6 +25,7 @@ from keras_vit.model.adapters import merged_weights
 from keras_vit.model.resample import resample_weight
 from keras_vit.model.vit import build_vit
 from keras_vit.recipes.schema import RECALL
+from keras_vit.runs.calibration import calibration_of, fit_temperature
 from keras_vit.runs.evaluation import Outputs
 from keras_vit.runs.metrics import columns_of
 from keras_vit.runs.scores import metrics_of
@@ -260,7 +261,7 @@ class Session(keras.callbacks.Callback):
         logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
         self.copy_weights()
         last = epoch + 1 == self.last_epoch or epoch + 1 in (part.after for part in config.extensions)
-        if self.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
+        if self.data.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
             found, _ = self.scores(self.data.validation, self.logits(self.validation))
             logs.update({f"val_{name}": value for name, value in found.items()})
         row = {
@@ -369,7 +370,7 @@ class Session(keras.callbacks.Callback):
         return batches_of(split if self.distribution.processes == 1 else split.take(rows), self.recipe) if len(rows) else None
 
     def finish(self):
-        """Reads the test images once, with the best model, and writes the summary."""
+        """With the best model, fits the temperature to the validation images, reads the test images once and writes the summary."""
         recipe, data, rows = self.recipe, self.data, self.rows
         with self.distribution.whole(self.training_model):
             if self.distribution.is_first:
@@ -377,11 +378,14 @@ class Session(keras.callbacks.Callback):
         self.distribution.meet()  # the first process has written the best model
         self.evaluated.load_weights(self.run.model_path)
         test, classes, best = {}, {}, self.best
+        temperature, reason = self.temperature()
         if data.test is not None:
             logits = self.logits(self.own_batches(data.test))
             test, classes = self.scores(data.test, logits)
+            errors = [calibration_of(logits, data.test.labels, by).error for by in (temperature or 1.0, 1.0)]
+            test |= dict(zip(("calibration_error", "calibration_error_before"), errors, strict=True))
             known = data.class_names, data.name, data.fingerprint
-            self.tested = Outputs(self.evaluated, data.test, data.test.labels, logits, *known)
+            self.tested = Outputs(self.evaluated, data.test, data.test.labels, logits, *known, temperature or 1.0)
         origin = {"checkpoint": recipe.finetune.checkpoint, "checkpoint_notes": self.notes} if recipe.finetune.checkpoint else {}
         self.run.write_summary(
             {
@@ -394,6 +398,8 @@ class Session(keras.callbacks.Callback):
                 "images": {name: len(part) for name, part in data.parts.items()},
                 **{f"test_{name}": value for name, value in test.items()},
                 **({"test_classes": classes} if classes else {}),
+                "temperature": temperature,
+                **({"temperature_note": reason} if reason else {}),
                 "best_epoch": best["epoch"],
                 "monitor": recipe.train.monitor,
                 f"val_{recipe.train.monitor}": None,
@@ -418,6 +424,13 @@ class Session(keras.callbacks.Callback):
             }
         )
         self.distribution.meet()  # and now the summary
+
+    def temperature(self):
+        """The temperature that suits the validation images best; None, and why, where there is none."""
+        if self.data.validation is None:
+            return None, "no validation images"
+        found = fit_temperature(self.logits(self.validation), self.data.validation.labels)
+        return found, "" if found else "predictions of the validation images are no better than chance"
 
     def write_report(self):
         """Writes the run's report, of the test images as the summary has read them; whatever goes wrong, the run has finished."""

@@ -16,5 +16,5 @@ def make_run(path, names=NAMES, **settings):
     recipe = load_recipe("digits", model=SHAPE, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4], **settings)
     run = RunFolder.create(path, recipe)
     run.write_model(1, randomise(keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=len(names)))))
-    run.write_summary({"class_names": names})
+    run.write_summary({"class_names": names, "temperature": 2.5})
     return run

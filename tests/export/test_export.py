@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import psutil
 import pytest
-from helpers import LIGHT, ROOT, TINY, children, dead_process, make_model, numpy, random_pixels, start, wait_for
+from helpers import LIGHT, ROOT, TINY, children, dead_process, make_model, numpy, one_line_error, random_pixels, start, wait_for
 from PIL import Image
 from reference import Reference, weights_of
 from sklearn.datasets import load_sample_images
@@ -24,12 +24,13 @@ from keras_vit.data.decode import read_image
 from keras_vit.export import export, formats, verify
 from keras_vit.export.formats import BATCHES, EVERY, FORMATS, THRESHOLDS, choose_writer
 from keras_vit.export.images import to_model, verification_images
-from keras_vit.export.report import export_table
+from keras_vit.export.report import describe, export_table
 from keras_vit.export.runtimes import FILES, Runtime
 from keras_vit.export.verify import logits_of
 from keras_vit.files import partial_prefix
 from keras_vit.images import normalize
 from keras_vit.parity import export_everywhere, randomise
+from keras_vit.runs.calibration import probabilities_of
 
 TOLERANCE = 1e-4  # absolute, of logits near 1 in float32: what is promised of an export
 PROBABILITY = 0.02  # Pillow and TensorFlow decode and resize to within a few grey levels
@@ -113,8 +114,9 @@ def faked(monkeypatch):
 def test_export_against_numpy(tmp_path, monkeypatch, name):
     monkeypatch.setattr(export, "choose_writer", lambda name: keras.backend.backend())
     model = make_model("conv", depth=1)
-    report = export_model(model, tmp_path / "out" / name, name, mean=MEAN, std=STD, class_names=NAMES)
-    assert_exported(model, tmp_path / "out" / name, report)
+    report = export_model(model, tmp_path / "out" / name, name, mean=MEAN, std=STD, class_names=NAMES, temperature=1.7)
+    assert report["temperature"] == 1.7
+    assert_exported(model, tmp_path / "out" / name, report)  # logits are the model's own; probabilities of signatures were verified
 
 
 @pytest.mark.backend
@@ -210,13 +212,14 @@ def test_every_format_from_every_backend(backend):
 @pytest.mark.parametrize("name", WRITTEN_HERE)
 def test_artifacts_carry_their_preprocessing(tmp_path, name):
     model = make_model("gap")
-    report = export_model(model, tmp_path / name, name, mean=MEAN, std=STD, class_names=NAMES)
+    report = export_model(model, tmp_path / name, name, mean=MEAN, std=STD, class_names=NAMES, temperature=1.7)
     assert report["input"] == "uint8"
     assert_exported(model, tmp_path / name, report)
     found = READERS[name](tmp_path / name)
     assert json.loads(found["class_names"]) == list(NAMES)
     np.testing.assert_allclose([json.loads(found[key]) for key in ("mean", "std")], [MEAN, STD])
     assert json.loads(found["image_shape"]) == [12, 18, 3]
+    assert json.loads(found["temperature"]) == 1.7
     assert found["input"] == "uint8"
 
 
@@ -318,7 +321,7 @@ def test_features_of_one_grey_channel(tmp_path, name):
 @pytest.mark.slow
 def test_saved_model_cli_gives_the_class_of_predict(tmp_path):
     model, folder, path = make_model("gap", image_size=(24, 36)), tmp_path / "model", tmp_path / "china.jpg"
-    export_model(model, folder, "tf_saved_model", mean=MEAN, std=STD, class_names=NAMES, center_crop=0.8)
+    export_model(model, folder, "tf_saved_model", mean=MEAN, std=STD, class_names=NAMES, center_crop=0.8, temperature=1.7)
     Image.fromarray(load_sample_images().images[0]).save(path, quality=95)
     np.save(tmp_path / "files.npy", np.array([path.read_bytes()]))
     tool = str(Path(sys.executable).with_name("saved_model_cli"))
@@ -328,7 +331,7 @@ def test_saved_model_cli_gives_the_class_of_predict(tmp_path):
     labels = np.load(tmp_path / "labels.npy", allow_pickle=True)  # how NumPy writes strings of any length
     probabilities = np.load(tmp_path / "probabilities.npy")
     logits = model.predict(normalize(read_image(path, (24, 36, 3), 0.8)[None], MEAN, STD), verbose=0)[0]
-    expected = np.exp(logits) / np.exp(logits).sum()
+    expected = np.exp(logits / 1.7) / np.exp(logits / 1.7).sum()
     assert labels[0, 0].decode() == NAMES[expected.argmax()]
     by_label = {label.decode(): probability for label, probability in zip(labels[0], probabilities[0], strict=True)}
     np.testing.assert_allclose([by_label[name] for name in NAMES], expected, atol=PROBABILITY)
@@ -384,6 +387,7 @@ def test_int8_of_keras_loads_again(tmp_path):
         ({"format": "tf_saved_model", "batch_size": 4}, "batch_size: received 4; allowed for tf_saved_model: None"),
         ({"class_names": ["ant", "bee"]}, "class_names: received 2; allowed: 7, the classes of the model"),
         ({"mean": (0.1, 0.2), "std": 1}, r"mean: received \(0.1, 0.2\); allowed: a number, or one for each of 3 channels"),
+        ({"temperature": 0}, "temperature: received 0; allowed: a number above 0"),
         ({"mean": 0.5, "std": 0}, "std: received 0; allowed: a number above 0"),
         ({"mean": float("nan"), "std": 1}, "mean: received nan; allowed: a number"),
         ({"images": np.zeros((2, 12, 18, 3))}, r"images: received float64 of shape \(2, 12, 18, 3\); allowed: uint8 of shape"),
@@ -396,6 +400,26 @@ def test_settings_that_do_not_fit(tmp_path, faked, settings, message):
     with pytest.raises(ValueError, match=message):
         export_model(make_model(), tmp_path / "deep" / "out", **{"format": "onnx", **settings})
     assert not list(tmp_path.iterdir())
+
+
+def test_signatures_with_other_probabilities_are_found(tmp_path):
+    """A SavedModel that leaves the temperature out has the right labels and fails."""
+    model = make_model(depth=1)
+    report = describe(model, "tf_saved_model", "float32", "uint8", MEAN, STD, NAMES, None, temperature=1.7)
+
+    class Answering:
+        def ask(self, do, images=None, files=None):
+            shape = (*model.config.image_size, 3)
+            images = np.load(images) if files is None else np.stack([read_image(path, shape) for path in files])
+            values = probabilities_of(expected_logits(model, images), False, self.temperature)
+            return {"labels": [NAMES[row.argmax()] for row in values], "probabilities": values.max(1).tolist()}
+
+    runtime = Answering()
+    runtime.temperature = 1.7
+    verify.check_signatures(runtime, model, report, pixels(model), tmp_path)
+    runtime.temperature = 1.0
+    with one_line_error(r"^tf_saved_model: not exported: probabilities differ by [\d.]+e-0[12]; allowed: 1.0e-03$"):
+        verify.check_signatures(runtime, model, report, pixels(model), tmp_path)
 
 
 def test_only_a_model_or_a_run(tmp_path, faked):
@@ -415,9 +439,10 @@ def test_a_run_brings_normalisation_and_images(tmp_path, faked):
     assert report["std"] == np.broadcast_to(recipe.std, 1).tolist()
     assert report["class_names"] == [str(index) for index in range(10)]
     assert {row["images"] for row in report["cases"]} == {"random", "real"}
-    run.write_summary({"class_names": list("abcdefghij")})
+    assert report["temperature"] == 1
+    run.write_summary({"class_names": list("abcdefghij"), "temperature": 1.3})
     report = export_model(run, path, "onnx", input="float32", mean=0.3, overwrite=True)
-    assert (report["class_names"], report["mean"]) == (list("abcdefghij"), [0.3])
+    assert (report["class_names"], report["mean"], report["temperature"]) == (list("abcdefghij"), [0.3], 1.3)
 
 
 def test_a_run_without_its_data_is_compared_on_photographs(tmp_path, faked):

@@ -98,6 +98,18 @@ def test_data_sets_and_origins(tmp_path):
         model_card(run, "me/x", FILES)
 
 
+def test_how_true_probabilities_are(run, tmp_path):
+    errors, body = {"test_calibration_error": 0.012, "test_calibration_error_before": 0.056}, {}
+    for name, more in (("unknown", {}), ("own", errors), ("scaled", {"temperature": 1.314, **errors})):
+        other = make(tmp_path / name, "both")
+        other.write_summary({**other.summary, **more})
+        body[name] = parts(model_card(other, "me/x", FILES))[1].replace("\\", "")
+    assert "Probabilities are the model's own; how often they are right is not stated here." in body["unknown"]
+    assert "Probabilities are the model's own; their expected calibration error on the test images is 1.20%." in body["own"]
+    assert "calibrated by temperature 1.31, fitted to validation images, which divides the logits" in body["scaled"]
+    assert "Expected calibration error on the test images 1.20%, without it 5.60%." in body["scaled"]
+
+
 def test_several_labels_and_no_test_images(tmp_path):
     run = make(tmp_path / "a", "both", labels="multi", train={"monitor": "map", "loss": "binary_cross_entropy"})
     summary = {name: value for name, value in run.summary.items() if not name.startswith("test_")}

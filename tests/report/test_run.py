@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import hashlib
 import re
 
@@ -114,6 +115,21 @@ def test_no_text_is_obeyed_and_nothing_is_loaded(make_run, no_test_set):
     assert page.policy["script-src"] == f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
+def test_a_temperature_is_said_and_calibrates_the_mistakes(make_run, no_test_set):
+    run = make_run()
+    outputs = dataclasses.replace(single(run), temperature=2.0)
+    page = read(write_run_report(run, outputs, attention=looks_right))
+    scores, before = {row[0]: row[1:] for row in page.table("score")}, single(run).score().calibration.error
+    assert scores["expected calibration error"][0] == f"{outputs.score().calibration.error:.2%}" != f"{before:.2%}"
+    assert scores["temperature"] == [
+        "2",
+        f"of the validation images; calibrates all probabilities here: without it the error is {before:.2%}",
+    ]
+    assert "percentages are its probabilities, calibrated." in page.text
+    cards = re.findall(r"predicted: (.+?) \(([\d.]+%)\)", page.text)
+    assert cards[1] == (SHOWN[1], f"{np.exp(2) / (np.exp(2) + 2):.1%}")
+
+
 def test_several_labels_an_image(make_run, no_test_set):
     run = make_run(labels="multi")
     labels = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]], np.int8)
@@ -125,6 +141,9 @@ def test_several_labels_an_image(make_run, no_test_set):
     assert "Average precision of each class" in page.images
     assert "Confusion matrix" not in page.images
     assert [row[:2] for row in page.table("class")] == [[SHOWN[0], "100.0"], [SHOWN[1], "100.0"], [SHOWN[2], "50.0"]]
+    scores = dict(row[:2] for row in page.table("score"))
+    sure = 1 / (1 + np.exp([-2.0, -3.0, -1.0]))  # eight decisions of ten are right: 2; the others are wrong: 3, 1
+    assert scores["expected calibration error"] == f"{(abs(10 * sure[0] - 10) + sure[1] + sure[2]) / 12:.2%}"
     assert "2 of 4 test images are wrong in at least one class." in page.text
     assert f"true: {SHOWN[0]} (88.1%) worst answer: {SHOWN[2]} (95.3% sure) test image 0" in page.text
 

@@ -16,9 +16,9 @@ from keras_vit.data.dataset import load_data
 from keras_vit.images import normalize
 from keras_vit.recipes.schema import Recipe, TrainConfig
 from keras_vit.runs.comparison import compare, comparison_table, run_names
-from keras_vit.runs.evaluation import evaluate, evaluation_table, write_evaluation
+from keras_vit.runs.evaluation import compute_outputs, evaluate, evaluation_table, write_evaluation
 from keras_vit.runs.folder import RunFolder
-from keras_vit.runs.scores import calibrate, score
+from keras_vit.runs.scores import score
 
 EXACT = 1e-12
 TOLERANCE = 1e-5  # relative, of float32 logits
@@ -27,23 +27,6 @@ TOLERANCE = 1e-5  # relative, of float32 logits
 def size(path):
     with Image.open(path) as picture:
         return picture.size
-
-
-def test_calibration_against_numbers_by_hand():
-    # (0.25, 0.5]: 0.3 and 0.5, one of them right; (0.5, 0.75]: 0.6, wrong; (0.75, 1]: 0.8, 0.9 and 1.0, two right.
-    result = calibrate([0.3, 0.5, 0.6, 0.8, 0.9, 1.0], [True, False, False, True, True, False], bins=4)
-    np.testing.assert_allclose(result.edges, [0, 0.25, 0.5, 0.75, 1])
-    assert result.count.tolist() == [0, 2, 1, 3]
-    np.testing.assert_allclose(result.confidence, [np.nan, 0.4, 0.6, 0.9])
-    np.testing.assert_allclose(result.accuracy, [np.nan, 0.5, 0, 2 / 3])
-    assert result.error == pytest.approx((2 * 0.1 + 1 * 0.6 + 3 * (0.9 - 2 / 3)) / 6, abs=EXACT)
-
-
-def test_calibration_has_fifteen_bins_closed_above():
-    result = calibrate([1 / 15, 1 / 15 + 1e-9, 1.0, 0.0], [True] * 4)
-    assert len(result.count) == 15
-    assert result.count[[0, 1, 14]].tolist() == [2, 1, 1]
-    assert calibrate(np.full(10, 0.7), [True] * 7 + [False] * 3).error == pytest.approx(0, abs=EXACT)
 
 
 def test_score_against_numbers_by_hand():
@@ -210,6 +193,29 @@ def test_evaluate_says_that_the_data_has_changed(make_run):
     run.write_summary({**run.summary, "fingerprint": "other"})
     with pytest.warns(UserWarning, match="digits has changed since .* was trained"):
         evaluate(run)
+
+
+def test_the_temperature_of_a_run_calibrates_its_scores(make_run, command):
+    run = make_run()
+    before = evaluate(run)
+    run.write_summary({**run.summary, "temperature": 2.5})
+    after = evaluate(run)
+    assert (after.accuracy, after.top_k_accuracy) == (before.accuracy, before.top_k_accuracy)
+    assert (before.temperature, after.temperature) == (1, 2.5)
+    assert before.error_before == before.calibration.error == after.error_before != after.calibration.error
+    outputs = compute_outputs(run)
+    expected = score(outputs.logits / 2.5, outputs.labels, outputs.class_names)
+    assert after.loss == pytest.approx(expected.loss, abs=TOLERANCE)
+    assert after.calibration.error == pytest.approx(expected.calibration.error, abs=TOLERANCE)
+    code, output, _ = command(run.path)
+    assert not code
+    said = f"temperature 2.5 (of the validation images; without it an error of {before.calibration.error:.2%})"
+    assert f"probabilities calibrated by {said}" in output
+    content = json.loads((run.path / "evaluation-test.json").read_text(encoding="utf-8"))
+    assert (content["temperature"], content["expected_calibration_error_before"]) == (2.5, before.calibration.error)
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert f"without it the error is {before.calibration.error:.2%}" in page
+    assert "percentages are its probabilities, calibrated." in page
 
 
 def test_what_cannot_be_evaluated(make_run):

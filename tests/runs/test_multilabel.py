@@ -14,11 +14,12 @@ import keras_vit
 from keras_vit.cli import evaluate as evaluate_command
 from keras_vit.cli import predict as predict_command
 from keras_vit.runs import plots
+from keras_vit.runs.calibration import calibration_of, probabilities_of
 from keras_vit.runs.class_plots import average_precision_bars
-from keras_vit.runs.evaluation import evaluate, evaluation_lines, evaluation_table, write_evaluation
+from keras_vit.runs.evaluation import compute_outputs, evaluate, evaluation_lines, evaluation_table, write_evaluation
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.multilabel import average_precisions, precision_recall_f1, score_labels
-from keras_vit.runs.prediction import predict, probabilities_of
+from keras_vit.runs.prediction import predict
 from keras_vit.runs.scores import metrics_of
 
 NAMES = ["bird", "cat", "dog"]
@@ -74,6 +75,11 @@ def test_scores_are_scikit_learns():
     assert result.exact == pytest.approx(((logits > 0) == labels).all(axis=1).mean())
     p = expit(logits)
     assert result.loss == pytest.approx(-(labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean())
+    halved = score_labels(logits, labels, list("abcde"), temperature=2.0)
+    p = expit(logits / 2)
+    assert halved.loss == pytest.approx(-(labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean())
+    assert halved.calibration.error == calibration_of(logits / 2, labels).error != halved.error_before == result.calibration.error
+    assert (halved.map, halved.mean_f1, halved.exact) == (result.map, result.mean_f1, result.exact)
     found, classes = metrics_of(logits, labels, list("abcde"))
     assert found == {"map": pytest.approx(result.map), "f1": pytest.approx(result.mean_f1)}
     assert classes["c"]["average_precision"] == pytest.approx(expected[2])
@@ -102,7 +108,12 @@ def test_evaluation(trained, capsys):
     result = evaluate(run)
     summary = run.summary
     assert (result.map, result.mean_f1) == (pytest.approx(summary["test_map"]), pytest.approx(summary["test_f1"]))
-    assert result.loss == pytest.approx(summary["test_loss"], rel=1e-5)
+    outputs = compute_outputs(run)
+    assert summary["test_loss"] == pytest.approx(score_labels(outputs.logits, outputs.labels, NAMES).loss, rel=1e-5)
+    assert summary["temperature"] == outputs.temperature == result.temperature < 0.9  # seven images are enough to say: too unsure
+    errors = result.calibration.error, result.error_before
+    assert (summary["test_calibration_error"], summary["test_calibration_error_before"]) == pytest.approx(errors, abs=1e-5)
+    assert errors[0] < errors[1] - 0.02
     assert result.map > 0.9
     np.testing.assert_array_equal(result.count, truths(90)[70:].sum(axis=0))
     paths = write_evaluation(result, run)
@@ -112,7 +123,7 @@ def test_evaluation(trained, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "mean average precision (mAP)" in said
     assert "average precision (%)" in said
-    assert len(evaluation_lines(result)) == 4
+    assert len(evaluation_lines(result)) == 6
     assert evaluation_table(result).row_count == 3
 
 
@@ -137,7 +148,7 @@ def test_other_data_is_matched_by_name(trained, tmp_path):
 def test_prediction(trained, tmp_path, capsys):
     run, folder = trained
     images = np.stack([draw(labels, number) for number, labels in enumerate(truths(90))])[..., None]
-    p = expit(run.model().predict((images / 255 - run.recipe.mean) / run.recipe.std, verbose=0).astype(float))
+    p = expit(run.model().predict((images / 255 - run.recipe.mean) / run.recipe.std, verbose=0).astype(float) / run.temperature)
     np.testing.assert_allclose(probabilities_of(np.log(p / (1 - p)), True), p, rtol=1e-6)
     paths = [folder / f"{number}.png" for number in range(90)]
     for number, each in enumerate(run.predict(paths)):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from keras_vit.runs import plots
-from keras_vit.runs.scores import calibrate
+from keras_vit.runs.calibration import calibrate
 
 NAMES = ["Straße", "a very long name of a class of images", "猫", "cost in $ and $", "naïve\nlines"]
 

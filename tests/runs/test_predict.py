@@ -166,6 +166,45 @@ def test_center_crop(run, photos, tmp_path, runtime_here):
     check(given, {each["image"]: probabilities_of(each) for each in json.loads(out.read_text())}, 3)
 
 
+@pytest.mark.backend
+def test_a_temperature_divides_the_logits(run, photos, tmp_path, runtime_here):
+    """That of the run's summary, of an export, and of the command line."""
+    plain, out = expected(run, photos), tmp_path / "out.json"
+
+    def at(temperature):
+        values = {name: row ** (1 / temperature) for name, row in plain.items()}
+        return {name: row / row.sum() for name, row in values.items()}
+
+    def read(*arguments):
+        main([*map(str, arguments), str(photos), f"--json={out}", "--top", "3"])
+        return {each["image"]: probabilities_of(each) for each in json.loads(out.read_text())}
+
+    run.write_summary({"class_names": NAMES, "temperature": 2.5})
+    check(run.predict(photos, top=3), at(2.5), 3)
+    settings = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": NAMES, "top": 3}
+    check(keras_vit.predict(run.model(), [photos], temperature=0.4, **settings), at(0.4), 3)
+    folder = write_export(tmp_path / "export", run.model(), run.recipe.mean, run.recipe.std, temperature=4.0)
+    for found, wanted in ((read(run.path), 2.5), (read(folder), 4.0), (read(folder, "--temperature", "0.5"), 0.5)):
+        for name, row in at(wanted).items():
+            np.testing.assert_allclose(found[name], row, atol=CLOSE)
+    report = json.loads((folder / "export.json").read_text())
+    del report["temperature"]  # as in an export of an earlier release
+    write_json(folder / "export.json", report)
+    for name, row in read(folder).items():
+        np.testing.assert_allclose(row, plain[name], atol=CLOSE)
+    run.write_summary({"class_names": NAMES, "temperature": None})
+    check(run.predict(photos, top=3), plain, 3)
+
+
+def test_what_is_no_temperature(run, photos, tmp_path, capsys, runtime_here):
+    folder = write_export(tmp_path / "export", run.model(), run.recipe.mean, run.recipe.std)
+    for path, value in ((run.path, "0"), (run.path, "nan"), (folder, "-1"), (folder, "inf")):
+        line = error_line(capsys, main, [str(path), str(photos), "--temperature", value])
+        assert re.fullmatch(rf"(--)?temperature: received {float(value)}; allowed: a number above 0", line)
+    write_json(folder / "export.json", {**json.loads((folder / "export.json").read_text()), "temperature": "hot"})
+    assert "temperature: received 'hot'; allowed: a number" in error_line(capsys, main, [str(folder), str(photos)])
+
+
 def probabilities_of(each):
     found = {row["name"]: row["probability"] for row in each["classes"]}
     return np.array([found[name] for name in NAMES])

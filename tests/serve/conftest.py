@@ -19,14 +19,13 @@ def run(tmp_path_factory):
     recipe = load_recipe("digits", model=SHAPE, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
     run = RunFolder.create(tmp_path_factory.mktemp("serve") / "my run", recipe)
     run.write_model(1, randomise(keras_vit.build_vit(dataclasses.replace(recipe.model, num_classes=3))))
-    run.write_summary({"class_names": NAMES})
+    run.write_summary({"class_names": NAMES, "temperature": 2.5})
     return run
 
 
 @pytest.fixture(scope="module")
 def chosen(run):
-    recipe = run.recipe
-    return classifier(run.model(), recipe.mean, recipe.std, run.class_names)
+    return classifier(run.model(), **run.known)
 
 
 @pytest.fixture(scope="module")

@@ -93,8 +93,7 @@ def test_commands_of_the_guide(server, tmp_path):
 def test_eight_clients_others_that_hang_up_and_sigterm(server, run):
     process, log, address = server
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 12, 3), dtype=np.uint8)
-    known = {"mean": run.recipe.mean, "std": run.recipe.std, "class_names": run.class_names}
-    wanted = keras_vit.predict(run.model(), images, top=3, **known)
+    wanted = keras_vit.predict(run.model(), images, top=3, **run.known)
     head = b"POST /v1/models/my-run:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n"
     leaving = threading.Event()
 

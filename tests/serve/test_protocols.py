@@ -36,9 +36,7 @@ def files(tmp_path_factory):
 
 def wanted(run, images):
     """Probabilities (N, K) in the order of the classes, by `keras_vit.predict`."""
-    recipe = run.recipe
-    known = {"mean": recipe.mean, "std": recipe.std, "class_names": run.class_names}
-    found = keras_vit.predict(run.model(), images, top=3, **known)
+    found = keras_vit.predict(run.model(), images, top=3, **run.known)
     rows = [dict(zip(each.classes, each.probabilities, strict=True)) for each in found]
     return np.array([[row[name] for name in SHOWN] for row in rows])
 

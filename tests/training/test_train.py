@@ -17,6 +17,7 @@ from keras_vit.model.counts import kept_patches
 from keras_vit.model.resample import resample_positions
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.recipes.schema import TrainConfig
+from keras_vit.runs.calibration import calibration_of, fit_temperature, probabilities_of
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training import loop
 from keras_vit.training.callbacks import Clock, Diverged
@@ -74,6 +75,24 @@ def test_saved_model_has_the_reported_accuracy(finished):
     assert finished.summary["test_accuracy"] == pytest.approx(right.mean(), abs=1e-6)
 
 
+def seen_by(run, split):
+    """Logits and labels of a split, by the run's model."""
+    return run.model().predict(split.images(np.arange(len(split))).astype("float32") / 127.5 - 1, verbose=0), split.labels
+
+
+@backend
+def test_the_temperature_is_that_of_the_validation_images(finished):
+    summary, data = finished.summary, finished.recipe.load_data()
+    assert summary["temperature"] == pytest.approx(fit_temperature(*seen_by(finished, data.validation)), rel=1e-4)
+    logits, labels = seen_by(finished, data.test)
+    for name, temperature in (("test_calibration_error", summary["temperature"]), ("test_calibration_error_before", 1.0)):
+        assert summary[name] == pytest.approx(calibration_of(logits, labels, temperature).error, abs=1e-4)
+    assert summary["test_calibration_error"] < summary["test_calibration_error_before"] - 0.01
+    found = keras_vit.predict(finished.model(), data.test.images(np.arange(20)), top=10, **finished.known)
+    wanted = np.sort(probabilities_of(logits[:20], False, summary["temperature"]))[:, ::-1]
+    np.testing.assert_allclose([each.probabilities for each in found], wanted, atol=1e-5)
+
+
 def test_tensorboard_events(finished):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(finished.tensorboard))
@@ -118,7 +137,8 @@ def test_a_run_in_parts_ends_like_one_in_one_piece(finished, tmp_path):
     whole = trained(small_recipe(), part.path, resume=True, callbacks=[log])
     assert seen == [1, 2, 3]
     assert losses_of(whole) == losses_of(finished)
-    assert whole.summary["test_loss"] == finished.summary["test_loss"]
+    for name in ("test_loss", "temperature", "test_calibration_error"):
+        assert whole.summary[name] == finished.summary[name]
 
 
 @backend
@@ -205,6 +225,10 @@ def test_run_without_validation_keeps_the_last_epoch(tmp_path):
     run = trained(small_recipe(validation=0, train={"epochs": 2}), tmp_path / "run")
     assert run.summary["best_epoch"] == 2
     assert "val_accuracy" not in run.metrics[0]
+    summary = run.summary
+    assert (summary["temperature"], summary["temperature_note"]) == (None, "no validation images")
+    assert summary["test_calibration_error"] == summary["test_calibration_error_before"] > 0
+    assert run.temperature == 1
 
 
 def test_existing_run_is_kept_unless_overwritten(finished, tmp_path):

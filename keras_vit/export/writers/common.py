@@ -25,5 +25,6 @@ def output_name(report: dict) -> str:
 
 def metadata(report: dict) -> dict[str, str]:
     """The settings that an artifact carries, as text by name."""
-    names = ("class_names", "multi_label", "mean", "std", "center_crop", "input", "image_shape", "data_format", "precision")
+    names = ("class_names", "multi_label", "temperature", "mean", "std", "center_crop")
+    names += ("input", "image_shape", "data_format", "precision")
     return {name: report[name] if isinstance(report[name], str) else json.dumps(report[name], ensure_ascii=False) for name in names}

@@ -64,7 +64,7 @@ def classify(model, report, images):
     images = images * tf.constant(scale, tf.float32) + tf.constant(shift, tf.float32)
     if report["data_format"] == "channels_first":
         images = tf.transpose(images, (0, 3, 1, 2))
-    logits = tf.cast(model(images, training=False), tf.float32)
+    logits = tf.cast(model(images, training=False), tf.float32) / report["temperature"]
     probabilities = tf.sigmoid(logits) if report["multi_label"] else tf.nn.softmax(logits)
     probabilities, order = tf.math.top_k(probabilities, k=len(report["class_names"]), sorted=True)
     return {"labels": tf.gather(tf.constant(report["class_names"]), order), "probabilities": probabilities}
