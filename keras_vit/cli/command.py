@@ -243,6 +243,9 @@ def add_model(parser: Parser) -> None:
     parser.add_argument(
         "--temperature", metavar="T", type=float, help="Divides logits, for calibrated probabilities. Default: the model's."
     )
+    parser.add_argument(
+        "--tta", metavar="VIEWS", help="Average over views of each picture: flip, shift, flip,shift, or auto: as trained."
+    )
     parser.add_argument("--mean", metavar="X", type=float, nargs="+", help="Mean of pixels scaled to 0..1. Default: the model's.")
     parser.add_argument("--std", metavar="X", type=float, nargs="+", help="Deviation of such pixels. Default: the model's.")
     parser.add_argument("--class-names", metavar="NAME", nargs="+", help="The classes by index. Default: the model's.")

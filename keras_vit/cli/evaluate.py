@@ -2,6 +2,7 @@
 
   keras-vit evaluate RUN                          accuracy, top-5, loss, calibration, every class
   keras-vit evaluate RUN --split validation
+  keras-vit evaluate RUN --tta auto               also with test-time augmentation, reported apart
   keras-vit evaluate RUN --data folder:PATH       another data set with classes of these names
   keras-vit evaluate RUN_A RUN_B --out both.png   curves, a table, and both.html: the runs side by side
 
@@ -20,7 +21,7 @@ from keras_vit.runs.folder import REPORT, RunFolder
 from keras_vit.runs.plots import curves
 from keras_vit.terminal import Terminal
 
-OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens")
+OF_AN_EVALUATION = ("data", "data_dir", "split", "batch_size", "merge_tokens", "tta")
 
 
 def parse_options(arguments):
@@ -31,6 +32,7 @@ def parse_options(arguments):
     parser.add_argument("--split", metavar="NAME", help="test, validation or train. Default: test.")
     parser.add_argument("--batch-size", metavar="N", type=int, help="Images at a time. Default: as in training.")
     parser.add_argument("--merge-tokens", metavar="N", type=int, help="Tokens that each block merges. Default: as trained.")
+    parser.add_argument("--tta", metavar="VIEWS", help="Also with flip, shift, flip,shift, or auto: as trained; reported apart.")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="Picture of a comparison; its page lies beside it. Default: comparison.png."
     )
@@ -69,11 +71,11 @@ def evaluate_run(console, run, options):
     # Of the run's own test images, with its own model: what its report shows.
     own = split == "test" and options.data in (None, run.recipe.data) and options.merge_tokens is None
     try:
-        outputs = compute_outputs(run, split=split, merge_tokens=options.merge_tokens, **settings)
+        outputs = compute_outputs(run, split=split, merge_tokens=options.merge_tokens, tta=options.tta, **settings)
     except (ValueError, OSError):
-        stated = (options.batch_size, options.data_dir)  # with them the mistake may be in the options
+        stated = (options.batch_size, options.data_dir, options.tta)  # with them the mistake may be in the options
         kept = run.is_finished and (run.path / REPORT).is_file()  # a page that may know more
-        if own and stated == (None, None) and not kept:
+        if own and stated == (None, None, None) and not kept:
             console.print(f"written: {write_run_report(run)}, without results on the test images", soft_wrap=True, markup=False)
         raise
     result = outputs.score()
@@ -85,5 +87,5 @@ def evaluate_run(console, run, options):
     console.print(evaluation_table(result))
     console.print(f"{options.data or run.recipe.data}, {split}, {result.images:,} images", markup=False)
     for line in evaluation_lines(result):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     return written

@@ -3,6 +3,7 @@
   keras-vit predict RUN photo.jpg                     the likeliest class and its probability
   keras-vit predict RUN photos/ 'more/*.png' --top 3  folders, patterns; the three likeliest classes
   keras-vit predict RUN photos/ --csv classes.csv     or --json FILE, --html FILE: a page with thumbnails
+  keras-vit predict RUN photos/ --tta auto            averaged over views of each picture: a little more often right
   keras-vit predict RUN/export/onnx photos/           by an export, in its own runtime
   keras-vit predict model.keras photos/ --class-names cat dog
 

@@ -8,7 +8,7 @@ Shapes: N images of a split, B of a batch, H height, W width, C channels, K clas
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -168,17 +168,24 @@ def evaluation_batches(
     batch_size: int,
     mean: float | Sequence[float],
     std: float | Sequence[float],
+    views: Sequence[Callable[[np.ndarray], np.ndarray]] = (),
     pipeline: str | None = None,
 ) -> Iterable:
     """Every example once, in order, not augmented; the last batch may be smaller.
 
-    Arguments, result and errors are those of `training_batches`; targets are one-hot or multi-hot.
+    Arguments, result and errors are those of `training_batches`; targets are one-hot or multi-hot. With `views`, functions of uint8
+    images (B, H, W, C), each example comes once through each view, one after the other; a batch has whole examples, at least one.
     """
     check_int("batch_size", batch_size, at_least=1)
     mean, std = as_moments(mean, std, split.shape[-1])
+    batch_size = max(1, batch_size // max(1, len(views)))
 
     def batch(step):
         indices = np.arange(step * batch_size, min((step + 1) * batch_size, len(split)))
-        return normalize(split.images(indices), mean, std), targets_of(split.labels[indices], num_classes)
+        images = split.images(indices)
+        if views:
+            images = np.stack([view(images) for view in views], axis=1).reshape(-1, *split.shape)  # (B V, H, W, C)
+            indices = indices.repeat(len(views))
+        return normalize(images, mean, std), targets_of(split.labels[indices], num_classes)
 
     return stream(batch, 0, math.ceil(len(split) / batch_size), (None, *split.shape), (None, num_classes), pipeline)

@@ -1,6 +1,7 @@
 """A run, an export or a .keras file as a `Classifier`, for the commands that show what it says of pictures."""
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from keras_vit.machine import tune
 from keras_vit.model.saved import load_keras
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.prediction import Classifier, classifier
+from keras_vit.runs.views import choose_views, described, over_views
 
 
 @contextlib.contextmanager
@@ -24,7 +26,7 @@ def open_classifier(options, notes: list[str]) -> Iterator[Classifier]:
 
     Args:
         options: With `model`, the path, and what the user states of it: `mean`, `std`, `class_names`, `center_crop`, `temperature`
-            (None = the model's own) and `multi_label`.
+            (None = the model's own), `multi_label` and `tta`, as of `choose_views`.
         notes: Gets lines on what was taken where the user states nothing.
 
     Raises:
@@ -37,12 +39,15 @@ def open_classifier(options, notes: list[str]) -> Iterator[Classifier]:
     if path.name in FILES.values() and (path.parent / "export.json").is_file():
         path = path.parent
     if (path / "export.json").is_file():
+        views, _ = choose_views(options.tta)
         report = settings_of_export(read_report(path, "MODEL"), options, stated)
         with Runtime(report["format"], path) as runtime, tempfile.TemporaryDirectory() as folder:
-            yield of_export(report, runtime, folder)
+            yield seen_through(of_export(report, runtime, folder), views, notes)
         return
     tune()  # keeps what JAX compiles to load a model: seconds, each time
     run = run_of(path)
+    views, note = choose_views(options.tta, run.recipe.augment if run else None)
+    notes += [note] * bool(note)
     model = run.model() if run else load_keras(path, "MODEL")
     if not run and not (options.mean and options.std):
         notes.append("mean and std: not in a .keras file; taken where not given: 0.5, 0.5")
@@ -50,7 +55,15 @@ def open_classifier(options, notes: list[str]) -> Iterator[Classifier]:
     if run:
         check_unused(options, ("multi_label",), "with a run, which knows it")
         known = run.known
-    yield classifier(model, **known | {name: value for name, value in stated.items() if value is not None})
+    chosen = classifier(model, **known | {name: value for name, value in stated.items() if value is not None})
+    yield seen_through(chosen, views, notes)
+
+
+def seen_through(chosen, views, notes):
+    """The classifier with its logits averaged over views, which a note says."""
+    if len(views) > 1:
+        notes.append(f"test-time augmentation: logits averaged over views of each picture ({described(views)})")
+    return dataclasses.replace(chosen, logits=over_views(chosen.logits, views))
 
 
 def run_of(path):

@@ -200,6 +200,10 @@ def numbers(summary, scores):
             ("expected calibration error", share(scores.calibration.error), f"mean |accuracy − confidence| in {BINS} bins"),
             *temperature_row(scores),
         ]
+    if scores is not None and scores.augmented:
+        better, meaning = scores.augmented, f"mean of the logits over views of each image ({scores.views})"
+        name, value = ("mAP", better.map) if better.multi_label else ("accuracy", better.accuracy)
+        found.append((f"{name} with test-time augmentation", share(value), meaning))
     return [[cell(text) for text in row] for row in found]
 
 

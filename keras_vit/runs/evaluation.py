@@ -23,6 +23,7 @@ from keras_vit.runs.class_plots import average_precision_bars
 from keras_vit.runs.folder import RunFolder
 from keras_vit.runs.multilabel import MultiLabelEvaluation, score_labels
 from keras_vit.runs.scores import Evaluation, score
+from keras_vit.runs.views import choose_views, described
 
 SPLITS = ("test", "validation", "train")
 
@@ -42,6 +43,8 @@ class Outputs:
         data: Name of the data set.
         fingerprint: Of the data set, as `DataSet.fingerprint`.
         temperature: What the logits are divided by before they become probabilities.
+        views: The views of test-time augmentation in words; empty = none.
+        mean_logits: float32 (N, K), averaged over these views; None = none.
     """
 
     model: ViT
@@ -52,10 +55,16 @@ class Outputs:
     data: str
     fingerprint: str
     temperature: float = 1.0
+    views: str = ""
+    mean_logits: np.ndarray | None = None
 
     def score(self) -> Evaluation | MultiLabelEvaluation:
-        """The quality of the predictions."""
-        return (score_labels if is_multi(self.labels) else score)(self.logits, self.labels, self.class_names, self.temperature)
+        """The quality of the predictions; with test-time augmentation apart, as its `augmented`."""
+        scored, rest = score_labels if is_multi(self.labels) else score, (self.labels, self.class_names, self.temperature)
+        plain = scored(self.logits, *rest)
+        if self.mean_logits is None:
+            return plain
+        return dataclasses.replace(plain, views=self.views, augmented=scored(self.mean_logits, *rest))
 
 
 def evaluate(run: RunFolder, **settings) -> Evaluation | MultiLabelEvaluation:
@@ -76,6 +85,7 @@ def compute_outputs(
     split: str = "test",
     batch_size: int | None = None,
     merge_tokens: int | None = None,
+    tta: str | None = None,
 ) -> Outputs:
     """What a run's best model says of the run's data set, or of another one with classes of the same names.
 
@@ -89,6 +99,9 @@ def compute_outputs(
         split: `test`, `validation` or `train`.
         batch_size: Images in a batch; None = as in training.
         merge_tokens: Tokens that each block merges, as `ViTConfig.merge_tokens`; None = as in training.
+        tta: Test-time augmentation, whose results stand apart: logits are averaged over mirrored images (`flip`), images shifted by
+            a 32nd of their sides along the diagonal (`shift`) or both (`flip,shift`); `auto`: of the two those that the run was
+            trained with. Warns of mirror images that the training did not know. None = none.
 
     Returns:
         The `Outputs`.
@@ -100,6 +113,9 @@ def compute_outputs(
     if batch_size is not None:
         check_int("batch_size", batch_size, at_least=1)
     recipe, model = run.recipe, run.model()
+    views, note = choose_views(tta, recipe.augment)
+    if note:
+        warnings.warn(note, stacklevel=2)
     if merge_tokens is not None:
         model = merging_model(model, merge_tokens)
     config = model.config
@@ -134,14 +150,17 @@ def compute_outputs(
         batch_size=batch_size or recipe.train.batch_size,
         mean=recipe.mean,
         std=recipe.std,
+        views=views[1:] and views,
     )
-    logits, names = model.predict(batches, verbose=0), names or loaded.class_names
+    logits, names = model.predict(batches, verbose=0).reshape(len(images), len(views), -1), names or loaded.class_names
     if is_multi(images.labels):
         labels = np.zeros((len(images), config.num_classes), np.int8)
         labels[:, classes] = images.labels
     else:
         labels = classes[images.labels]
-    return Outputs(model, images, labels, logits, names, loaded.name, loaded.fingerprint, run.temperature)
+    shown = names, loaded.name, loaded.fingerprint, run.temperature
+    more = {"views": described(views), "mean_logits": logits.mean(axis=1)} if tta else {}
+    return Outputs(model, images, labels, logits[:, 0], *shown, **more)
 
 
 def own_test_images(run: RunFolder) -> tuple[Split | None, str]:
@@ -230,7 +249,11 @@ def write_evaluation(
 
 
 def evaluation_lines(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
-    """The numbers of an evaluation in lines, without those of single classes."""
+    """The numbers of an evaluation in lines, without those of single classes; those with test-time augmentation come last."""
+    if evaluation.augmented:
+        title = f"with test-time augmentation (mean of the logits; {evaluation.views}):"
+        plain = dataclasses.replace(evaluation, augmented=None)
+        return [*evaluation_lines(plain), title, *(f"  {line}" for line in evaluation_lines(evaluation.augmented))]
     if evaluation.multi_label:
         return [
             f"mean average precision (mAP) {share(evaluation.map)}",

@@ -36,6 +36,7 @@ from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.kept import BestModels, States
 from keras_vit.runs.metrics import read_metrics, write_metrics
 from keras_vit.runs.prediction import Prediction, predict
+from keras_vit.runs.views import choose_views
 
 RECIPE, METRICS, SUMMARY, LAST = "recipe.yaml", "metrics.csv", "summary.json", "last"
 REPORT = "report.html"
@@ -272,7 +273,12 @@ class RunFolder:
         return {**known, "center_crop": recipe.center_crop, "temperature": self.temperature}
 
     def predict(
-        self, paths: str | os.PathLike | Sequence[str | os.PathLike], *, top: int | None = None, threshold: float | None = None
+        self,
+        paths: str | os.PathLike | Sequence[str | os.PathLike],
+        *,
+        top: int | None = None,
+        threshold: float | None = None,
+        tta: str | None = None,
     ) -> list[Prediction]:
         """The likeliest classes of pictures, by the best model.
 
@@ -281,6 +287,7 @@ class RunFolder:
             top: Number of classes for each picture, the likeliest first; None = 1, or where a picture may have several those above
                 the threshold.
             threshold: Probability above which a class counts, where a picture may have several; None = 0.5.
+            tta: Test-time augmentation, as of `keras_vit.predict`; also `auto`: what the run was trained with.
 
         Returns:
             A `Prediction` for each picture; those that cannot be read are left out, with a warning.
@@ -288,7 +295,10 @@ class RunFolder:
         Raises:
             ValueError: As `model`; for paths without pictures.
         """
-        return predict(self.model(), paths, top=top, threshold=threshold, **self.known)
+        views, note = choose_views(tta, self.recipe.augment)
+        if note:
+            warnings.warn(note, stacklevel=2)
+        return predict(self.model(), paths, top=top, threshold=threshold, tta=views, **self.known)
 
     def write_model(self, epoch: int, model: keras.Model) -> None:
         """Writes the model of an epoch that is better than those before."""

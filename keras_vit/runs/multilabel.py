@@ -6,6 +6,7 @@ Shapes: N images, K classes.
 """
 
 import dataclasses
+import typing
 
 import numpy as np
 
@@ -29,6 +30,8 @@ class MultiLabelEvaluation:
         calibration: A `Calibration` of the N x K decisions, at the temperature.
         temperature: What the logits are divided by, as of `fit_temperature`.
         error_before: The expected calibration error at temperature 1.
+        views: The views of test-time augmentation in words; empty = none.
+        augmented: The same with test-time augmentation; None = none.
     """
 
     images: int
@@ -43,6 +46,8 @@ class MultiLabelEvaluation:
     calibration: Calibration
     temperature: float
     error_before: float
+    views: str = ""
+    augmented: typing.Self | None = None
 
     multi_label = True
 
@@ -68,6 +73,7 @@ class MultiLabelEvaluation:
             "expected_calibration_error": self.calibration.error,
             "temperature": self.temperature,
             "expected_calibration_error_before": self.error_before,
+            **with_augmentation(self),
             "classes": rows_of(name=self.class_names, **{name: getattr(self, name) for name in names}),
         }
 
@@ -105,6 +111,14 @@ def score_labels(logits: np.ndarray, labels: np.ndarray, class_names: list[str],
         temperature=temperature,
         error_before=calibration_of(logits, labels).error,
     )
+
+
+def with_augmentation(evaluation) -> dict:
+    """The numbers of an evaluation with test-time augmentation, for `to_dict`: of all images; none where there are none."""
+    if evaluation.augmented is None:
+        return {}
+    numbers = {name: value for name, value in evaluation.augmented.to_dict().items() if not isinstance(value, list)}
+    return {"test_time_augmentation": {"views": evaluation.views, **numbers}}
 
 
 def check_logits(logits: np.ndarray, images: int, classes: int) -> None:

@@ -20,6 +20,7 @@ from keras_vit.data.folder import image_files, printable
 from keras_vit.images import normalize
 from keras_vit.model.vit import ViT
 from keras_vit.runs.calibration import probabilities_of
+from keras_vit.runs.views import View, choose_views, over_views
 
 BATCH_SIZE = 64
 THRESHOLD = 0.5  # probability above which a class is on an image that may have several
@@ -126,6 +127,7 @@ def predict(
     top: int | None = None,
     threshold: float | None = None,
     batch_size: int = BATCH_SIZE,
+    tta: str | Sequence[View] | None = None,
 ) -> list[Prediction]:
     """The likeliest classes of images.
 
@@ -145,6 +147,8 @@ def predict(
         top: Number of classes for each image, the likeliest first; None = 1, or with `multi_label` those above the threshold.
         threshold: Probability above which a class counts, with `multi_label` and without `top`; None = 0.5.
         batch_size: Images at a time.
+        tta: Test-time augmentation: logits are averaged over mirrored images (`flip`), images shifted by a 32nd of their sides
+            along the diagonal (`shift`), both (`flip,shift`), or views of your own; None = none.
 
     Returns:
         A `Prediction` for each image, in order; files that cannot be read are left out, with a warning.
@@ -153,6 +157,7 @@ def predict(
         ValueError: For paths without pictures, arrays of another shape or type, and settings that do not fit the model.
     """
     chosen, notes = classifier(model, mean, std, class_names, multi_label, center_crop, temperature), []
+    chosen = dataclasses.replace(chosen, logits=over_views(chosen.logits, choose_views(tta)[0]))
     settings = {"top": top, "threshold": threshold, "batch_size": batch_size}
     if isinstance(images, np.ndarray) and images.dtype != object and images.dtype.kind != "U":
         return [*predict_arrays(chosen, images, **settings)]

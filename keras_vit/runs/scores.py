@@ -4,12 +4,13 @@ Shapes: N images, K classes.
 """
 
 import dataclasses
+import typing
 
 import numpy as np
 
 from keras_vit.data.labels import is_multi
 from keras_vit.runs.calibration import Calibration, calibration_of
-from keras_vit.runs.multilabel import average_precisions, check_logits, mean, precision_recall_f1, rows_of
+from keras_vit.runs.multilabel import average_precisions, check_logits, mean, precision_recall_f1, rows_of, with_augmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Evaluation:
         class_names: K names.
         temperature: What the logits are divided by, as of `fit_temperature`.
         error_before: The expected calibration error at temperature 1.
+        views: The views of test-time augmentation in words; empty = none.
+        augmented: The same with test-time augmentation; None = none.
     """
 
     multi_label = False
@@ -45,6 +48,8 @@ class Evaluation:
     class_names: list[str]
     temperature: float
     error_before: float
+    views: str = ""
+    augmented: typing.Self | None = None
 
     @property
     def count(self) -> np.ndarray:
@@ -73,6 +78,7 @@ class Evaluation:
             "expected_calibration_error": bins.error,
             "temperature": self.temperature,
             "expected_calibration_error_before": self.error_before,
+            **with_augmentation(self),
             "calibration_bins": rows_of(
                 above=bins.edges[:-1],
                 up_to=bins.edges[1:],

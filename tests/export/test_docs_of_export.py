@@ -12,6 +12,7 @@ from test_export import MEAN, NAMES, OWN, STD, WRITTEN_HERE
 
 from keras_vit import export_model, predict
 from keras_vit.data.decode import read_image
+from keras_vit.runs.calibration import probabilities_of
 
 SHARE = 0.75  # of a picture, `center_crop`
 DECODED = 3  # grey levels: the library decodes a JPEG at an eighth of its size
@@ -25,6 +26,15 @@ LINES = {
 
 def test_every_format_has_its_lines():
     assert set(LINES) == {"onnx", "litert", "openvino", "tf_saved_model", "torch"}
+
+
+def test_the_probabilities_of_the_guide():
+    (block,) = [found for found in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL) if "def prob" in found]
+    names, logits = {}, np.float32([[1, -2, 4], [300, 0, -5]])
+    exec(block, names)
+    for several in (False, True):
+        found = names["probabilities"](logits, {"temperature": 1.7, "multi_label": several})
+        np.testing.assert_allclose(found, probabilities_of(logits, several, 1.7), atol=1e-12)
 
 
 def by_format(names):
