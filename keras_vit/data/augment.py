@@ -7,6 +7,7 @@ Shapes: B images of a batch, H height, W width, C channels, K classes.
 
 import dataclasses
 import math
+import typing
 
 import numpy as np
 
@@ -17,13 +18,18 @@ from keras_vit.data.pixels import blur, gather, look_up, reflect, saturate
 from keras_vit.data.randaugment import RANDAUGMENT, apply_operations, brightness, contrast
 from keras_vit.data.seeds import Draws
 
+ALTERNATING = "alternating"
+FLIPS = ("alternating",)
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """What is done to training images and their targets. Evaluation never augments.
 
     Args:
-        flip: Mirror each image left to right with probability 0.5 (default on; switch off for digits and letters).
+        flip: Mirror images left to right: true = each time with probability 0.5, `alternating` = at random in the first epoch and
+            then in every second one (arXiv 2404.00498), so that two epochs in a row show both (default true; false for digits and
+            letters).
         crop: Pixels of reflected border added on each side before a random crop back to the size; 0 = off (default 4).
         resized_crop: Take a random part of the picture and resize it (RandomResizedCrop, arXiv 1409.4842). This is the smallest
             share of its area that the part covers, 0 to 1; 0.08 is usual for photos. It replaces `crop`; 0 = off (default 0).
@@ -46,7 +52,7 @@ class AugmentConfig:
         ValueError: a value is outside its range; the message names field, value and range.
     """
 
-    flip: bool = True
+    flip: typing.Literal[FLIPS] | bool = True
     crop: int = 4
     resized_crop: float = 0.0
     crop_ratio: float = 1.33
@@ -63,8 +69,8 @@ class AugmentConfig:
 
     def __post_init__(self):
         make_plain(self)
-        for name in ("flip", "three_augment"):
-            check_choice(name, getattr(self, name), (False, True))
+        check_choice("flip", self.flip, (False, True, *FLIPS))
+        check_choice("three_augment", self.three_augment, (False, True))
         for name in ("crop", "randaugment_layers"):
             check_int(name, getattr(self, name), at_least=0)
         for name in ("resized_crop", "color_jitter", "erasing", "mix_probability", "mix_until"):
@@ -94,6 +100,7 @@ def augment(
     draws: Draws,
     mixed: Mixing | None = None,
     kept: np.ndarray | None = None,
+    mirrored: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augments images of a training batch: all of it, or some rows, which become what they are in the whole batch.
 
@@ -108,6 +115,7 @@ def augment(
         draws: Draws the random parameters of each image.
         mixed: How `mixing` mixes the batch; None = not at all.
         kept: The rows of the result (m,), whose partners are among the images too; None = all of `draws`.
+        mirrored: With `flip: alternating`, whether each of the images is mirrored, booleans (n,).
 
     Returns:
         uint8 images (m, H, W, C) and float32 targets (m, K); their rows sum to 1 where an image has one class.
@@ -119,7 +127,10 @@ def augment(
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"images: received {images.dtype} of shape {images.shape}; allowed: uint8 (B, H, W, C)")
     config.check_channels(images.shape[-1])
-    images = flip_and_crop(images, config.flip, 0 if config.resized_crop else config.crop, draws)
+    if config.flip == ALTERNATING and mirrored is None:
+        raise ValueError("mirrored: received none; allowed with flip=alternating: booleans, one an image")
+    flip = mirrored if config.flip == ALTERNATING else config.flip
+    images = flip_and_crop(images, flip, 0 if config.resized_crop else config.crop, draws)
     for _ in range(config.randaugment_layers):
         operation = draws.integers(0, len(RANDAUGMENT))
         apply_operations(images, operation, draws.choice([-0.1, 0.1]) * config.randaugment_magnitude)
@@ -179,15 +190,20 @@ def random_boxes(sizes: np.ndarray, smallest: float, ratio: float, draws: Draws)
     return np.stack([place[0] * (1 - rows), place[1] * (1 - columns), rows, columns], axis=1)
 
 
-def flip_and_crop(images: np.ndarray, flip: bool, crop: int, draws: Draws) -> np.ndarray:
-    """Mirrors half of the images, adds a reflected border of `crop` pixels and crops back at a random place: one gather."""
+def flip_and_crop(images: np.ndarray, flip: bool | np.ndarray, crop: int, draws: Draws) -> np.ndarray:
+    """Mirrors images, adds a reflected border of `crop` pixels and crops back at a random place: one gather.
+
+    `flip` says whether each image is mirrored, (n,), or whether each is with probability 0.5.
+    """
     count, height, width, _ = images.shape
     if crop >= min(height, width):
         raise ValueError(f"crop: received {crop}; allowed: less than the images' {height}x{width} pixels")
     rows = np.broadcast_to(np.arange(height), (count, height))
     columns = np.broadcast_to(np.arange(width), (count, width))
-    if flip:
-        columns = np.where(draws.random()[:, None] < 0.5, columns, width - 1 - columns)
+    if flip is True:
+        flip = draws.random() >= 0.5
+    if flip is not False:
+        columns = np.where(flip[:, None], width - 1 - columns, columns)
     if crop:
         top, left = draws.integers(-crop, crop + 1, 2)[..., None]
         rows, columns = reflect(rows + top, height), reflect(columns + left, width)

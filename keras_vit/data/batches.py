@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from keras_vit.checks import as_moments, check_choice, check_int, check_seed
-from keras_vit.data.augment import AugmentConfig, augment, mixing, random_boxes
+from keras_vit.data.augment import ALTERNATING, AugmentConfig, augment, mixing, random_boxes
 from keras_vit.data.dataset import Split
 from keras_vit.data.labels import Members, targets_of
-from keras_vit.data.seeds import BATCH, MIX, ORDER, Draws, generator
+from keras_vit.data.seeds import BATCH, FLIP, MIX, ORDER, Draws, generator
 from keras_vit.data.stream import stream
 from keras_vit.images import normalize, resize
 
@@ -59,8 +59,8 @@ def training_batch(
         uint8 images (B, H, W, C) and float32 targets (B, K); B / parts of them.
     """
     epoch, position = divmod(int(step), len(split) // batch_size)
-    drawn = order(len(split), seed, epoch) if sampling == "uniform" else balanced_order(split.members, len(split), seed, epoch)
-    indices = drawn[position * batch_size : (position + 1) * batch_size]
+    members, places = None if sampling == "uniform" else split.members, slice(position * batch_size, (position + 1) * batch_size)
+    indices = order_of(members, len(split), seed, epoch)[places]
     size = image_size or split.shape[:2] if config.resized_crop else split.shape[:2]
     mixed = mixing(config, generator(MIX, seed, int(step)), batch_size, size, step / total_steps)
     kept = rows_of(part, batch_size)
@@ -71,13 +71,35 @@ def training_batch(
         images = split.crops(chosen, boxes, size)
     else:
         images = split.images(chosen)
-    return augment(images, split.labels[chosen], config, num_classes=num_classes, draws=draws, mixed=mixed, kept=kept)
+    mirrored = mirrored_of(members, len(split), seed, epoch)[places][rows] if config.flip == ALTERNATING else None
+    settings = {"num_classes": num_classes, "draws": draws, "mixed": mixed, "kept": kept, "mirrored": mirrored}
+    return augment(images, split.labels[chosen], config, **settings)
 
 
 def rows_of(part: Part, batch_size: int) -> np.ndarray:
     """The rows of a batch that make an equal part of it; the parts divide `batch_size`."""
     index, parts = part
     return np.arange(batch_size).reshape(parts, -1)[index]
+
+
+def order_of(members: Members | None, count: int, seed: int, epoch: int) -> np.ndarray:
+    """The examples of an epoch (count,) in their order, balanced if the `members` of the classes are given."""
+    return order(count, seed, epoch) if members is None else balanced_order(members, count, seed, epoch)
+
+
+@functools.lru_cache(maxsize=4)
+def mirrored_of(members: Members | None, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Whether `flip: alternating` mirrors each example of an epoch, in the epoch's order: booleans (count,).
+
+    Each example is mirrored in the first epoch with probability 0.5, then in every second one. Where balanced sampling shows an
+    example several times an epoch, each other time too.
+    """
+    drawn = order_of(members, count, seed, epoch)
+    sort = np.argsort(drawn, kind="stable")
+    first = np.searchsorted(drawn[sort], drawn[sort])
+    turn = np.empty(count, np.int64)
+    turn[sort] = np.arange(count) - first  # how often the epoch has shown the example before
+    return (generator(FLIP, seed).random(count)[drawn] < 0.5) ^ ((epoch + turn) % 2 == 1)
 
 
 @functools.lru_cache(maxsize=4)  # drawn once an epoch, not once a batch; two epochs overlap where batches are made ahead
