@@ -69,6 +69,9 @@ class TrainConfig:
         clip_norm: Largest global norm of the gradient; 0 = no clipping.
         ema: Decay per update of the averaged weights, such as 0.999; the averages are then validated and saved. 0 = off. After u
             updates it is at most (1 + u) / (10 + u), so that a short run does not average its initial weights.
+        average_last: Share of the training's steps, the last ones, whose weights are averaged uniformly (arXiv 1803.05407), such as
+            0.2; the averages are then validated and saved. Before, the weights themselves are. In an extension the average begins
+            anew, in the last of its steps. Not together with `ema`. 0 = off.
         precision: `float32`, `bfloat16`, `float16` (with loss scaling) or `auto`: the faster of float32 and bfloat16 on this
             machine. The run measures both first and records the answer in its recipe. The weights stay in float32.
         remat: Whether the backward pass recomputes the inside of each block instead of storing it (gradient checkpointing, arXiv
@@ -120,6 +123,7 @@ class TrainConfig:
     beta_2: float = 0.999
     clip_norm: float = 1.0
     ema: float = 0.0
+    average_last: float = 0.0
     precision: typing.Literal[PRECISIONS] = "float32"
     remat: bool = False
     distribute: typing.Literal[DISTRIBUTIONS] = "none"
@@ -170,6 +174,9 @@ class TrainConfig:
         check_number("clip_norm", self.clip_norm, at_least=0)
         for name in ("beta_1", "beta_2", "ema"):
             check_number(name, getattr(self, name), at_least=0, below=1)
+        check_number("average_last", self.average_last, at_least=0, at_most=1)
+        if self.ema and self.average_last:
+            raise ValueError(f"average_last: received {self.average_last:g}; allowed: 0 with ema, which averages the weights too")
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
@@ -191,6 +198,11 @@ class TrainConfig:
                     f"extensions: received after {part.after}; allowed: {first} to {last}, where the epochs before end"
                 )
             first, last = part.after + 1, part.after + part.epochs
+
+    @property
+    def averages(self) -> bool:
+        """Whether averaged weights are validated and saved."""
+        return self.ema > 0 or self.average_last > 0
 
     @property
     def save_interval(self) -> tuple[float, float]:

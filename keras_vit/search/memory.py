@@ -35,7 +35,7 @@ def training_memory(recipe: Recipe, process: float = 0.0) -> float:
         recipe: The recipe.
         process: Memory in MB of the process without a model: `process_memory` on a CPU, 0 for the memory of an accelerator.
     """
-    copies = 2 + {"adamw": 2, "adam": 2, "lion": 1, "sgd": 1, "muon": 2}[recipe.train.optimizer] + (recipe.train.ema > 0)
+    copies = 2 + {"adamw": 2, "adam": 2, "lion": 1, "sgd": 1, "muon": 2}[recipe.train.optimizer] + recipe.train.averages
     copies += 1  # the float32 model that is validated and saved
     activations = activation_floats(recipe.model) * recipe.train.batch_size
     return process + 4 * (copies * recipe.model.num_params + activations) / 2**20

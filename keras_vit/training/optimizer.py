@@ -14,7 +14,7 @@ from keras_vit.training.schedule import WarmupSchedule, lengths
 
 # Fields of a `TrainConfig` that make an optimizer.
 FIELDS = ("optimizer", "learning_rate", "schedule", "epochs", "warmup_epochs", "weight_decay", "beta_1", "beta_2")
-FIELDS += ("clip_norm", "ema", "accumulate")
+FIELDS += ("clip_norm", "ema", "average_last", "accumulate")
 
 # Pattern of the names of variables without decay: "encoder/position:0" under TensorFlow is "position" elsewhere.
 NOT_DECAYED = rf"(^|/)({'|'.join(NO_DECAY)})(:\d+)?$"
@@ -24,8 +24,9 @@ def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, flo
     """The Keras optimizer of a `TrainConfig`.
 
     The variables of `keras_vit.model.layers.NO_DECAY` have no weight decay. The averaged weights are Keras's own EMA, whose decay
-    grows with the updates (`GrowingAverage`). Where gradients are accumulated, Keras moves schedule and EMA at every step, not at
-    every update: the schedule is therefore counted in steps, and the EMA's decay is spread over the steps of an update.
+    changes with the steps (`GrowingAverage`, `UniformAverage`). Where gradients are accumulated, Keras moves schedule and EMA at
+    every step, not at every update: the schedule is therefore counted in steps, and a growing EMA's decay is spread over the steps
+    of an update.
 
     Args:
         config: The `TrainConfig`.
@@ -37,7 +38,7 @@ def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, flo
         "learning_rate": schedule,
         "weight_decay": None if config.optimizer == "adam" else config.weight_decay or None,
         "global_clipnorm": config.clip_norm or None,
-        "use_ema": config.ema > 0,
+        "use_ema": config.averages,
         "ema_momentum": config.ema ** (1 / config.accumulate),
         "gradient_accumulation_steps": config.accumulate if config.accumulate > 1 else None,
     }
@@ -55,8 +56,8 @@ def make_optimizer(config: TrainConfig, total_steps: int, factors: dict[str, flo
     else:
         kind = fused_adam()
         settings |= betas
-    if config.ema:
-        kind = with_growing_average(kind)
+    if config.averages:
+        kind = with_average(kind, GrowingAverage if config.ema else UniformAverage)
     kind = backend_class(kind) if factors is None else with_factors(kind)
     optimizer = recipe_optimizer(kind)(**settings)
     if factors is not None:
@@ -116,21 +117,41 @@ def iterations(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
     return next(variable for variable in own_optimizer(optimizer).variables if variable.name == "iteration")
 
 
-class GrowingAverage:
-    """Mixin before a Keras optimizer with `use_ema`: the average's decay grows with the updates, up to `ema_momentum`.
+class Average:
+    """Mixin before a Keras optimizer with `use_ema`: the average's decay changes from step to step."""
+
+    def apply(self, grads, trainable_variables=None):
+        longest = self.ema_momentum
+        self.ema_momentum = self.average_momentum()
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self.ema_momentum = longest
+
+
+class GrowingAverage(Average):
+    """The decay grows with the updates, up to `ema_momentum`.
 
     After u updates it is at most (1 + u) / (10 + u), as in TensorFlow's `ExponentialMovingAverage` with `num_updates`. A constant
     decay remembers the initial weights for 1 / (1 - decay) updates: in a shorter run they would be most of the average.
     """
 
-    def apply(self, grads, trainable_variables=None):
-        longest, every = self.ema_momentum, self.gradient_accumulation_steps or 1
+    def average_momentum(self):
         updates = ops.cast(self.iterations, "float32")
-        self.ema_momentum = ops.minimum(longest, average_decay(updates) ** (1 / every))
-        try:
-            super().apply(grads, trainable_variables)
-        finally:
-            self.ema_momentum = longest
+        return ops.minimum(self.ema_momentum, average_decay(updates) ** (1 / (self.gradient_accumulation_steps or 1)))
+
+
+class UniformAverage(Average):
+    """The mean of the weights after the last steps of the schedule, a share `average_last` of them; before, the weights themselves.
+
+    After n steps of the mean the decay is n / (n + 1).
+    """
+
+    def average_momentum(self):
+        start, _, total, *_ = (ops.cast(self.schedule.state[index], "float32") for index in range(5))
+        first = ops.minimum(ops.round((1 - self.arguments["average_last"]) * total), total - 1)
+        averaged = ops.maximum(ops.cast(iterations(self), "float32") - start - first, 0.0)
+        return averaged / (averaged + 1)
 
 
 def average_decay(updates):
@@ -139,9 +160,9 @@ def average_decay(updates):
 
 
 @functools.cache
-def with_growing_average(kind: type) -> type:
-    """The class of a Keras optimizer, with a `GrowingAverage`."""
-    return type(f"{kind.__name__}WithGrowingAverage", (GrowingAverage, backend_class(kind)), {})
+def with_average(kind: type, average: type) -> type:
+    """The class of a Keras optimizer, with an `Average`."""
+    return type(f"{kind.__name__}With{average.__name__}", (average, backend_class(kind)), {})
 
 
 class Factors(OptimizerHooks):

@@ -61,6 +61,25 @@ def test_an_extension_of_a_cosine_in_parts_and_repeated_by_its_recipe(tmp_path):
     assert_same(trained(run.recipe, tmp_path / "again"), run)
 
 
+@backend
+def test_an_average_of_the_last_weights_goes_on_and_begins_anew(tmp_path):
+    """In parts as in one piece, also with images mirrored in every second epoch; before, the weights themselves are validated."""
+    settings = {"augment": {"flip": "alternating"}, "schedule": "constant"}
+    recipe, plain = small_recipe(average_last=0.5, **settings), trained(small_recipe(**settings), tmp_path / "plain")
+    whole = trained(recipe, tmp_path / "whole")
+    same = [ours == theirs for ours, theirs in zip(column(whole, "val_loss"), column(plain, "val_loss"), strict=True)]
+    assert same == [True, True, False, False]
+    assert column(whole, "loss") == column(plain, "loss")
+    run = trained(recipe, tmp_path / "run", until=3)
+    assert_same(trained(recipe, run.path, resume=True), whole)
+    trained(recipe, run.path, resume=True, extend=2, until=5)
+    trained(recipe, run.path, resume=True)
+    assert_same(run, trained(recipe, whole.path, resume=True, extend=2))
+    longer = trained(small_recipe(epochs=6, **settings), tmp_path / "longer")
+    same = [ours == theirs for ours, theirs in zip(column(run, "val_loss"), column(longer, "val_loss"), strict=True)]
+    assert same == [True, True, False, False, True, False]
+
+
 def test_mixing_ends_in_each_part():
     recipe = small_recipe(augment={"mixup": 0.4, "mix_until": 0.5})
     extended = recipe.with_train(extensions=[Extension(4, 2, 0.1)])

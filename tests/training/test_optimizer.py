@@ -134,7 +134,26 @@ def test_clipping_bounds_the_global_norm():
 
 @pytest.mark.parametrize(("precision", "accumulate"), [("float32", 2), ("float16", 1)])
 def test_ema_is_the_average_of_the_weights(tmp_path, precision, accumulate):
-    decay, log = 0.35, WeightLog()
+    decay = 0.35
+    run, log = averaged_run(tmp_path, precision, accumulate, ema=decay)
+    average = log[0]  # Keras starts the average at the weights after the first update
+    for step, weights in enumerate(log[1:], 2):
+        updates = (step - 1) // accumulate  # before this step
+        momentum = min(decay, (1 + updates) / (10 + updates)) ** (1 / accumulate) if updates else 0.0
+        average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights, strict=True)]
+    assert_average(run, log, average)
+
+
+@pytest.mark.parametrize(("precision", "accumulate"), [("float32", 1), ("float32", 2), ("float16", 1)])
+def test_the_last_weights_are_averaged_uniformly(tmp_path, precision, accumulate):
+    """Of nine steps the last 0.45: after five of them."""
+    run, log = averaged_run(tmp_path, precision, accumulate, average_last=0.45)
+    assert_average(run, log, [np.mean(weights, axis=0) for weights in zip(*log[5:], strict=True)])
+
+
+def averaged_run(tmp_path, precision, accumulate, **settings):
+    """A run of nine steps, and its weights after each."""
+    log = WeightLog()
     images, targets = examples(8)
     images = np.round(np.clip(images * 40 + 128, 0, 255)).astype("uint8")
     split = Split(images, targets.argmax(1))
@@ -143,19 +162,18 @@ def test_ema_is_the_average_of_the_weights(tmp_path, precision, accumulate):
         model=ViTConfig(**SMALL, num_classes=3),
         augment=AugmentConfig(flip=False, crop=0),
         train=TrainConfig(
-            epochs=9, batch_size=8, accumulate=accumulate, ema=decay, learning_rate=0.05, warmup_epochs=0, precision=precision
+            epochs=9, batch_size=8, accumulate=accumulate, learning_rate=0.05, warmup_epochs=0, precision=precision, **settings
         ),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "StopOnNaN", lambda: log)
         run = train(recipe, tmp_path / "run", data=data, verbose=0, pictures=False)
-    assert len(log.weights) >= 4
-    average = log.weights[0]  # Keras starts the average at the weights after the first update
-    for step, weights in enumerate(log.weights[1:], 2):
-        updates = (step - 1) // accumulate  # before this step
-        momentum = min(decay, (1 + updates) / (10 + updates)) ** (1 / accumulate) if updates else 0.0
-        average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights, strict=True)]
-    assert max(np.abs(a - w).max() for a, w in zip(average, log.weights[-1], strict=True)) > 1e-3
+    return run, log.weights
+
+
+def assert_average(run, log, average):
+    assert len(log) >= 4
+    assert max(np.abs(a - w).max() for a, w in zip(average, log[-1], strict=True)) > 1e-3
     for expected, saved in zip(average, weights_of(run.model()), strict=True):
         np.testing.assert_allclose(saved, expected, atol=2 * FLOAT32)
 

@@ -358,6 +358,7 @@ def test_full_disk_leaves_the_last_states(copied, monkeypatch):
         ("warmup_epochs", -1),
         ("weight_decay", -0.1),
         ("ema", 1.0),
+        ("average_last", 1.1),
         ("patience", -1),
         ("class_weights", "even"),
         ("loss", "hinge"),
@@ -376,6 +377,11 @@ def test_full_disk_leaves_the_last_states(copied, monkeypatch):
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}: received"):
         TrainConfig(**{field: value})
+
+
+def test_two_averages_are_refused():
+    with one_line_error(r"^average_last: received 0.2; allowed: 0 with ema, which averages the weights too$"):
+        TrainConfig(ema=0.99, average_last=0.2)
 
 
 def test_batch_larger_than_the_data_is_refused_before_a_folder_is_made(tmp_path):
