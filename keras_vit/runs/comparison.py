@@ -12,6 +12,7 @@ FORMATS = {
     "test accuracy": "{:.2%}",
     "test balanced accuracy": "{:.2%}",
     "test mAP": "{:.2%}",
+    "test calibration error": "{:.2%}",
     "best validation accuracy": "{:.2%}",
     "best validation mAP": "{:.2%}",
     "training time (s)": "{:,.0f}",
@@ -21,7 +22,8 @@ FORMATS = {
 }
 
 
-OF_SOME = ("test balanced accuracy", "test mAP", "best validation mAP")  # rows that are left out if no run has them
+# Rows that are left out if no run has them.
+OF_SOME = ("test balanced accuracy", "test mAP", "test calibration error", "best validation mAP")
 
 
 def compare(runs: list[RunFolder]) -> dict[str, list]:
@@ -56,6 +58,7 @@ def results_of(run):
         "test accuracy": summary.get("test_accuracy"),
         "test balanced accuracy": summary.get("test_balanced_accuracy"),
         "test mAP": summary.get("test_map"),
+        "test calibration error": summary.get("test_calibration_error"),
         "best validation accuracy": max(validated, default=None),
         "best validation mAP": max(precise, default=None),
         "epochs done": len(metrics),

@@ -27,6 +27,7 @@ import keras
 import numpy as np
 import psutil
 
+from keras_vit.checks import check_number
 from keras_vit.files import PARTIAL, Damaged, read_sealed_json, remove, sealed, write_sealed_json, write_text, writer_of
 from keras_vit.locks import LOCK, Lock
 from keras_vit.model.saved import load_keras
@@ -257,8 +258,16 @@ class RunFolder:
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by before they become probabilities; 1 if the run has not ended, or none was fitted."""
-        return (self.summary.get("temperature") if self.is_finished else None) or 1.0
+        """What the logits are divided by before they become probabilities; 1 if the run has not ended, or none was fitted.
+
+        Raises:
+            ValueError: If summary.json is damaged, or states no number above 0.
+        """
+        found = self.summary.get("temperature") if self.is_finished else None
+        if found is None:
+            return 1.0
+        check_number(f"run: temperature in {str(self.path / SUMMARY)!r}", found, above=0)  # a published run may say anything
+        return float(found)
 
     @property
     def multi_label(self) -> bool:

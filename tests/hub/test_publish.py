@@ -14,6 +14,7 @@ import keras_vit
 from keras_vit.checks import visible
 from keras_vit.cli import publish
 from keras_vit.cli.publish import main
+from keras_vit.hub.contents import gather
 from keras_vit.images import normalize
 from keras_vit.runs.folder import RunFolder
 
@@ -53,6 +54,16 @@ def test_what_is_published_loads_back(run, hub, tmp_path, capsys):
     main([str(run.path), "me/flowers"])
     assert "is published as it is; --new-card writes it anew" in capsys.readouterr().out
     assert b"my own words" in hub.repositories["me/flowers"]["README.md"]
+
+
+def test_the_temperature_is_published(tmp_path):
+    run = make(tmp_path / "warm", "both")
+    run.write_summary({**run.summary, "temperature": 1.3})
+    found = gather(run, "me/flowers", tmp_path / "published")
+    assert RunFolder(found.folder).temperature == 1.3
+    note = "transformers's files do not state the temperature of calibrated probabilities: summary.json does"
+    assert note in found.notes
+    assert note in (found.folder / "README.md").read_text().replace("\\", "")
 
 
 def uploaded(hub, folder):

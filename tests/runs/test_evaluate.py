@@ -268,6 +268,9 @@ def test_compare(make_run):
     runs = [make_run("a"), make_run("b", position="sincos2d", summary=False)]
     rows = compare(runs)
     assert rows["test accuracy"] == [0.5, None]
+    assert "test calibration error" not in rows
+    runs[0].write_summary({**runs[0].summary, "test_calibration_error": 0.012})
+    assert compare(runs)["test calibration error"] == [0.012, None]
     assert rows["best validation accuracy"] == [0.4, 0.4]
     assert rows["training time (s)"] == [5.0, 5.0]
     assert rows["images/s (median epoch)"] == [500.0, 500.0]

@@ -201,6 +201,10 @@ def test_what_is_no_temperature(run, photos, tmp_path, capsys, runtime_here):
     for path, value in ((run.path, "0"), (run.path, "nan"), (folder, "-1"), (folder, "inf")):
         line = error_line(capsys, main, [str(path), str(photos), "--temperature", value])
         assert re.fullmatch(rf"(--)?temperature: received {float(value)}; allowed: a number above 0", line)
+    for value in (-2, "warm", float("inf")):
+        run.write_summary({"class_names": NAMES, "temperature": value})
+        line = error_line(capsys, main, [str(run.path), str(photos)])
+        assert re.fullmatch(rf"run: temperature in '.*summary.json': received {value!r}; allowed: a number above 0", line)
     write_json(folder / "export.json", {**json.loads((folder / "export.json").read_text()), "temperature": "hot"})
     assert "temperature: received 'hot'; allowed: a number" in error_line(capsys, main, [str(folder), str(photos)])
 

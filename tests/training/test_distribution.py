@@ -104,6 +104,7 @@ def test_two_processes_give_the_numbers_of_one(images, alone, tmp_path, kind):
     assert "2 devices of 2 processes" in said[0][0]
     assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []
     assert alone[-1, 0] < alone[0, 0] - 0.05  # something was learned
+    assert 0.05 < RunFolder(tmp_path / "run").temperature < 20
 
 
 @TOGETHER
