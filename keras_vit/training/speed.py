@@ -110,7 +110,7 @@ def within_time(recipe: Recipe, data: DataSet, started: float, prepared: Prepare
     turn = max(TIMED_SECONDS, config.measured_seconds * MEASURED)
     needed, prepared = image_seconds(recipe, data, prepared, turn)
     per_image, start = evaluation_seconds(recipe, data)
-    validations = -(-config.epochs // config.validate_every)
+    validations = -(-config.epochs // config.validate_every) + 1  # the last one fits the temperature
     evaluated = per_image * sum(
         len(part) * times for part, times in ((data.validation, validations), (data.test, 1)) if part is not None
     )
