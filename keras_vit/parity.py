@@ -64,15 +64,15 @@ def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
     return model
 
 
-def gradients(model: keras.Model, images: np.ndarray, loss) -> dict[str, np.ndarray]:
+def gradients(model: keras.Model, images, loss) -> dict[str, np.ndarray]:
     """Gradients of a loss under the backend in use, by path of the trainable weight.
 
     Args:
         model: A Keras model.
-        images: Its input, (B, ...).
+        images: Its input, (B, ...), or a tuple of several.
         loss: A function in `keras.ops` from the model's output to a single number.
     """
-    variables, images = model.trainable_variables, ops.convert_to_tensor(images)
+    variables, images = model.trainable_variables, keras.tree.map_structure(ops.convert_to_tensor, images)
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

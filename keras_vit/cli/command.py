@@ -318,12 +318,14 @@ def train_and_report(console, recipe, data, options, *, command, stem, title):
         raise
     summary = run.summary
     measure, word = ("test_map", "test mAP") if summary["multi_label"] else ("test_accuracy", "test accuracy")
-    accuracy = f"{summary[measure]:.2%}" if measure in summary else "no test images"
+    accuracy = f"{word} {summary[measure]:.2%}" if measure in summary else f"{word} no test images"
+    if recipe.pretrain:
+        accuracy = f"validation loss {summary['val_loss']:.4f}" if "val_loss" in summary else "no validation images"
     parameters = f"{summary['parameters']:,} parameters"
     if recipe.finetune.checkpoint:
         parameters += f", {summary['trained_parameters']:,} trained"
     console.print(
-        f"{summary['data']}: {word} {accuracy}; {parameters}, {summary['epochs']} epochs, "
+        f"{summary['data']}: {accuracy}; {parameters}, {summary['epochs']} epochs, "
         f"{summary['process_seconds']:.0f} s with {backend}; run folder {escape(str(run.path))}"
     )
 

@@ -66,6 +66,7 @@ def comparison_files(out):
 
 
 def evaluate_run(console, run, options):
+    run.check_classes()
     split = options.split or "test"
     settings = {"data": options.data, "data_dir": options.data_dir, "batch_size": options.batch_size}
     # Of the run's own test images, with its own model: what its report shows.

@@ -10,6 +10,7 @@ from keras_vit.processes import run_command
 COMMANDS = (
     "train",
     "finetune",
+    "pretrain",
     "evaluate",
     "predict",
     "explain",
@@ -24,6 +25,7 @@ COMMANDS = (
 WELCOME = """\
 keras-vit train                                      a Vision Transformer on CIFAR-10, in minutes
 keras-vit train --data folder:PHOTOS                 on your own images, a folder for each class
+keras-vit pretrain --data folder:PHOTOS              first on images without labels, then finetune on the few that have some
 keras-vit finetune CHECKPOINT --data folder:PHOTOS   from the weights of a run, timm, transformers or JAX
 keras-vit search --data folder:PHOTOS                which patch size, depth and heads suit your images
 keras-vit evaluate RUN                               accuracy, calibration, every class; two runs are compared

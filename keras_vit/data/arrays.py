@@ -14,7 +14,7 @@ SUFFIXES = {"train": "train", "validation": "val", "test": "test"}  # arrays x_t
 MAX_LABEL = 2**20 - 1
 
 
-def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]]:
+def read_arrays(path: str, shape: tuple[int, int, int], labelled: bool = True) -> tuple[dict, list[str]]:
     """Images and labels by part, and the class names; see `dataset.read_source`.
 
     Args:
@@ -23,6 +23,7 @@ def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]
             name: {0, 255} are two classes. Labels of zeros and ones (N, K), K of at least 2, are multi-hot: any number of classes
             an image, and at least one training image for each class.
         shape: (H, W, C) wanted.
+        labelled: Whether labels are read; otherwise y_train and so on may be missing, and there are no classes.
 
     Raises:
         ValueError: If there is no such file, or its arrays do not fit.
@@ -30,21 +31,24 @@ def read_arrays(path: str, shape: tuple[int, int, int]) -> tuple[dict, list[str]
     arrays, parts = load(path), {}
     for part, suffix in SUFFIXES.items():
         x, y = f"x_{suffix}", f"y_{suffix}"
-        if part != "train" and x not in arrays.shapes and y not in arrays.shapes:
+        if part != "train" and x not in arrays.shapes and (y not in arrays.shapes or not labelled):
             continue
-        for key in (x, y):
+        for key in (x, y) if labelled else (x,):
             if key not in arrays.shapes:
                 held = visible(", ".join(sorted(arrays.shapes)[:10]))
                 raise ValueError(f"{key}: received none in {path!r}, which has {held}; allowed: an array")
         try:
-            images, labels = arrays.read(x), arrays.read(y)
+            images, labels = arrays.read(x), arrays.read(y) if labelled else None
         except ValueError as error:
             raise ValueError(f"data: received {f'arrays:{path}'!r}, which is damaged ({error}); allowed: intact arrays") from None
-        images, labels = pixels(images, x, shape[-1]), read_labels(labels, y)
+        images = pixels(images, x, shape[-1])
+        labels = read_labels(labels, y) if labelled else np.zeros(len(images), np.int64)
         if len(images) != len(labels):
             raise ValueError(f"{y}: received {len(labels):,} labels; allowed: {len(images):,}, the images of {x}")
         check_memory(f"{x}: received {len(images):,} images, in {shape[0]}x{shape[1]}x{shape[2]}", len(images) * math.prod(shape))
         parts[part] = (to_shape(images, shape), labels)
+    if not labelled:
+        return parts, []
     trained = parts["train"][1]
     for part, (_, labels) in parts.items():
         if labels.shape[1:] != trained.shape[1:]:

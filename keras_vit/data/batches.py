@@ -16,7 +16,8 @@ from keras_vit.checks import as_moments, check_choice, check_int, check_seed
 from keras_vit.data.augment import ALTERNATING, AugmentConfig, augment, mixing, random_boxes
 from keras_vit.data.dataset import Split
 from keras_vit.data.labels import Members, targets_of
-from keras_vit.data.seeds import BATCH, FLIP, MIX, ORDER, Draws, generator
+from keras_vit.data.masking import Masking
+from keras_vit.data.seeds import BATCH, FIXED_MASK, FLIP, MASK, MIX, ORDER, Draws, generator
 from keras_vit.data.stream import stream
 from keras_vit.images import normalize, resize
 
@@ -137,6 +138,7 @@ def training_batches(
     image_size: tuple[int, int] | None = None,
     sampling: str = "uniform",
     part: Part = WHOLE,
+    masking: Masking | None = None,
     pipeline: str | None = None,
 ) -> Iterable:
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
@@ -155,6 +157,8 @@ def training_batches(
             None = as they are.
         sampling: As in `training_batch`.
         part: As in `training_batch`.
+        masking: Hides patches of the images, others in each step: what `Masking.apply` returns takes the place of images and
+            targets.
         pipeline: See `stream`.
 
     Returns:
@@ -177,10 +181,21 @@ def training_batches(
     def batch(step):
         settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "total_steps": total_steps}
         images, targets = training_batch(split, config, step, image_size=size, sampling=sampling, part=part, **settings)
-        return resize(normalize(images, mean, std), size), targets
+        images = resize(normalize(images, mean, std), size)
+        if masking is None:
+            return images, targets
+        return masking.apply(images, masking.orders(batch_size, size, MASK, seed, int(step))[rows_of(part, batch_size)])
 
     count = batch_size // part[1]
-    return stream(batch, start_step, None, (count, *size, split.shape[-1]), (count, num_classes), pipeline)
+    return stream(batch, start_step, None, **shapes(masking, count, size, split.shape[-1], num_classes), pipeline=pipeline)
+
+
+def shapes(masking, count, size, channels, num_classes):
+    """The shapes of a batch, for `stream`."""
+    found = {"image_shape": (count, *size, channels), "target_shape": (count, num_classes)}
+    if masking is not None:
+        found["order_shape"], found["target_shape"] = masking.shapes(count, size, channels)
+    return found
 
 
 def evaluation_batches(
@@ -191,12 +206,17 @@ def evaluation_batches(
     mean: float | Sequence[float],
     std: float | Sequence[float],
     views: Sequence[Callable[[np.ndarray], np.ndarray]] = (),
+    masking: Masking | None = None,
+    seed: int = 0,
+    places: np.ndarray | None = None,
     pipeline: str | None = None,
 ) -> Iterable:
     """Every example once, in order, not augmented; the last batch may be smaller.
 
     Arguments, result and errors are those of `training_batches`; targets are one-hot or multi-hot. With `views`, functions of uint8
     images (B, H, W, C), each example comes once through each view, one after the other; a batch has whole examples, at least one.
+    What `masking` hides of an image depends on `seed` and on its place, not on the batch size. `places` (N,) are the images' places
+    in a larger split, of which this one is a part.
     """
     check_int("batch_size", batch_size, at_least=1)
     mean, std = as_moments(mean, std, split.shape[-1])
@@ -208,6 +228,14 @@ def evaluation_batches(
         if views:
             images = np.stack([view(images) for view in views], axis=1).reshape(-1, *split.shape)  # (B V, H, W, C)
             indices = indices.repeat(len(views))
-        return normalize(images, mean, std), targets_of(split.labels[indices], num_classes)
+        images = normalize(images, mean, std)
+        if masking is None:
+            return images, targets_of(split.labels[indices], num_classes)
+        return masking.apply(images, orders[indices])
 
-    return stream(batch, 0, math.ceil(len(split) / batch_size), (None, *split.shape), (None, num_classes), pipeline)
+    size, orders = split.shape[:2], None
+    if masking is not None:
+        places = np.arange(len(split)) if places is None else places
+        orders = masking.orders(places.max() + 1, size, FIXED_MASK, seed, 0)[places]
+    count = math.ceil(len(split) / batch_size)
+    return stream(batch, 0, count, **shapes(masking, None, size, split.shape[-1], num_classes), pipeline=pipeline)

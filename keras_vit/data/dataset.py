@@ -15,8 +15,19 @@ from keras_vit.checks import as_pair, check_choice, check_int, check_number, che
 from keras_vit.data.arrays import read_arrays
 from keras_vit.data.decode import crop, picture
 from keras_vit.data.digits import read_digits
-from keras_vit.data.folder import read_folder
-from keras_vit.data.labels import KINDS, Members, check_memory, choose, choose_multi, is_known, is_multi, members_of, multi_hot
+from keras_vit.data.folder import read_folder, read_pictures
+from keras_vit.data.labels import (
+    KINDS,
+    NONE,
+    Members,
+    check_memory,
+    choose,
+    choose_multi,
+    is_known,
+    is_multi,
+    members_of,
+    multi_hot,
+)
 from keras_vit.data.photos import Photos
 from keras_vit.data.seeds import SPLIT, generator
 from keras_vit.data.table import read_csv
@@ -78,6 +89,10 @@ class Split:
             return [digest.tobytes() for digest in self._images.digests[self._rows[indices]]]
         return [hashlib.blake2b(image, digest_size=16).digest() for image in self.images(indices)]
 
+    def without_labels(self) -> "Split":
+        """The same images, each with label 0."""
+        return Split(self._images, np.zeros(len(self._labels), np.int64), self._rows)
+
     def take(self, indices: np.ndarray) -> "Split":
         """The split of the examples at `indices`, in that order; the pixels are shared."""
         return Split(self._images, self._labels, self._rows[indices])
@@ -127,6 +142,7 @@ def load_data(
     image_size: int | tuple[int, int],
     channels: int = 3,
     validation: int | float | None = None,
+    subset: int | float | None = None,
     seed: int = 0,
     labels: str = "auto",
     center_crop: float = 1.0,
@@ -144,8 +160,12 @@ def load_data(
         channels: 1 (grey), 3 (RGB), or another number for arrays and files with just as many.
         validation: Images carved out of train: a share (float below 1), a number (int), 0 = none, None = the data set's own
             validation images if it has test images too, else a tenth, at most 5,000.
-        seed: Decides which training images become validation images; the test images do not depend on it.
-        labels: `single` (one class an image), `multi` (any number) or `auto`: the data decides.
+        subset: Training images that are left after that: a share (float below 1), a number (int), None = all; each class in
+            proportion.
+        seed: Decides which training images become validation images, and the subset; the test images do not depend on it.
+        labels: `single` (one class an image), `multi` (any number), `auto`: the data decides, or `none`: they are not needed. The
+            parts are those of the same data with labels, if it has some; the data set has no classes, and each label is 0. Data
+            without labels has no test images unless it is split already.
         center_crop: Share of a picture's height and width that its image shows, from the middle, above 0 to 1; for `Photos`.
 
     Raises:
@@ -153,7 +173,7 @@ def load_data(
     """
     height, width = as_pair("image_size", image_size)
     check_int("channels", channels, at_least=1)
-    check_choice("labels", labels, KINDS)
+    check_choice("labels", labels, (*KINDS, NONE))
     check_number("center_crop", center_crop, above=0, at_most=1)
     check_seed(seed)
     shape, notes, fallback = (height, width, channels), [], ""
@@ -172,13 +192,16 @@ def load_data(
     if center_crop != 1:
         parts = {part: (with_center_crop(images, center_crop), given) for part, (images, given) in parts.items()}
     parts = {part: Split(*arrays) for part, arrays in parts.items() if is_known(arrays[1]).any()}
-    check_labels(name, parts, class_names)
+    if labels != NONE:
+        check_labels(name, parts, class_names)
+    elif "train" not in parts:
+        raise ValueError(f"data: received {name!r} without readable training images; allowed: a data set with some")
     fingerprint = fingerprint_of(name, parts, class_names)
 
-    if "test" not in parts and "validation" in parts:
+    if "test" not in parts and "validation" in parts and class_names:
         parts["test"] = parts.pop("validation")
         notes.append("its validation images are used as test images, as it has no labelled ones of its own")
-    if "test" not in parts:
+    if "test" not in parts and class_names:
         count = round(TEST_SHARE * len(parts["train"]))
         if count:
             parts["train"], parts["test"] = carve(parts["train"], count, "test", seed=0)
@@ -188,12 +211,18 @@ def load_data(
         count = validation_count(validation, len(parts["train"]))
         if count:
             parts["train"], parts["validation"] = carve(parts["train"], count, "validation", seed)
+    if subset is not None:
+        count = part_of("subset", subset, len(parts["train"]))
+        parts["train"] = carve(parts["train"], len(parts["train"]) - count, "subset", seed)[0]
+    if labels == NONE:
+        parts, class_names = {part: split.without_labels() for part, split in parts.items()}, []
     for part in ("validation", "test"):
         if part in parts and (count := repeated(parts["train"], parts[part])):
             notes.append(f"{part}: {count:,} of {len(parts[part]):,} images are also among the training images")
     sizes = ", ".join(f"{len(parts[part]):,} {part}" for part in ("train", "validation", "test") if part in parts)
     several = ", any number an image" if is_multi(parts["train"].labels) else ""
-    notes.insert(0, f"{name}: {sizes}; {len(class_names)} classes{several}; {height}x{width}x{channels}")
+    classes = f"{len(class_names)} classes{several}" if labels != NONE else "no labels"
+    notes.insert(0, f"{name}: {sizes}; {classes}; {height}x{width}x{channels}")
     return DataSet(name, parts["train"], parts.get("validation"), parts.get("test"), class_names, fingerprint, notes, fallback)
 
 
@@ -217,13 +246,22 @@ def read_source(
 
     Returns:
         {part: (images uint8 (M, H, W, C), labels integers (M,) or (M, K))} with parts `train`, `validation` and `test`, and K class
-        names. Labels of -1 mark an image that could not be read. `notes` gets lines for the user.
+        names; none, and labels of 0, for data without labels. Labels of -1 mark an image that could not be read. `notes` gets lines
+        for the user.
     """
     kind, _, path = name.partition(":")
+    if labels == NONE and kind in ("csv", "arrays"):
+        try:
+            known = []
+            found = read_source(name, data_dir, shape, known, "auto")  # labels that there are decide the parts, as in training
+            notes += known
+            return found
+        except ValueError:  # of the labels, or of what is read below too
+            return read_csv(path, shape, notes, NONE) if kind == "csv" else read_arrays(path, shape, labelled=False)
     if name == "digits":
         parts, names = read_digits(shape)
     elif kind == "folder":
-        parts, names = read_folder(path, shape, notes)
+        parts, names = (read_pictures if labels == NONE else read_folder)(path, shape, notes)
     elif kind == "csv":
         parts, names = read_csv(path, shape, notes, labels)
     elif kind == "arrays":
@@ -259,11 +297,14 @@ def carve(split: Split, count: int, name: str, seed: int) -> tuple[Split, Split]
 
 def validation_count(value, total: int) -> int:
     """A share (float), a number (int) or the default (None) of `total` images, as a number."""
-    if value is None:
-        return min(round(VALIDATION_SHARE * total), VALIDATION_COUNT)
+    return min(round(VALIDATION_SHARE * total), VALIDATION_COUNT) if value is None else part_of("validation", value, total)
+
+
+def part_of(name: str, value: int | float, total: int) -> int:
+    """A share (float) or a number (int) of `total` images, as a number."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value < (1 if isinstance(value, float) else total):
-        raise ValueError(f"validation: received {value!r}; allowed: a share from 0 to below 1, or a number below {total:,}")
+        raise ValueError(f"{name}: received {value!r}; allowed: a share from 0 to below 1, or a number below {total:,}")
     return round(value * total) if isinstance(value, float) else value
 
 

@@ -29,19 +29,14 @@ def read_folder(path: str, shape: tuple[int, int, int], notes: list[str]) -> tup
     Raises:
         ValueError: If there is no such folder, or not two classes with images.
     """
-    root, received = Path(path).expanduser(), f"data: received {f'folder:{path}'!r}"
-    if not path or not root.is_dir():
-        raise ValueError(f"{received}: there is no such folder; allowed: folder:PATH")
+    root, received = open_folder(path)
     below = find_parts(root, received)
     candidates = folders(below.get("train", root))
     class_names = [printable(folder.name) for folder in candidates if any(image_files(folder))]
     ignored = [name for folder in candidates if (name := printable(folder.name)) not in class_names]
     if below:
         ignored += [printable(folder.name) for folder in folders(root) if folder not in below.values()]
-    if unread := unread_images(root):
-        named = visible(", ".join(printable(file.relative_to(root)) for file in unread[:SHOWN]))
-        notes.append(f"{len(unread):,} files look like images and are not read here: {named}{', ...' * (len(unread) > SHOWN)}")
-        warnings.warn(notes[-1], stacklevel=4)
+    note_unread(root, notes)
     if ignored:
         notes.append(f"ignored folders without images: {visible(', '.join(ignored[:5]))}{', ...' * (len(ignored) > 5)}")
     if len(class_names) < 2:
@@ -57,6 +52,53 @@ def read_folder(path: str, shape: tuple[int, int, int], notes: list[str]) -> tup
     for label in set(range(len(class_names))) - set(parts["train"][1].tolist()):
         raise ValueError(f"{received} with no readable image of class {class_names[label]!r}; allowed: one or more")
     return parts, class_names
+
+
+def read_pictures(path: str, shape: tuple[int, int, int], notes: list[str]) -> tuple[dict, list[str]]:
+    """As `read_folder`, for images that need no class folders: all below the folder, or below train/ and the folders beside it.
+
+    If each image lies in a class folder, the labels are read all the same: the parts are then those of `read_folder`. Otherwise
+    there are no class names, and each label is 0.
+
+    Raises:
+        ValueError: If there is no such folder, or no image in it.
+    """
+    root, received = open_folder(path)
+    below = {PART_NAMES.get(folder.name.lower()): folder for folder in folders(root) if any(image_files(folder))}
+    split = "train" in below and (None not in below or any(any(image_files(child)) for child in folders(below["train"])))
+    below = {part: folder for part, folder in below.items() if part} if split else {"train": root}
+    note_unread(root, notes)
+    found = {part: [(file, None) for file in images_in(folder)] for part, folder in below.items()}
+    for part, folder in below.items():
+        found[part] += [(file, printable(child.name)) for child in folders(folder) for file in image_files(child)]
+    if not found["train"]:
+        raise ValueError(f"{received} with no images; allowed: a folder of images (.jpg, .png, .webp, .tif and others)")
+    class_names = {name for _, name in found["train"]}
+    labelled = len(class_names) > 1 and None not in class_names
+    labelled = labelled and all(name in class_names for files in found.values() for _, name in files)
+    class_names = sorted(class_names) if labelled else []
+    parts = {}
+    for part, files in found.items():
+        labels = [class_names.index(name) if labelled else 0 for _, name in files]
+        if files:
+            parts[part] = collect(Files([file for file, _ in files], labels, root, shape[-1]), part, shape, notes)
+    return parts, class_names
+
+
+def open_folder(path):
+    """The folder of a data set, and how a message begins; a ValueError if there is none."""
+    root, received = Path(path).expanduser(), f"data: received {f'folder:{path}'!r}"
+    if not path or not root.is_dir():
+        raise ValueError(f"{received}: there is no such folder; allowed: folder:PATH")
+    return root, received
+
+
+def note_unread(root, notes):
+    """Names the images of formats that are not read here, in a note and a warning."""
+    if unread := unread_images(root):
+        named = visible(", ".join(printable(file.relative_to(root)) for file in unread[:SHOWN]))
+        notes.append(f"{len(unread):,} files look like images and are not read here: {named}{', ...' * (len(unread) > SHOWN)}")
+        warnings.warn(notes[-1], stacklevel=5)
 
 
 def find_parts(root, received):
@@ -125,6 +167,12 @@ def folders(root: Path) -> list[Path]:
 def image_files(folder: Path) -> Iterator[Path]:
     """The pictures below a folder, in order. Links to folders are not followed: they can be circular."""
     return (file for file in files_below(folder) if file.suffix.lower() in formats())
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The pictures in a folder itself, in order."""
+    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return sorted(file for file in files if file.suffix.lower() in formats())
 
 
 def files_below(folder: Path) -> Iterator[Path]:

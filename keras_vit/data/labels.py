@@ -11,6 +11,7 @@ import numpy as np
 from keras_vit.machine import memory_limit
 
 KINDS = ("auto", "single", "multi")  # of labels, as a recipe asks for them
+NONE = "none"  # in their place for pre-training, which needs no labels
 
 
 def is_multi(labels: np.ndarray) -> bool:
@@ -42,7 +43,7 @@ def targets_of(labels: np.ndarray, num_classes: int, smoothing: float = 0.0) -> 
     Label smoothing (arXiv 1512.00567) spreads a share s of a single label over all classes: 1 becomes 1 - s + s / K, 0 becomes
     s / K. Of multi-hot labels, each a decision between two, 1 becomes 1 - s / 2 and 0 becomes s / 2.
     """
-    floor = smoothing / (2 if is_multi(labels) else num_classes)
+    floor = smoothing / (2 if is_multi(labels) else max(num_classes, 1))
     return np.float32(floor) + multi_hot(labels, num_classes).astype(np.float32) * np.float32(1 - smoothing)
 
 

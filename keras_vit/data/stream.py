@@ -17,15 +17,24 @@ PIPELINES = ("tf.data", "PyDataset")
 
 
 def stream(
-    batch: Callable, start: int, count: int | None, image_shape: tuple, target_shape: tuple, pipeline: str | None = None
+    batch: Callable,
+    start: int,
+    count: int | None,
+    image_shape: tuple,
+    target_shape: tuple,
+    pipeline: str | None = None,
+    *,
+    order_shape: tuple | None = None,
 ) -> Iterable:
     """batch(start), batch(start + 1), ...: images and targets.
 
     Args:
-        batch: Gives float32 images and targets of a step; called by several threads.
+        batch: Gives float32 images and targets of a step; with `order_shape` a pair of images and int32 orders in the place of the
+            images. Called by several threads.
         start: The first step.
         count: Number of batches; None = endless.
         image_shape, target_shape: Shapes of a batch, with None for a batch size that varies.
+        order_shape: Shape of the orders of its patches; None = there are none.
         pipeline: `tf.data` or `PyDataset`; None = `tf.data` under TensorFlow, else `PyDataset`, which does not need TensorFlow.
     """
     check_choice("pipeline", pipeline, (None, *PIPELINES))
@@ -36,8 +45,12 @@ def stream(
     batch = until_exit(batch)
 
     def load(step):
-        images, targets = tf.numpy_function(batch, [step], (tf.float32, tf.float32))
-        return tf.ensure_shape(images, image_shape), tf.ensure_shape(targets, target_shape)
+        if order_shape is None:
+            images, targets = tf.numpy_function(batch, [step], (tf.float32, tf.float32))
+            return tf.ensure_shape(images, image_shape), tf.ensure_shape(targets, target_shape)
+        flat = lambda step: keras.tree.flatten(batch(step))  # noqa: E731
+        images, orders, targets = tf.numpy_function(flat, [step], (tf.float32, tf.int32, tf.float32))
+        return (tf.ensure_shape(images, image_shape), tf.ensure_shape(orders, order_shape)), tf.ensure_shape(targets, target_shape)
 
     steps = tf.data.Dataset.counter(start) if count is None else tf.data.Dataset.range(start, start + count)
     return steps.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

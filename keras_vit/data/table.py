@@ -10,7 +10,7 @@ import numpy as np
 from keras_vit.checks import visible
 from keras_vit.data.decode import one_line
 from keras_vit.data.folder import PART_NAMES, Files, printable
-from keras_vit.data.labels import check_memory, class_counts, is_multi
+from keras_vit.data.labels import NONE, check_memory, class_counts, is_multi
 from keras_vit.data.photos import collect
 
 # Names of the columns, in any case.
@@ -42,7 +42,7 @@ def read_csv(path: str, shape: tuple[int, int, int], notes: list[str], kind: str
         shape: (H, W, C) wanted.
         notes: Gets lines for the user.
         kind: `single`, `multi` (`|` separates the labels of an image; an empty cell is an image without any) or `auto`: `multi` if
-            any label has a `|`.
+            any label has a `|`; `none`: labels are not read, so that the column may be missing, and there are no classes.
 
     Raises:
         ValueError: If there is no such file, or it is not in UTF-8, lacks a column, or holds what cannot be told apart.
@@ -51,9 +51,12 @@ def read_csv(path: str, shape: tuple[int, int, int], notes: list[str], kind: str
     file = Path(path).expanduser()
     if not path or not file.is_file():
         raise ValueError(f"{received}: there is no such file; allowed: csv:FILE")
-    rows = read_rows(file, received)
+    rows = read_rows(file, received, labelled=kind != NONE)
     if not rows:
         raise ValueError(f"{received} without rows; allowed: a row an image")
+    if kind == NONE:
+        check_once(rows, received)
+        return read_parts(file, rows, np.zeros(len(rows), np.int64), shape, notes, received), []
     multi = kind == "multi" or (kind == "auto" and any(SEPARATOR in row.label for row in rows))
     names_of_rows = [split_labels(row, multi, received) for row in rows]
     check_once(rows, received)
@@ -61,30 +64,24 @@ def read_csv(path: str, shape: tuple[int, int, int], notes: list[str], kind: str
     if blanks := [row for row in rows if any(cell != cell.strip() for cell in cells_of(row, multi))]:
         notes.append(f"labels: blanks around {len(blanks):,} are left out, first {blanks[0].label!r} in line {blanks[0].line}")
     training = [names for row, names in zip(rows, names_of_rows, strict=True) if row.part == "train"]
-    if not training:
-        found = ", ".join(sorted({row.part for row in rows}))
-        raise ValueError(f"{received} with rows of {found} alone; allowed: rows of train beside them")
     class_names = sorted({name for names in training for name in names})
-    if len(class_names) < 2:
+    if training and len(class_names) < 2:
         found = f"class {class_names[0]!r} alone" if class_names else "no labels"
         raise ValueError(f"{received} with {found}; allowed: two classes or more")
-    position, parts = {name: index for index, name in enumerate(class_names)}, {}
-    for part in dict.fromkeys(row.part for row in rows):
-        chosen = [index for index, row in enumerate(rows) if row.part == part]
-        if multi:
-            check_memory(f"{received} with {len(chosen):,} rows and {len(class_names):,} labels,", len(chosen) * len(class_names))
-        labels = np.zeros((len(chosen), len(class_names)), np.int8) if multi else np.zeros(len(chosen), np.int64)
-        for place, index in enumerate(chosen):
-            for name in names_of_rows[index]:
-                if name not in position:
-                    known = visible(", ".join(class_names[:SHOWN])) + ", ..." * (len(class_names) > SHOWN)
-                    raise ValueError(f"{received} with label {name!r} in line {rows[index].line}; allowed, as in train: {known}")
-                if multi:
-                    labels[place, position[name]] = 1
-                else:
-                    labels[place] = position[name]
-        files = [file.parent / rows[index].path for index in chosen]
-        parts[part] = collect(Files(files, labels, file.parent, shape[-1]), part, shape, notes)
+    position = {name: index for index, name in enumerate(class_names)}
+    if multi:
+        check_memory(f"{received} with {len(rows):,} rows and {len(class_names):,} labels,", len(rows) * len(class_names))
+    labels = np.zeros((len(rows), len(class_names)), np.int8) if multi else np.zeros(len(rows), np.int64)
+    for index, names in enumerate(names_of_rows if training else ()):
+        for name in names:
+            if name not in position:
+                known = visible(", ".join(class_names[:SHOWN])) + ", ..." * (len(class_names) > SHOWN)
+                raise ValueError(f"{received} with label {name!r} in line {rows[index].line}; allowed, as in train: {known}")
+            if multi:
+                labels[index, position[name]] = 1
+            else:
+                labels[index] = position[name]
+    parts = read_parts(file, rows, labels, shape, notes, received)
     readable = parts["train"][1]
     counts = class_counts(np.maximum(readable, 0) if is_multi(readable) else readable[readable >= 0], len(class_names))
     for label in np.flatnonzero(counts == 0):
@@ -92,15 +89,28 @@ def read_csv(path: str, shape: tuple[int, int, int], notes: list[str], kind: str
     return parts, class_names
 
 
-def read_rows(file: Path, received: str) -> list[Row]:
-    """The rows of a CSV file; blank lines are left out."""
+def read_parts(file, rows, labels, shape, notes, received):
+    """Images and labels by part, of rows and their labels."""
+    parts = {}
+    if not any(row.part == "train" for row in rows):
+        found = ", ".join(sorted({row.part for row in rows}))
+        raise ValueError(f"{received} with rows of {found} alone; allowed: rows of train beside them")
+    for part in dict.fromkeys(row.part for row in rows):
+        chosen = [index for index, row in enumerate(rows) if row.part == part]
+        files = [file.parent / rows[index].path for index in chosen]
+        parts[part] = collect(Files(files, labels[chosen], file.parent, shape[-1]), part, shape, notes)
+    return parts
+
+
+def read_rows(file: Path, received: str, labelled: bool = True) -> list[Row]:
+    """The rows of a CSV file; blank lines are left out. Unless `labelled`, there may be no column of labels."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             first = opened.readline()
             opened.seek(0)
             reader = csv.reader(opened, delimiter=max(DELIMITERS, key=first.count), strict=True)
             header = next(reader, [])
-            places = find_columns([name.strip() for name in header], received)
+            places = find_columns([name.strip() for name in header], received, labelled)
             rows = []
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
@@ -109,7 +119,7 @@ def read_rows(file: Path, received: str) -> list[Row]:
                     raise ValueError(
                         f"{received} with {len(cells)} cells in line {reader.line_num}; allowed: {len(header)}, as the header"
                     )
-                values = {name: cells[place] for name, place in places.items()}
+                values = {"label": "", **{name: cells[place] for name, place in places.items()}}
                 rows.append(make_row(reader.line_num, values, received))
             return rows
     except UnicodeDecodeError as error:
@@ -119,7 +129,7 @@ def read_rows(file: Path, received: str) -> list[Row]:
         raise ValueError(f"{received}, which cannot be read ({one_line(error)}); allowed: a CSV file in UTF-8") from None
 
 
-def find_columns(header: list[str], received: str) -> dict[str, int]:
+def find_columns(header: list[str], received: str, labelled: bool = True) -> dict[str, int]:
     """The places of the columns of path, label and, if there is one, split."""
     shown = visible(", ".join(printable(name) for name in header)) or "none"
     places = {}
@@ -128,7 +138,7 @@ def find_columns(header: list[str], received: str) -> dict[str, int]:
         if len(found) > 1:
             both = ", ".join(header[place] for place in found)
             raise ValueError(f"{received} with {len(found)} columns for the {column}: {both}; allowed: one of {', '.join(names)}")
-        if not found and column != "split":
+        if not found and (column == "path" or (column == "label" and labelled)):
             raise ValueError(f"{received} without a column for the {column}; its columns: {shown}; allowed: {', '.join(names)}")
         if found:
             places[column] = found[0]

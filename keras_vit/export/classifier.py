@@ -46,6 +46,8 @@ def open_classifier(options, notes: list[str]) -> Iterator[Classifier]:
         return
     tune()  # keeps what JAX compiles to load a model: seconds, each time
     run = run_of(path)
+    if run:
+        run.check_classes()
     views, note = choose_views(options.tta, run.recipe.augment if run else None)
     notes += [note] * bool(note)
     model = run.model() if run else load_keras(path, "MODEL")

@@ -107,6 +107,8 @@ def export_model(
     check_target(path, overwrite)
     writer = choose_writer(format)
     run = model_or_run if isinstance(model_or_run, RunFolder) else None
+    if run:
+        run.check_classes()
     model = run.model() if run else model_or_run
     check_model(model)
     if merge_tokens is not None:

@@ -56,6 +56,7 @@ def gather(run: RunFolder, repo: str, folder: Path, *, license: str | None = Non
     Raises:
         ValueError: For a run that has not ended, a library that cannot hold the model, and a README.md whose metadata is damaged.
     """
+    run.check_classes()
     recipe, summary = run.recipe, run.summary
     model = load_keras(path := run.intact_model_path(), "run")
     names = [visible(str(name)) for name in summary["class_names"]]

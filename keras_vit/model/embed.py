@@ -250,15 +250,16 @@ class PatchDropout(Layer):
             patches = x.shape[1] - self.num_prefix_tokens
             noise = keras.random.uniform((ops.shape(x)[0], patches), seed=own_seeds(self.seed_generator))
             _, order = ops.top_k(noise, kept_patches(patches, self.rate), sorted=False)  # (B, kept)
-            given = tuple(self.take(values, order) for values in given)
+            given = tuple(take_patches(values, order, self.num_prefix_tokens) for values in given)
         return given[0] if rotary is None else given
 
-    def take(self, x, order):
-        """The prefix tokens and those patches whose indices are `order`: (B, N, F), (B, kept) -> (B, K, F)."""
-        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        first = patches.shape[1] * ops.arange(shape(patches)[0], dtype=order.dtype)  # row of each image's first patch, (B,)
-        patches = ops.take(reshape(patches, (-1, patches.shape[2])), first[:, None] + order, axis=0)  # whole rows
-        return ops.concatenate([prefix, patches], axis=1) if self.num_prefix_tokens else patches
+
+def take_patches(x, order, num_prefix_tokens):
+    """The prefix tokens and those patches whose indices are `order`: (B, N, F), (B, kept) -> (B, K, F)."""
+    prefix, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
+    first = patches.shape[1] * ops.arange(shape(patches)[0], dtype=order.dtype)  # row of each image's first patch, (B,)
+    patches = ops.take(reshape(patches, (-1, patches.shape[2])), first[:, None] + order, axis=0)  # whole rows
+    return ops.concatenate([prefix, patches], axis=1) if num_prefix_tokens else patches
 
 
 def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:

@@ -18,6 +18,7 @@ register = keras.saving.register_keras_serializable(package="keras_vit")
 
 # Weights that no optimizer should decay, by variable name: biases, norms and scales, tokens and positions.
 NO_DECAY = ("bias", "query_bias", "value_bias", "gamma", "beta", "class_token", "register_tokens", "position", "probe")
+NO_DECAY += ("mask_token",)
 
 
 class Layer(keras.layers.Layer):

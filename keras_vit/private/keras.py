@@ -61,12 +61,14 @@ def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
 
 
 def build_for_workers(model: keras.Model) -> None:
-    """Builds losses and metrics of a compiled classifier, which `fit` then need not do under TensorFlow.
+    """Builds losses and metrics of a compiled model, which `fit` then need not do under TensorFlow.
 
     Keras 3.15 takes a batch for that and averages it over the replicas, which fails with several workers. For use in the strategy's
     scope.
     """
-    batch = tuple(keras.KerasTensor((1, *shape[1:]), "float32") for shape in (model.input_shape, model.output_shape))
+    batch = tuple(
+        tree.map_structure(lambda x: keras.KerasTensor((1, *x.shape[1:]), x.dtype), each) for each in (model.input, model.output)
+    )
     model._symbolic_build(data_batch=batch)
     model._maybe_symbolic_build = lambda **batch: None
 

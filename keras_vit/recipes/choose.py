@@ -53,6 +53,12 @@ def choose_recipe(side: int, images: int, accelerator: str) -> Choice:
     return Choice(name, options, f"recipe {name}: {found}")
 
 
+def choose_pretraining(side: int) -> Choice:
+    """The recipe for pre-training on pictures of a side, as of `picture_side`."""
+    name = "pretrain" if side < PHOTO_SIDE else "pretrain-photos"
+    return Choice(name, [], f"recipe {name}: training pictures of {side} pixels a side")
+
+
 def picture_side(data: DataSet) -> int:
     """Median of the shorter sides of the training pictures in pixels, before they were resized if their files are at hand."""
     return int(np.median(data.train.sizes(np.arange(len(data.train))).min(axis=1)))

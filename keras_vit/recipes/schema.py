@@ -23,8 +23,10 @@ from keras_vit.checks import (
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.dataset import DataSet, load_data
 from keras_vit.data.labels import KINDS
+from keras_vit.data.masking import Masking
 from keras_vit.model.config import ViTConfig
 from keras_vit.recipes.parts import Extension, Stage, save_interval
+from keras_vit.recipes.pretrain import PretrainConfig, refuse
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "constant")
@@ -295,18 +297,11 @@ class FinetuneConfig:
         check_int("lora_rank", self.lora_rank, at_least=1)
         check_number("lora_alpha", self.lora_alpha, above=0)
         if not self.checkpoint:
-            self.refuse([field.name for field in dataclasses.fields(self)], "without a checkpoint")
+            refuse(self, [field.name for field in dataclasses.fields(self)], "without a checkpoint")
         if self.method == "probe":
-            self.refuse(("freeze", "layer_decay"), "with method=probe")
+            refuse(self, ("freeze", "layer_decay"), "with method=probe")
         if self.method != "lora":
-            self.refuse(("lora_rank", "lora_alpha"), f"with method={self.method}")
-
-    def refuse(self, names, where):
-        """Raises a ValueError if a named field, which has no effect here, differs from its default."""
-        for name in names:
-            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            if value != default:
-                raise ValueError(f"{name}: received {shown(value)}; allowed: {default!r} {where}")
+            refuse(self, ("lora_rank", "lora_alpha"), f"with method={self.method}")
 
     def check_model(self, model: ViTConfig) -> None:
         """Raises a ValueError for settings that do not fit a model."""
@@ -339,6 +334,8 @@ class Recipe:
         data_dir: Folder of prepared TensorFlow Datasets; null = TFDS_DATA_DIR or the default of that library.
         validation: Training images to hold out for validation: a share below 1, a number of images, or null = a tenth, at most
             5000; 0 = none.
+        subset: Training images to train on: a share below 1, a number of images, or null = all. Each class in proportion, chosen
+            by the seed after validation and test images, which stay the same.
         mean: Subtracted from images scaled to 0..1: a number, or one for each channel.
         std: Divides the result: a number, or one for each channel.
         center_crop: Share of a picture's height and width that the model sees in validation, test and predictions, from the middle,
@@ -346,6 +343,7 @@ class Recipe:
         augment: Augmentation of the training images.
         train: Optimisation.
         finetune: The checkpoint to start from, if any, and which weights to train.
+        pretrain: Whether this is a pre-training on images without labels, and how.
         seed: Decides initial weights, split, order, augmentation and dropout.
     """
 
@@ -354,18 +352,20 @@ class Recipe:
     labels: typing.Literal[KINDS] = "auto"
     data_dir: str | None = None
     validation: int | float | None = None
+    subset: int | float | None = None
     mean: float | list[float] = 0.5
     std: float | list[float] = 0.5
     center_crop: float = 1.0
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+    pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     seed: int = 0
 
     def __post_init__(self):
         make_plain(self)
         check_seed(self.seed)
-        check_types(self, "model", "data_dir", "augment", "train", "finetune")
+        check_types(self, "model", "data_dir", "augment", "train", "finetune", "pretrain")
         if not isinstance(self.data, str) or not self.data:
             raise ValueError(
                 f"data: received {shown(self.data)}; allowed: auto, digits, folder:PATH, csv:FILE, arrays:FILE.npz or a TFDS name"
@@ -382,8 +382,12 @@ class Recipe:
                     raise ValueError(f"{name}: received {getattr(self.train, name)}; allowed: {allowed} with a checkpoint")
         if self.train.remat:
             refuse_dropout(self.model, ("dropout", "attention_dropout"), "with remat=true (drop_path may have any value)")
+        if self.pretrain:
+            self.pretrain.check_recipe(self)
         if self.validation is not None:
             check_number("validation", self.validation, at_least=0)
+        if self.subset is not None:
+            check_number("subset", self.subset, above=0)
         check_number("center_crop", self.center_crop, above=0, at_most=1)
         for name, values in zip(("mean", "std"), as_moments(self.mean, self.std, self.model.channels), strict=True):
             object.__setattr__(self, name, values)
@@ -444,8 +448,9 @@ class Recipe:
             image_size=self.model.image_size,
             channels=self.model.channels,
             validation=self.validation,
+            subset=self.subset,
             seed=self.seed,
-            labels=self.labels,
+            labels="none" if self.pretrain else self.labels,
             center_crop=self.center_crop,
         )
 
@@ -455,6 +460,9 @@ class Recipe:
         Raises:
             ValueError: For a loss or a metric that does not fit the labels.
         """
+        if self.pretrain:
+            recipe = dataclasses.replace(self, data=data.name, model=dataclasses.replace(self.model, num_classes=0))
+            return recipe.with_train(monitor="loss")
         return dataclasses.replace(
             self,
             data=data.name,
@@ -462,6 +470,11 @@ class Recipe:
             model=dataclasses.replace(self.model, num_classes=len(data.class_names)),
             train=self.train.for_labels(data.multi_label, data.class_names),
         )
+
+    @property
+    def masking(self) -> Masking | None:
+        """What a pre-training hides of the images; None for a classifier."""
+        return Masking(self.model.patch_size, self.pretrain.mask_ratio, self.pretrain.normalize) if self.pretrain else None
 
     def to_dict(self) -> dict:
         """The recipe as plain values, in the order of the fields."""
@@ -473,3 +486,4 @@ class Recipe:
 
 
 SECTIONS = {"model": ViTConfig, "augment": AugmentConfig, "train": TrainConfig, "finetune": FinetuneConfig}
+SECTIONS["pretrain"] = PretrainConfig

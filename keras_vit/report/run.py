@@ -130,6 +130,7 @@ def what(recipe, summary, outputs):
     shape = f"images of {size} pixels, patches of {patch}, width {model.width}, {blocks}"
     cost = f"{summary['parameters']:,} parameters, {summary['flops'] / 1e6:,.1f} million FLOPs an image" if summary else ""
     origin = f"Fine-tuned ({recipe.finetune.method}) from {recipe.finetune.checkpoint}" if recipe.finetune.checkpoint else "Trained"
+    origin = f"Pre-trained ({recipe.pretrain.method}), without labels," if recipe.pretrain else origin
     images = ", ".join(f"{count:,} {name}" for name, count in summary.get("images", {}).items())
     names = summary.get("class_names") or (outputs.class_names if outputs else [])
     parts = [f"{images} images" if images else "", f"{len(names):,} classes" if names else ""]

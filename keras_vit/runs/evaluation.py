@@ -112,6 +112,7 @@ def compute_outputs(
     check_choice("split", split, SPLITS)
     if batch_size is not None:
         check_int("batch_size", batch_size, at_least=1)
+    run.check_classes()
     recipe, model = run.recipe, run.model()
     views, note = choose_views(tta, recipe.augment)
     if note:

@@ -237,6 +237,12 @@ class RunFolder:
         self.check_place()
         write_sealed_json(self.path / SUMMARY, summary)
 
+    def check_classes(self) -> None:
+        """Raises a ValueError for a pre-trained run, which has no classes yet."""
+        if self.recipe.pretrain:
+            allowed = f"a run with classes, as `keras-vit finetune {self.path} --data DATA` makes of it"
+            raise ValueError(f"run: received {str(self.path)!r}, pre-trained without classes; allowed: {allowed}")
+
     def model(self) -> ViT:
         """The trained model, from best.keras; from the best model before, with a warning, if that is damaged.
 
@@ -304,6 +310,7 @@ class RunFolder:
         Raises:
             ValueError: As `model`; for paths without pictures.
         """
+        self.check_classes()
         views, note = choose_views(tta, self.recipe.augment)
         if note:
             warnings.warn(note, stacklevel=2)

@@ -45,7 +45,7 @@ def batch_picture(
         images: uint8 (B, H, W, C).
         targets: Soft labels (B, K). The one or two largest are shown if they exceed the weight that label smoothing gives
             to every class; of several labels an image the four largest, or a dash if it has none.
-        class_names: The K names.
+        class_names: The K names; none = no labels are drawn.
         path: The PNG file to write.
         limit: Most images to draw.
     """
@@ -59,7 +59,7 @@ def batch_picture(
     image_width, image_height, font_size = width * scale, height * scale, 8
     cell_width, line = max(image_width, 1.0) + 0.14, font_size * 1.3 / 72
     characters = int(cell_width * 72 / (0.62 * font_size))
-    labels = [label_lines(target, class_names, characters) for target in targets]
+    labels = [label_lines(target, class_names, characters) if class_names else [] for target in targets]
     cell_height, top, margin = image_height + max(map(len, labels)) * line + 0.16, 0.42, 0.1
     figure_width, figure_height = max(columns * cell_width, 4.5) + 2 * margin, rows * cell_height + top + margin
     figure = Figure(figsize=(figure_width, figure_height))
@@ -102,6 +102,8 @@ def label_lines(target, class_names, characters):
 def curves(runs: dict[str, list[dict]], path: str | os.PathLike) -> None:
     """Draws loss and accuracy over epochs and over seconds, and the time of every epoch; mAP where no run has an accuracy.
 
+    Runs of pre-training have neither.
+
     Args:
         runs: The rows of each run's metrics, as `RunFolder.metrics`, by the run's name. A run without rows has no line.
         path: The PNG file to write.
@@ -109,9 +111,11 @@ def curves(runs: dict[str, list[dict]], path: str | os.PathLike) -> None:
     figure = Figure(figsize=(14, 7.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     grid = figure.subplots(2, 3)
-    for axes, (metric, x) in zip(grid.flat, panels(runs), strict=False):
+    drawn = panels(runs)
+    for axes, (metric, x) in zip(grid.flat, drawn, strict=False):
         draw_panel(axes, runs, metric, x)
-    grid[1, 2].set_axis_off()
+    for axes in grid.flat[len(drawn) :]:
+        axes.set_axis_off()
     lines = [Line2D([], [], color=color, linewidth=2.5) for color in run_colors(len(runs))]
     lines += [Line2D([], [], color="black", linewidth=1.8), Line2D([], [], color="black", linestyle="--", linewidth=1.2)]
     names = [shorten(legible(name), 44) for name in runs] + ["validation", "training, as augmented"]
@@ -133,9 +137,10 @@ def curve_figures(runs: dict[str, list[dict]]) -> dict[str, Figure]:
 
 def panels(runs):
     """(metric, what it is drawn over) of each panel of the curves."""
-    accurate = any("accuracy" in row for metrics in runs.values() for row in metrics) or not any(runs.values())
-    quality = "accuracy" if accurate else "map"
-    return (("loss", "epoch"), ("loss", "seconds"), ("epoch_seconds", "epoch"), (quality, "epoch"), (quality, "seconds"))
+    names = {name for metrics in runs.values() for row in metrics for name in row}
+    quality = next((name for name in ("accuracy", "map") if f"val_{name}" in names or name in names), "" if names else "accuracy")
+    found = (("loss", "epoch"), ("loss", "seconds"), ("epoch_seconds", "epoch"))
+    return (*found, (quality, "epoch"), (quality, "seconds")) if quality else found  # a pre-training has a loss alone
 
 
 # Title and unit of a metric of the curves, and the factor that gives the unit.

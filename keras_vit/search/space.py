@@ -55,6 +55,10 @@ class Space:
     """
 
     def __init__(self, config: SpaceConfig, recipe: Recipe, limits: Limits | None = None, process: float = 0.0):
+        if recipe.pretrain:
+            raise ValueError(
+                f"pretrain.method: received {recipe.pretrain.method!r}; allowed: 'none' in a search, which judges classes"
+            )
         self.config, self.base, self.limits, self.process = config, recipe, limits or Limits(), process
         self.hyperparameters = HyperParameters()
         for field in dataclasses.fields(config):

@@ -181,6 +181,7 @@ def train(
         if last_epoch == total_epochs or session.out_of_patience:
             session.finish()
             if pictures:
+                session.draw_reconstructions()
                 curves({run.path.resolve().name: run.metrics}, run.plots / "curves.png")
                 session.write_report()
     return run
@@ -319,7 +320,7 @@ def average_note(config, total_steps):
 def first_batch(data, recipe, stage, first, steps):
     """The images and targets of a stage's first step, not normalised."""
     settings = stream_settings(stage, data, recipe.train.schedule_end(first) * steps)
-    del settings["mean"], settings["std"]
+    del settings["mean"], settings["std"], settings["masking"]
     return training_batch(data.train, stage.augment, first * steps, **settings)
 
 

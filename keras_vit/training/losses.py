@@ -59,9 +59,12 @@ def make_loss(recipe: Recipe, weights: np.ndarray | None = None) -> keras.losses
     """The loss of a recipe.
 
     Args:
-        recipe: A `Recipe`; `auto` is the cross-entropy, with several labels an image the binary one.
+        recipe: A `Recipe`; `auto` is the cross-entropy, with several labels an image the binary one. Of a pre-training the mean
+            squared error of the hidden patches.
         weights: As of `class_weights`.
     """
+    if recipe.pretrain:
+        return keras.losses.MeanSquaredError()  # over hidden patches alone: they are the model's output
     kind, multi = recipe.train.loss, recipe.labels == "multi"
     gamma = recipe.train.focal_gamma if kind == "focal" else 0.0
     binary = multi or kind == "binary_cross_entropy"
@@ -72,7 +75,7 @@ def make_loss(recipe: Recipe, weights: np.ndarray | None = None) -> keras.losses
 
 def make_metrics(recipe: Recipe) -> list[keras.metrics.Metric]:
     """What is measured on the training batches: the accuracy, where an image has one class."""
-    return [] if recipe.labels == "multi" else [keras.metrics.CategoricalAccuracy(name="accuracy")]
+    return [] if recipe.labels == "multi" or recipe.pretrain else [keras.metrics.CategoricalAccuracy(name="accuracy")]
 
 
 def class_weights(config: str | dict[str, float], data: DataSet) -> np.ndarray | None:

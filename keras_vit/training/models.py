@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.machine import accelerator
+from keras_vit.model.masked import MaskedAutoencoder
 from keras_vit.model.resample import resample_weight
 from keras_vit.model.vit import ViT, build_vit
 from keras_vit.recipes.schema import Recipe
@@ -54,10 +55,19 @@ def compiled(recipe, total_steps, class_names, weights, distribution):
         select_weights(model, recipe.finetune)
         if recipe.finetune.layer_decay < 1:
             factors = learning_rate_factors(model, recipe.finetune.layer_decay)
+    model = trained_model(recipe, model)
     distribution.divide(model)
     optimizer = make_optimizer(recipe.train, total_steps, factors)
     compile_model(model, optimizer, recipe.train.jit, make_loss(recipe, weights), make_metrics(recipe))
     return model, notes
+
+
+def trained_model(recipe: Recipe, model: ViT) -> ViT | MaskedAutoencoder:
+    """What `fit` trains: the model itself, or in a pre-training an autoencoder around it, which shares its layers."""
+    if not recipe.pretrain:
+        return model
+    config = recipe.pretrain
+    return MaskedAutoencoder(model, config.mask_ratio, config.decoder_width, config.decoder_depth, config.decoder_heads)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,9 @@ from keras import ops
 from keras_vit.checks import check_type
 from keras_vit.data.batches import evaluation_batches
 from keras_vit.data.labels import targets_of
+from keras_vit.data.seeds import FIXED_MASK
 from keras_vit.files import Damaged
+from keras_vit.images import normalize
 from keras_vit.machine import machine, peak_memory_mb, process_seconds
 from keras_vit.model.adapters import merged_weights
 from keras_vit.model.resample import resample_weight
@@ -33,10 +35,11 @@ from keras_vit.training.callbacks import Diverged
 from keras_vit.training.distribution.base import Distribution, gather_rows
 from keras_vit.training.finetune import trained_parameters
 from keras_vit.training.losses import class_weights, make_loss
-from keras_vit.training.models import averaged, carry_over, compile_model, compiled_model
+from keras_vit.training.models import averaged, carry_over, compile_model, compiled_model, trained_model
 from keras_vit.training.optimizer import iterations, own_optimizer
 from keras_vit.training.saving import StateWriter, restore_metrics
 
+PAINTED = 16  # images of the picture after a pre-training
 STATED = {  # in a training state, beside its epoch and step
     **dict.fromkeys(("backend", "fingerprint"), str),
     **dict.fromkeys(("seconds", "epoch_seconds", "process_seconds"), float),
@@ -71,9 +74,12 @@ class Session(keras.callbacks.Callback):
         self.recipe = recipe
         self.data = data
         self.training_model, self.stage = model, stage
+        if recipe.pretrain:
+            keras.utils.set_random_seed(recipe.seed)  # the pooling is saved as it begins, in a resumed run too
         with self.distribution.alone():
             self.evaluated = build_vit(recipe.model, dtype="float32")
-            self.scorer = keras.Model(self.evaluated.input, self.evaluated.output)
+            whole = trained_model(recipe, self.evaluated)
+            self.scorer = keras.Model(whole.input, whole.output)
             self.loss = make_loss(recipe)
             compile_model(self.scorer, "sgd", recipe.train.jit, self.loss, [])
         self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
@@ -88,6 +94,7 @@ class Session(keras.callbacks.Callback):
         self.started = self.saved = None
         self.earlier_process_seconds = 0.0
         self.writer = None
+        self.painted = None  # what a pre-training makes of some images, once it has ended
         self.tested = None  # the `Outputs` of the test images, once they have been read
 
     @property
@@ -262,7 +269,7 @@ class Session(keras.callbacks.Callback):
         self.copy_weights()
         last = epoch + 1 == self.last_epoch or epoch + 1 in (part.after for part in config.extensions)
         if self.data.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
-            found, _ = self.scores(self.data.validation, self.logits(self.validation))
+            found = self.validated()
             logs.update({f"val_{name}": value for name, value in found.items()})
         row = {
             **logs,
@@ -343,8 +350,20 @@ class Session(keras.callbacks.Callback):
         theirs, ours = self.training_model.config, self.evaluated.config
         with self.distribution.whole(self.training_model), averaged(self.training_model):
             weights = merged_weights(self.training_model)
-            for target in self.evaluated.weights:
+            for target in self.scorer.weights:
                 target.assign(resample_weight(target.path, weights[target.path], theirs, ours))
+
+    def validated(self):
+        """Metrics of the evaluated model on the validation images by name."""
+        if not self.recipe.pretrain:
+            return self.scores(self.data.validation, self.logits(self.validation))[0]
+        rows = np.zeros((0, 2), np.float32)  # this process's loss and images
+        with self.distribution.alone():
+            if self.validation is not None:
+                count = len(self.own_rows(self.data.validation))
+                rows = np.array([[self.scorer.evaluate(self.validation, verbose=0), count]], np.float32)
+        rows = gather_rows(self.distribution, rows)
+        return {"loss": float(np.average(rows[:, 0], weights=rows[:, 1]))}
 
     def logits(self, batches):
         """Logits of the evaluated model for a split, in the order of its images; `batches` are this process's own."""
@@ -366,8 +385,12 @@ class Session(keras.callbacks.Callback):
 
     def own_batches(self, split):
         """The part of a split's images that this process validates, for `logits`; None if there is none."""
-        rows = np.array_split(np.arange(len(split)), self.distribution.processes)[self.distribution.rank]
-        return batches_of(split if self.distribution.processes == 1 else split.take(rows), self.recipe) if len(rows) else None
+        rows = self.own_rows(split)
+        whole = self.distribution.processes == 1
+        return batches_of(split if whole else split.take(rows), self.recipe, rows) if len(rows) else None
+
+    def own_rows(self, split):
+        return np.array_split(np.arange(len(split)), self.distribution.processes)[self.distribution.rank]
 
     def finish(self):
         """With the best model, fits the temperature to the validation images, reads the test images once and writes the summary."""
@@ -376,10 +399,13 @@ class Session(keras.callbacks.Callback):
             if self.distribution.is_first:
                 self.settle_best()
         self.distribution.meet()  # the first process has written the best model
+        if recipe.pretrain:
+            self.copy_weights()  # of the last epoch: the decoder of the best one has not been kept
+            self.painted = self.paint()
         self.evaluated.load_weights(self.run.model_path)
         test, classes, best = {}, {}, self.best
         temperature, reason = self.temperature()
-        if data.test is not None:
+        if data.test is not None and not recipe.pretrain:
             logits = self.logits(self.own_batches(data.test))
             test, classes = self.scores(data.test, logits)
             errors = [calibration_of(logits, data.test.labels, by).error for by in (temperature or 1.0, 1.0)]
@@ -427,10 +453,36 @@ class Session(keras.callbacks.Callback):
 
     def temperature(self):
         """The temperature that suits the validation images best; None, and why, where there is none."""
+        if self.recipe.pretrain:
+            return None, "no classes"
         if self.data.validation is None:
             return None, "no validation images"
         found = fit_temperature(self.logits(self.validation), self.data.validation.labels)
         return found, "" if found else "predictions of the validation images are no better than chance"
+
+    def paint(self):
+        """Some images, without their hidden patches, and as the evaluated model paints them: three arrays uint8 (B, H, W, C)."""
+        recipe, split = self.recipe, self.data.validation or self.data.train
+        split = split.take(np.unique(np.linspace(0, len(split) - 1, min(PAINTED, len(split))).astype(int)))
+        originals = split.images(np.arange(len(split)))
+        images = normalize(originals, recipe.mean, recipe.std)
+        orders = recipe.masking.orders(len(split), split.shape[:2], FIXED_MASK, recipe.seed, 0)
+        given, _ = recipe.masking.apply(images, orders)
+        with self.distribution.alone():
+            painted = recipe.masking.paint(images, orders, self.scorer.predict(given, verbose=0))
+        mean, std = np.float32(recipe.mean), np.float32(recipe.std)
+        seen, painted = (np.clip(255 * (each * std + mean), 0, 255).astype(np.uint8) for each in (given[0], painted))
+        return originals, seen, painted
+
+    def draw_reconstructions(self):
+        """Draws what `finish` has painted, after a pre-training."""
+        if self.painted is None:
+            return
+        from keras_vit.runs.reconstructions import reconstructions
+
+        scaled = "; painted patches get the originals' mean and contrast" if self.recipe.pretrain.normalize else ""
+        note = f"{'Validation' if self.data.validation else 'Training'} images, model of the last epoch{scaled}"
+        reconstructions(*self.painted, self.run.plots / "reconstructions.png", note=note)
 
     def write_report(self):
         """Writes the run's report, of the test images as the summary has read them; whatever goes wrong, the run has finished."""
@@ -444,14 +496,17 @@ class Session(keras.callbacks.Callback):
             warnings.warn(f"report: not written ({reason}); the run has finished", stacklevel=3)
 
 
-def batches_of(split, recipe):
-    """The images of a split in order, for `model.predict`, any number of times."""
+def batches_of(split, recipe, places=None):
+    """The images of a split in order, for `model.predict`, any number of times; `places` as of `evaluation_batches`."""
     return evaluation_batches(
         split,
         num_classes=recipe.model.num_classes,
         batch_size=even_batch_size(len(split), min(500, 4 * recipe.train.batch_size)),
         mean=recipe.mean,
         std=recipe.std,
+        masking=recipe.masking,
+        seed=recipe.seed,
+        places=places,
     )
 
 

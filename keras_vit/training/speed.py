@@ -16,7 +16,7 @@ from keras_vit.model.vit import build_vit
 from keras_vit.recipes.schema import Recipe
 from keras_vit.training.callbacks import Clock
 from keras_vit.training.losses import class_weights
-from keras_vit.training.models import Prepared, compile_model, compiled_model
+from keras_vit.training.models import Prepared, compile_model, compiled_model, trained_model
 
 CANDIDATES = ("float32", "bfloat16")  # of `train.precision: auto`
 MARGIN = 1.02  # bfloat16 must be faster by this factor: float32 has the better numbers
@@ -112,7 +112,7 @@ def within_time(recipe: Recipe, data: DataSet, started: float, prepared: Prepare
     per_image, start = evaluation_seconds(recipe, data)
     validations = -(-config.epochs // config.validate_every) + 1  # the last one fits the temperature
     evaluated = per_image * sum(
-        len(part) * times for part, times in ((data.validation, validations), (data.test, 1)) if part is not None
+        len(part) * times for part, times in ((data.validation, validations), (data.test, not recipe.pretrain)) if part is not None
     )
     spent = time.perf_counter() - started
     fixed = spent + start + evaluated + END_SECONDS + config.epochs * EPOCH_SECONDS
@@ -136,7 +136,7 @@ def evaluation_seconds(recipe: Recipe, data: DataSet) -> tuple[float, float]:
     split = data.validation or data.test
     if split is None:
         return 0.0, 0.0
-    scorer = build_vit(recipe.model, dtype="float32")
+    scorer = trained_model(recipe, build_vit(recipe.model, dtype="float32"))
     compile_model(scorer, "sgd", recipe.train.jit)
     rows = np.arange(min(len(split), EVALUATED))
     batches = evaluation_batches(
@@ -145,6 +145,8 @@ def evaluation_seconds(recipe: Recipe, data: DataSet) -> tuple[float, float]:
         batch_size=min(4 * recipe.train.batch_size, len(rows)),
         mean=recipe.mean,
         std=recipe.std,
+        masking=recipe.masking,
+        seed=recipe.seed,
     )
     times = []
     for _ in range(2):
@@ -209,4 +211,5 @@ def stream_settings(recipe: Recipe, data: DataSet, total_steps: int) -> dict:
         "std": recipe.std,
         "total_steps": total_steps,
         "sampling": recipe.train.sampling,
+        "masking": recipe.masking,
     }

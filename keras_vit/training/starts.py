@@ -40,9 +40,9 @@ def set_mimetic(model: ViT, rng: np.random.Generator) -> None:
     For each head W_q W_k' is near 0.7 Z + 0.7 I, and W_v W_o is 0.4 Z - 0.4 I, Z random, as in trained Vision Transformers:
     'Mimetic Initialization of Self-Attention Layers' (arXiv 2305.09828).
     """
-    width, heads = model.config.width, model.config.num_heads
     layers = {layer.path: layer for layer in flatten_layers(model) if isinstance(layer, Attention)}
     for _, attention in sorted(layers.items()):
+        width, heads = attention.width, attention.num_heads  # a decoder has its own
         pairs = [factors(rng, width, *QUERY_KEY, width // heads) for _ in range(heads)]
         queries, keys = (np.concatenate(side, axis=1) for side in zip(*pairs, strict=True))  # (D, h·d)
         values, projection = factors(rng, width, *VALUE_PROJECTION, width)

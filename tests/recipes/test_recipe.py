@@ -13,7 +13,7 @@ from keras_vit.recipes.schema import Recipe
 
 # Parameters of each recipe's model with ten classes; a new recipe needs a line here.
 PARAMETERS = {"best": 4_600_586, "digits": 312_106, "mnist": 21_962, "mnist-conv": 160_778, "quick": 1_031_242, "standard": 631_818}
-PARAMETERS |= {"photos-gpu": 21_678_730, "photos-scratch": 914_378}
+PARAMETERS |= {"photos-gpu": 21_678_730, "photos-scratch": 914_378, "pretrain": 631_818, "pretrain-photos": 914_378}
 OF_A_CHECKPOINT = {"photos"}  # recipes whose model is that of a checkpoint
 
 

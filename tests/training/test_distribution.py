@@ -83,7 +83,7 @@ def metrics(run):
     with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = ("loss", "accuracy", "val_loss", "val_accuracy")
-    return np.array([[float(row[name] or 0) for name in names] for row in rows])
+    return np.array([[float(row.get(name) or 0) for name in names] for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,25 @@ def test_two_processes_give_the_numbers_of_one(images, alone, tmp_path, kind):
     assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []
     assert alone[-1, 0] < alone[0, 0] - 0.05  # something was learned
     assert 0.05 < RunFolder(tmp_path / "run").temperature < 20
+
+
+@TOGETHER
+@pytest.mark.backend
+def test_two_processes_pre_train_as_one(images, tmp_path):
+    """Each hides patches of its own part of a batch, and of its validation images."""
+    arguments = [
+        "--pretrain.method=mae",
+        "--pretrain.mask_ratio=0.5",
+        *settings(images, steps_per_epoch=10),
+        "--augment.label_smoothing=0",
+    ]
+    arguments = [each for each in arguments if "mixup" not in each and "cutmix" not in each] + ["--augment.cutmix=0"]
+    for processes, kind in ((1, "none"), (2, "data")):
+        run(processes, tmp_path / kind, [*arguments, f"--train.distribute={kind}"])
+    alone = metrics(tmp_path / "none")
+    np.testing.assert_allclose(metrics(tmp_path / "data"), alone, atol=SUMMATION)
+    assert alone[-1, 0] < 0.95 * alone[0, 0]
+    assert (tmp_path / "data" / "plots" / "reconstructions.png").is_file()
 
 
 @TOGETHER

@@ -3,6 +3,7 @@
 import json
 import os
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -43,7 +44,7 @@ class TensorFlowDistribution(Processes):
         if self.processes == 1:
             return batches  # Keras distributes them
         count = self.replicas // self.processes
-        size = batches.element_spec[0].shape[0] // count
+        size = keras.tree.flatten(batches.element_spec)[0].shape[0] // count
         return self.strategy.distribute_datasets_from_function(lambda context: batches.rebatch(size))
 
     def gather(self, array):

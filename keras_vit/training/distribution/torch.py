@@ -41,7 +41,7 @@ class TorchDistribution(Processes):
             y_pred = parallel(x, training=True)
             model.zero_grad()
             loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
-            tracker.update_state(loss.detach(), sample_weight=x.shape[0])
+            tracker.update_state(loss.detach(), sample_weight=keras.tree.flatten(x)[0].shape[0])
             model.optimizer.scale_loss(loss).backward()
             weights = model.trainable_weights
             with torch.no_grad():
