@@ -59,6 +59,7 @@ def main(arguments):
     tune()
     run = RunFolder(options.run)
     files = find_images(options.paths) if options.paths else None
+    run.check_classes()
     model, recipe = run.model(), run.recipe
     chosen = classifier(model, **run.known)
     classes = None

@@ -69,6 +69,7 @@ class Viewer:
     @classmethod
     def of_run(cls, run: RunFolder) -> "Viewer":
         """The viewer of a run's best model; errors are those of `RunFolder.model`."""
+        run.check_classes()
         model, recipe = run.model(), run.recipe
         chosen = classifier(model, **run.known)
         indices = dataclasses.replace(chosen, class_names=[*range(len(chosen.class_names))])
