@@ -24,6 +24,7 @@ TABLES = (  # title, what the name of a field begins with on the command line, c
     ("Stages of a training", "", "keras_vit.recipes.parts.Stage"),
     ("Extensions of a training", "", "keras_vit.recipes.parts.Extension"),
     ("Fine-tuning", "finetune.", "keras_vit.recipes.schema.FinetuneConfig"),
+    ("Distillation", "distill.", "keras_vit.recipes.schema.DistillConfig"),
     ("Search space", "space.", "keras_vit.search.space.SpaceConfig"),
     ("How a search goes", "", "keras_vit.search.settings.SearchConfig"),
     ("Limits of a search", "", "keras_vit.search.space.Limits"),
@@ -45,6 +46,7 @@ WORDS = {
     "AugmentConfig": "section",
     "TrainConfig": "section",
     "FinetuneConfig": "section",
+    "DistillConfig": "section",
     "Axis": "axis",
 }
 EMPTY = '""'

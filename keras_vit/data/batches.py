@@ -18,6 +18,7 @@ from keras_vit.data.dataset import Split
 from keras_vit.data.labels import Members, targets_of
 from keras_vit.data.seeds import BATCH, FLIP, MIX, ORDER, Draws, generator
 from keras_vit.data.stream import stream
+from keras_vit.data.teaching import Teaching
 from keras_vit.images import normalize, resize
 
 SAMPLING = ("uniform", "balanced")
@@ -37,6 +38,7 @@ def training_batch(
     image_size: tuple[int, int] | None = None,
     sampling: str = "uniform",
     part: Part = WHOLE,
+    teaching: Teaching | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The augmented batch of one training step: a pure function of its arguments.
 
@@ -54,10 +56,13 @@ def training_batch(
         image_size: Height and width of what `augment.resized_crop` takes; None = as the split's images.
         sampling: `uniform` (each example once an epoch) or `balanced` (each class equally often).
         part: Which equal part of the batch to make, and of how many: that of a process among several.
+        teaching: Gives the targets of a teacher, which follow those of the labels.
 
     Returns:
-        uint8 images (B, H, W, C) and float32 targets (B, K); B / parts of them.
+        uint8 images (B, H, W, C) and float32 targets (B, K), with `teaching` (B, 2K); B / parts of them.
     """
+    if teaching is not None:
+        step = teaching.stored_step(int(step), len(split) // batch_size, seed)
     epoch, position = divmod(int(step), len(split) // batch_size)
     members, places = None if sampling == "uniform" else split.members, slice(position * batch_size, (position + 1) * batch_size)
     indices = order_of(members, len(split), seed, epoch)[places]
@@ -72,8 +77,12 @@ def training_batch(
     else:
         images = split.images(chosen)
     mirrored = mirrored_of(members, len(split), seed, epoch)[places][rows] if config.flip == ALTERNATING else None
-    settings = {"num_classes": num_classes, "draws": draws, "mixed": mixed, "kept": kept, "mirrored": mirrored}
-    return augment(images, split.labels[chosen], config, **settings)
+    further = None if teaching is None or teaching.known is None else teaching.known[chosen]
+    settings = {"num_classes": num_classes, "draws": draws, "mixed": mixed, "kept": kept, "mirrored": mirrored, "further": further}
+    images, targets = augment(images, split.labels[chosen], config, **settings)
+    if teaching is not None and teaching.answer:
+        targets = np.concatenate([targets, teaching.answer(images, int(step), kept)], axis=1)
+    return images, targets
 
 
 def rows_of(part: Part, batch_size: int) -> np.ndarray:
@@ -137,6 +146,7 @@ def training_batches(
     image_size: tuple[int, int] | None = None,
     sampling: str = "uniform",
     part: Part = WHOLE,
+    teaching: Teaching | None = None,
     pipeline: str | None = None,
 ) -> Iterable:
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
@@ -155,11 +165,12 @@ def training_batches(
             None = as they are.
         sampling: As in `training_batch`.
         part: As in `training_batch`.
+        teaching: As in `training_batch`.
         pipeline: See `stream`.
 
     Returns:
-        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, *image_size, C) and float32 targets (B, K); B / parts
-        of them.
+        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, *image_size, C) and float32 targets (B, K), with
+        `teaching` (B, 2K); B / parts of them.
 
     Raises:
         ValueError: If batch_size exceeds the split or is not divisible by the parts, or seed, mean or std is out of range.
@@ -176,11 +187,12 @@ def training_batches(
 
     def batch(step):
         settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "total_steps": total_steps}
-        images, targets = training_batch(split, config, step, image_size=size, sampling=sampling, part=part, **settings)
+        settings |= {"image_size": size, "sampling": sampling, "part": part, "teaching": teaching}
+        images, targets = training_batch(split, config, step, **settings)
         return resize(normalize(images, mean, std), size), targets
 
-    count = batch_size // part[1]
-    return stream(batch, start_step, None, (count, *size, split.shape[-1]), (count, num_classes), pipeline)
+    count, width = batch_size // part[1], num_classes * (1 if teaching is None else 2)
+    return stream(batch, start_step, None, (count, *size, split.shape[-1]), (count, width), pipeline)
 
 
 def evaluation_batches(

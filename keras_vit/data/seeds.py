@@ -2,7 +2,7 @@
 
 import numpy as np
 
-BATCH, ORDER, SPLIT, MIX, START, FLIP = range(6)  # purposes
+BATCH, ORDER, SPLIT, MIX, START, FLIP, VIEW = range(7)  # purposes
 
 
 def generator(purpose: int, seed: int, number: int = 0) -> np.random.Generator:

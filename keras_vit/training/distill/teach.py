@@ -1,0 +1,155 @@
+"""The teacher of a recipe, ready for the stream of training batches.
+
+Shapes: B images of a batch, K classes.
+"""
+
+import dataclasses
+import time
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from keras_vit.data.batches import training_batch
+from keras_vit.data.dataset import DataSet, Split
+from keras_vit.data.teaching import Teaching
+from keras_vit.recipes.schema import LOGITS, SMALL_CNN, Recipe
+from keras_vit.runs.scores import metrics_of
+from keras_vit.training.distill.logits import read_logits
+from keras_vit.training.distill.sources import digest_of_file, keras_source, open_source, refused
+from keras_vit.training.distill.teacher import Teacher, adapt, targets_of_logits
+from keras_vit.training.distill.views import Views
+from keras_vit.training.distribution.base import Distribution
+from keras_vit.training.speed import stream_settings
+
+BATCH = 250  # validation images at a time
+MANY = 10**9  # steps of a training, so that mixing never stops
+VIEWS = "teacher-views"  # the folder of stored answers, beside the run folder
+
+
+@dataclasses.dataclass
+class Taught:
+    """What a training has of its teacher.
+
+    Attributes:
+        teaching: For the stream of batches; None without a teacher.
+        fingerprint: Of the teacher; empty without one.
+        notes: Lines for the user.
+        summary: For the run's summary.
+        save: Puts into a run folder what it needs to go on.
+    """
+
+    teaching: Teaching | None = None
+    fingerprint: str = ""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    summary: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+    save: Callable[[Path], None] = lambda path: None
+
+
+def teach(
+    recipe: Recipe, data: DataSet, run_dir: Path, distribution: Distribution, say: Callable[[str], None], kept: bool = False
+) -> Taught:
+    """Opens, or trains, the teacher of a recipe; has its answers stored if the recipe wants that.
+
+    Args:
+        recipe: The `Recipe`, with precision and number of classes.
+        data: Its `DataSet`.
+        run_dir: The run folder, which need not be there yet.
+        distribution: Of the student's training.
+        say: Takes lines for the user.
+        kept: Whether the run goes on, and its folder may have the teacher that it has trained.
+
+    Raises:
+        ValueError: For a teacher that cannot be used.
+    """
+    config = recipe.distill
+    if not config.teacher:
+        return Taught()
+    if config.teacher.startswith(LOGITS):
+        taught = from_logits(recipe, data)
+    else:
+        taught = from_teacher(recipe, data, Path(run_dir), distribution, say, kept)
+    for note in taught.notes:
+        say(note)
+    return taught
+
+
+def from_logits(recipe, data):
+    path, notes = Path(recipe.distill.teacher.removeprefix(LOGITS)).expanduser(), []
+    logits = read_logits(path, data, notes)
+    known = targets_of_logits(logits, recipe.distill, data.multi_label)
+    accuracy = {} if data.multi_label else {"teacher_train_accuracy": float((logits.argmax(axis=1) == data.train.labels).mean())}
+    summary = {"teacher": recipe.distill.teacher, **accuracy, "teacher_notes": notes}
+    return Taught(Teaching(known=known), digest_of_file(path), notes, summary)
+
+
+def from_teacher(recipe, data, run_dir, distribution, say, kept):
+    config, started, save, seconds = recipe.distill, time.perf_counter(), Taught.save, 0.0
+    with distribution.alone():
+        if config.teacher == SMALL_CNN:
+            if distribution.processes > 1:
+                raise refused(SMALL_CNN, f"with {distribution.processes} processes", "a teacher that has been trained")
+            from keras_vit.training.distill.small_cnn import small_cnn
+
+            trained = small_cnn(recipe, data, run_dir if kept else None, say)
+            multi = data.multi_label
+            known = {"class_names": data.class_names, "mean": recipe.mean, "std": recipe.std, "multi_label": multi}
+            source, save, seconds = keras_source(trained.model, SMALL_CNN, **known), trained.save, trained.seconds
+        else:
+            source = open_source(config.teacher)
+        teacher = adapt(source, recipe, data)
+        found = scores(teacher, data.validation, data.class_names) if data.validation is not None else {}
+    summary = {
+        "teacher": config.teacher,
+        **{f"teacher_val_{name}": value for name, value in found.items()},
+        "teacher_seconds": seconds or time.perf_counter() - started,
+        "teacher_notes": teacher.notes,
+    }
+    notes = list(teacher.notes)
+    for name in ("accuracy", "map"):
+        if name in found:
+            notes.append(f"teacher: {config.teacher}, {name} {found[name]:.2%} on {len(data.validation):,} validation images")
+    if config.views:
+        answer = from_views(recipe, data, teacher, run_dir, distribution, say, summary)
+    else:
+        answer = lambda images, step, rows: targets_of_logits(teacher.logits(images), config, data.multi_label)  # noqa: E731
+    return Taught(Teaching(answer, views=config.views), teacher.fingerprint, notes, summary, save)
+
+
+def from_views(recipe, data, teacher, run_dir, distribution, say, summary):
+    """Targets of stored logits, which are computed first where they are not stored yet."""
+    config, size, started = recipe.distill, recipe.train.batch_size, time.perf_counter()
+    settings, steps = stream_settings(recipe, data, total_steps=MANY), len(data.train) // size
+    settings = {name: settings[name] for name in ("num_classes", "batch_size", "seed", "total_steps", "sampling")}
+    seen = {**settings, "image_size": recipe.model.image_size}
+    augment = {name: value for name, value in dataclasses.asdict(recipe.augment).items() if name != "label_smoothing"}
+    depends = {
+        "teacher": teacher.fingerprint,
+        "data": data.fingerprint,
+        "validation": recipe.validation,
+        "augment": augment,
+        **seen,
+    }
+    folder = Path(config.folder).expanduser() if config.folder else run_dir.resolve().parent / VIEWS
+    views = Views(folder, depends, size, recipe.model.num_classes)
+    if missing := views.missing(config.views, steps):
+        if distribution.processes > 1:
+            what = f"{config.views} with {distribution.processes} processes, of which {len(missing)} files are not stored"
+            raise ValueError(f"distill.views: received {what}; allowed: stored ones, as one process makes them")
+        say(f"teacher: its answers to {config.views} passes over {len(data.train):,} images are stored in {views.folder}")
+
+    def logits(step):
+        images, _ = training_batch(data.train, recipe.augment, step, **seen)
+        return teacher.logits(images)
+
+    views.fill(config.views, steps, logits)
+    summary["teacher_views_seconds"] = time.perf_counter() - started
+    return lambda images, step, rows: targets_of_logits(views.logits(step, steps)[rows], config, data.multi_label)
+
+
+def scores(teacher: Teacher, split: Split, class_names: list[str]) -> dict[str, float]:
+    """A teacher's metrics on a split, by name."""
+    parts = [np.arange(start, min(start + BATCH, len(split))) for start in range(0, len(split), BATCH)]
+    found, _ = metrics_of(np.concatenate([teacher.logits(split.images(rows)) for rows in parts]), split.labels, class_names)
+    return {name: value for name, value in found.items() if value is not None}
