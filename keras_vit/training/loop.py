@@ -21,7 +21,7 @@ from keras_vit.recipes.parse import flatten
 from keras_vit.recipes.schema import RECALL, Recipe
 from keras_vit.runs.folder import RunFolder, WrittenElsewhere, held
 from keras_vit.training.callbacks import Callbacks, Interrupts, Progress, StopOnNaN
-from keras_vit.training.distill.teach import teach
+from keras_vit.training.distill.teach import Taught, teach
 from keras_vit.training.distribution.base import check_agreement, gather_texts, on_first
 from keras_vit.training.distribution.join import join
 from keras_vit.training.finetune import describe_trained
@@ -125,7 +125,8 @@ def train(
         # Settings or checkpoint may not fit: everything is tried before the folder is made.
         if resume:
             recipe, prepared = resumed(recipe, run_dir, seconds, extend, extend_rate), None
-            taught = teach(recipe, data, run_dir, distribution, say(verbose), kept=True)
+            ended = RunFolder(run_dir).is_finished and not extend
+            taught = Taught() if ended else teach(recipe, data, run_dir, distribution, say(verbose), kept=True)
         else:
             recipe, prepared, taught = prepare(recipe, data, run_dir, seconds, started, verbose, distribution)
         steps_per_epoch = recipe.train.steps_per_epoch or images // size
@@ -257,12 +258,16 @@ def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
         recipe, prepared = recipe.with_train(precision=gather_texts(distribution, recipe.train.precision)[0]), None
     if resolved.reason and verbose:
         print(resolved.reason, flush=True)
-    taught = teach(recipe, data, run_dir, distribution, say(verbose))
+    whole = recipe.train.measured_seconds if seconds is None else seconds
+    taught = teach(recipe, data, run_dir, distribution, say(verbose), whole)
+    if taught.epochs:
+        recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, epochs=taught.epochs))
     if recipe.finetune.checkpoint and prepared is None:
         weights = class_weights(recipe.train.class_weights, data)
         prepared = compiled_model(recipe.stages()[0][2], 1, data.class_names, weights, distribution)
     if seconds is not None:
-        recipe, prepared = with_length(recipe, data, seconds, prepared, taught.teaching)
+        left = max(seconds - taught.seconds, 1.0)
+        recipe, prepared = with_length(recipe, data, left, prepared, taught.teaching)
     elif recipe.train.measured_seconds is not None:
         recipe, reason, prepared = within_time(recipe, data, started, prepared, taught.teaching)
         if verbose:
@@ -281,6 +286,8 @@ def resumed(recipe, run_dir, seconds, extend, extend_rate):
     theirs, changes = run.recipe.train, {}
     if (seconds is not None or recipe.train.time) and recipe.train.steps_per_epoch is None:
         changes["steps_per_epoch"] = theirs.steps_per_epoch
+        if recipe.distill.teacher == run.recipe.distill.teacher:
+            recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, epochs=run.recipe.distill.epochs))
     if recipe.train.precision == "auto":
         changes["precision"] = theirs.precision
     if not recipe.train.extensions:

@@ -67,7 +67,7 @@ def open_source(name: str) -> Source:
         from keras_vit.training.distill.onnx import open_onnx
 
         return open_onnx(path)
-    if path.suffix in (".npy", ".npz") and path.is_file() and path.suffix == ".npy":
+    if path.suffix == ".npy":
         raise refused(name, "an array", f"logits:{name}, if it holds logits")
     if path.suffix == ".keras":
         return open_keras(path)
@@ -115,7 +115,8 @@ def keras_logits(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """The outputs of a Keras model as a function of arrays, for any thread, one after the other."""
     # Under TensorFlow without a graph: its operations then run in the thread that calls. A graph waits for threads that tf.data's
     # calls of Python hold, for ever where there are few.
-    model.compile(run_eagerly=keras.backend.backend() == "tensorflow")
+    model.run_eagerly = keras.backend.backend() == "tensorflow"
+    model.jit_compile = keras.backend.backend() == "jax"
     lock = threading.Lock()
 
     def logits(images):

@@ -4,11 +4,13 @@ Shapes: B images of a batch, K classes.
 """
 
 import dataclasses
+import os
 import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from keras_vit.data.batches import training_batch
@@ -35,6 +37,8 @@ class Taught:
     Attributes:
         teaching: For the stream of batches; None without a teacher.
         fingerprint: Of the teacher; empty without one.
+        epochs: Passes for which the teacher was trained here; 0 = it was not.
+        seconds: That its preparation took.
         notes: Lines for the user.
         summary: For the run's summary.
         save: Puts into a run folder what it needs to go on.
@@ -42,13 +46,21 @@ class Taught:
 
     teaching: Teaching | None = None
     fingerprint: str = ""
+    epochs: float = 0.0
+    seconds: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
     summary: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
     save: Callable[[Path], None] = lambda path: None
 
 
 def teach(
-    recipe: Recipe, data: DataSet, run_dir: Path, distribution: Distribution, say: Callable[[str], None], kept: bool = False
+    recipe: Recipe,
+    data: DataSet,
+    run_dir: str | os.PathLike,
+    distribution: Distribution,
+    say: Callable[[str], None],
+    seconds: float | None = None,
+    kept: bool = False,
 ) -> Taught:
     """Opens, or trains, the teacher of a recipe; has its answers stored if the recipe wants that.
 
@@ -58,18 +70,20 @@ def teach(
         run_dir: The run folder, which need not be there yet.
         distribution: Of the student's training.
         say: Takes lines for the user.
+        seconds: Of the whole training, of which a teacher that is trained here takes its share; None = as its epochs take.
         kept: Whether the run goes on, and its folder may have the teacher that it has trained.
 
     Raises:
         ValueError: For a teacher that cannot be used.
     """
-    config = recipe.distill
+    config, started = recipe.distill, time.perf_counter()
     if not config.teacher:
         return Taught()
     if config.teacher.startswith(LOGITS):
         taught = from_logits(recipe, data)
     else:
-        taught = from_teacher(recipe, data, Path(run_dir), distribution, say, kept)
+        taught = from_teacher(recipe, data, Path(run_dir), distribution, say, seconds, kept)
+    taught.seconds = time.perf_counter() - started
     for note in taught.notes:
         say(note)
     return taught
@@ -81,21 +95,21 @@ def from_logits(recipe, data):
     known = targets_of_logits(logits, recipe.distill, data.multi_label)
     accuracy = {} if data.multi_label else {"teacher_train_accuracy": float((logits.argmax(axis=1) == data.train.labels).mean())}
     summary = {"teacher": recipe.distill.teacher, **accuracy, "teacher_notes": notes}
-    return Taught(Teaching(known=known), digest_of_file(path), notes, summary)
+    return Taught(Teaching(known=known), digest_of_file(path), notes=notes, summary=summary)
 
 
-def from_teacher(recipe, data, run_dir, distribution, say, kept):
-    config, started, save, seconds = recipe.distill, time.perf_counter(), Taught.save, 0.0
+def from_teacher(recipe, data, run_dir, distribution, say, seconds, kept):
+    config, started, trained = recipe.distill, time.perf_counter(), None
     with distribution.alone():
         if config.teacher == SMALL_CNN:
             if distribution.processes > 1:
                 raise refused(SMALL_CNN, f"with {distribution.processes} processes", "a teacher that has been trained")
             from keras_vit.training.distill.small_cnn import small_cnn
 
-            trained = small_cnn(recipe, data, run_dir if kept else None, say)
-            multi = data.multi_label
-            known = {"class_names": data.class_names, "mean": recipe.mean, "std": recipe.std, "multi_label": multi}
-            source, save, seconds = keras_source(trained.model, SMALL_CNN, **known), trained.save, trained.seconds
+            seconds = None if seconds is None else config.share * seconds
+            trained = small_cnn(recipe, data, run_dir if kept else None, say, seconds)
+            known = {"class_names": data.class_names, "mean": recipe.mean, "std": recipe.std, "multi_label": data.multi_label}
+            source = keras_source(trained.model, SMALL_CNN, **known)
         else:
             source = open_source(config.teacher)
         teacher = adapt(source, recipe, data)
@@ -103,7 +117,8 @@ def from_teacher(recipe, data, run_dir, distribution, say, kept):
     summary = {
         "teacher": config.teacher,
         **{f"teacher_val_{name}": value for name, value in found.items()},
-        "teacher_seconds": seconds or time.perf_counter() - started,
+        **({"teacher_epochs": trained.epochs} if trained else {}),
+        "teacher_seconds": trained.seconds if trained else time.perf_counter() - started,
         "teacher_notes": teacher.notes,
     }
     notes = list(teacher.notes)
@@ -114,7 +129,10 @@ def from_teacher(recipe, data, run_dir, distribution, say, kept):
         answer = from_views(recipe, data, teacher, run_dir, distribution, say, summary)
     else:
         answer = lambda images, step, rows: targets_of_logits(teacher.logits(images), config, data.multi_label)  # noqa: E731
-    return Taught(Teaching(answer, views=config.views), teacher.fingerprint, notes, summary, save)
+    taught = Taught(Teaching(answer, views=config.views), teacher.fingerprint, notes=notes, summary=summary)
+    if trained:
+        taught.epochs, taught.save = trained.epochs, trained.save
+    return taught
 
 
 def from_views(recipe, data, teacher, run_dir, distribution, say, summary):
@@ -124,13 +142,8 @@ def from_views(recipe, data, teacher, run_dir, distribution, say, summary):
     settings = {name: settings[name] for name in ("num_classes", "batch_size", "seed", "total_steps", "sampling")}
     seen = {**settings, "image_size": recipe.model.image_size}
     augment = {name: value for name, value in dataclasses.asdict(recipe.augment).items() if name != "label_smoothing"}
-    depends = {
-        "teacher": teacher.fingerprint,
-        "data": data.fingerprint,
-        "validation": recipe.validation,
-        "augment": augment,
-        **seen,
-    }
+    depends = {"teacher": teacher.fingerprint, "backend": keras.backend.backend(), "data": data.fingerprint}
+    depends |= {"validation": recipe.validation, "augment": augment, **seen}
     folder = Path(config.folder).expanduser() if config.folder else run_dir.resolve().parent / VIEWS
     views = Views(folder, depends, size, recipe.model.num_classes)
     if missing := views.missing(config.views, steps):

@@ -17,8 +17,9 @@ def open_timm(name: str) -> Source:
     try:
         import timm
         import torch
-    except ImportError:
-        raise refused(f"timm:{name}", "without timm and PyTorch", "after pip install timm") from None
+    except Exception as error:  # not an ImportError alone: torchvision raises others where it does not fit PyTorch
+        reason = " ".join(str(error).split())[:200]
+        raise refused(f"timm:{name}", f"and timm cannot be imported ({reason})", "after pip install timm") from None
     folder = Path(name).expanduser()
     try:
         model = timm.create_model(f"local-dir:{folder}" if folder.is_dir() else name, pretrained=True).eval()
