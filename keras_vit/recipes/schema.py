@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import math
 import typing
 
 import yaml
 
 from keras_vit.checks import (
+    as_channels,
     as_moments,
     check_choice,
     check_fields,
@@ -43,6 +45,7 @@ METHODS = ("full", "probe", "lora")
 RESTART = 0.5  # share of the peak learning rate at which an extension of a cosine begins by default
 SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
 TARGETS = ("soft", "hard")
+MOST = 10_000  # views, and passes of a teacher that is trained
 SMALL_CNN, TIMM, LOGITS = "small-cnn", "timm:", "logits:"  # teachers that are no path; prefixes of those that are named so
 
 
@@ -354,11 +357,14 @@ class DistillConfig:
     def __post_init__(self):
         make_plain(self)
         check_types(self, "teacher", "folder", "mean", "std")
+        for name, above in (("mean", -math.inf), ("std", 0)):
+            if (value := getattr(self, name)) is not None:
+                as_channels(name, value, max(len(value), 1) if isinstance(value, (list, tuple)) else 1, above)
         check_choice("targets", self.targets, TARGETS)
         check_number("temperature", self.temperature, above=0)
         check_number("weight", self.weight, at_least=0, at_most=1)
-        check_int("views", self.views, at_least=0)
-        check_number("epochs", self.epochs, above=0)
+        check_int("views", self.views, at_least=0, at_most=MOST)
+        check_number("epochs", self.epochs, above=0, at_most=MOST)
         check_number("share", self.share, above=0, below=1)
         if not self.teacher:
             refuse(self, [field.name for field in dataclasses.fields(self)], "without a teacher")

@@ -202,7 +202,7 @@ def training_rates(
     variables = [variable for model in models for variable in (*model.variables, *model.optimizer.variables)]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
     settings = stream_settings(recipe, data, total_steps=10**6)
-    batches = training_batches(data.train, recipe.augment, image_size=models[0].input_shape[1:3], teaching=teaching, **settings)
+    batches = training_batches(data.train, recipe.augment, image_size=recipe.model.image_size, teaching=teaching, **settings)
     best, spent = [0.0] * len(models), 0.0
     while spent < turns * seconds * len(models) and max(best) <= CLEAR * min(best):
         for index, model in enumerate(models):

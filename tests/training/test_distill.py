@@ -508,7 +508,7 @@ def test_small_cnn_takes_its_share_of_the_seconds_and_is_kept(tmp_path, data):
     np.testing.assert_allclose(found.teaching.answer(images, 0, None), softmax(logits, axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(8, 12, 1), (32, 32, 3), (64, 40, 5)])
+@pytest.mark.parametrize("shape", [(8, 12, 1), (32, 32, 3), (64, 40, 5), (3, 160, 3)])
 def test_small_cnn_takes_images_of_any_size(shape):
     model = small_cnn.build(shape, 7)
     assert model.output_shape == (None, 7)

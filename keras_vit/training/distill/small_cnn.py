@@ -24,8 +24,8 @@ from keras_vit.training.models import POLICIES, compile_model
 from keras_vit.training.schedule import WarmupSchedule
 from keras_vit.training.speed import stream_settings, training_rates
 
-WIDTHS = (32, 64, 128, 128)  # channels of the stem, and of each group
-SIDE = 16  # pixels of the stem's output, about
+STEM, WIDTHS = 32, (64, 128)  # channels of the stem, and of each group
+SIDE, MOST_STRIDE = 16, 4  # pixels of the stem's output, about, unless its stride is at its most
 SMALLEST = 4  # pixels of a side that is not halved any more
 BATCH, RATE, WARMUP, DECAY, SMOOTHING = 128, 0.2, 0.2, 5e-4, 0.1  # warmup: share of the steps
 PLAIN = {"randaugment_layers": 0, "three_augment": False, "color_jitter": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
@@ -59,22 +59,27 @@ class SmallCNN:
 
 
 def build(image_shape: tuple[int, int, int], num_classes: int, dtype: str = "float32") -> keras.Model:
-    """The net for images (H, W, C) of any size: a model with logits (B, num_classes)."""
+    """The net for images (H, W, C) of any size: a model with logits (B, num_classes).
 
-    # Names of their own: those that Keras gives count the layers of a process, and the weights' names tell a teacher from another.
-    def convolution(x, name, width, kernel=3, strides=1):
-        x = keras.layers.Conv2D(width, kernel, strides, "same", use_bias=False, name=f"{name}_convolution", dtype=dtype)(x)
+    A stem to about 16 pixels a side, of large images to a quarter, then groups of two convolutions. The stem has no norm, and the
+    first norm of a group follows the pooling: on a processor the norms cost as much as the convolutions. Names are given: those
+    that Keras gives count the layers of a process, and the weights' names tell one teacher from another.
+    """
+
+    def convolution(x, name, width, pool=False):
+        x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_convolution", dtype=dtype)(x)
+        x = keras.layers.MaxPooling2D(name=f"{name}_pool", dtype=dtype)(x) if pool else x
         x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm", dtype=dtype)(x)
         return keras.layers.Activation("relu", name=f"{name}_relu", dtype=dtype)(x)
 
-    images = keras.Input(image_shape)
-    stride = max(1, round(min(image_shape[:2]) / SIDE))
-    x = convolution(images, "stem", WIDTHS[0], max(3, 2 * stride), stride)
-    for index, width in enumerate(WIDTHS[1:]):
-        x = convolution(x, f"group_{index}", width)
-        if min(x.shape[1:3]) > SMALLEST:
-            x = keras.layers.MaxPooling2D(dtype=dtype)(x)
-    x = keras.layers.GlobalMaxPooling2D(dtype=dtype)(x)
+    images, stride = keras.Input(image_shape), round(min(max(1, min(image_shape[:2]) / SIDE), MOST_STRIDE))
+    stem = {"strides": stride, "padding": "same", "activation": "relu", "name": "stem", "dtype": dtype}
+    x, group = keras.layers.Conv2D(STEM, max(3, 2 * stride), **stem)(images), 0  # (B, H / stride, W / stride, STEM)
+    while group < len(WIDTHS) or min(x.shape[1:3]) > 2 * SMALLEST:
+        width = WIDTHS[min(group, len(WIDTHS) - 1)]
+        x = convolution(x, f"group_{group}_first", width, pool=min(x.shape[1:3]) > SMALLEST)
+        x, group = convolution(x, f"group_{group}_second", width), group + 1
+    x = keras.layers.GlobalMaxPooling2D(name="pool", dtype=dtype)(x)  # (B, width)
     return keras.Model(images, keras.layers.Dense(num_classes, name="head", dtype="float32")(x), name="small_cnn")
 
 
