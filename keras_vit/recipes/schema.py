@@ -339,8 +339,8 @@ class DistillConfig:
         mean: Subtracted from images scaled to 0..1 before the teacher sees them; null = as the teacher's file says, otherwise as
             for the student.
         std: Divides the result, likewise.
-        epochs: Passes of `small-cnn` over the training images; may be a fraction.
-        share: Share of the time that `small-cnn` takes, above 0 and below 1, where the training's time is given.
+        epochs: Passes of `small-cnn` over the training images; may be a fraction. With `train.time` the run finds them.
+        share: Share of `train.time` that `small-cnn` takes, above 0 and below 1.
     """
 
     teacher: str = ""

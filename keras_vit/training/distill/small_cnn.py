@@ -27,7 +27,7 @@ from keras_vit.training.speed import stream_settings, training_rates
 STEM, WIDTHS = 32, (64, 128)  # channels of the stem, and of each group
 SIDE, MOST_STRIDE = 16, 4  # pixels of the stem's output, about, unless its stride is at its most
 SMALLEST = 4  # pixels of a side that is not halved any more
-BATCH, RATE, WARMUP, DECAY, SMOOTHING = 128, 0.2, 0.2, 5e-4, 0.1  # warmup: share of the steps
+BATCH, RATE, WARMUP, DECAY, SMOOTHING = 128, 0.2, 0.2, 5e-3, 0.1  # warmup: share of the steps
 PLAIN = {"randaugment_layers": 0, "three_augment": False, "color_jitter": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 FEWEST = 0.1  # passes that are trained, however little time there is
 
