@@ -452,6 +452,7 @@ def test_onnx(tmp_path, data):
         taught(recipe_of(tmp_path / "cut.onnx", data), data, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_export_teaches_as_its_run(tmp_path, data, teacher):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
