@@ -29,6 +29,7 @@ if not PROBLEM:
     from keras_vit.recipes.schema import Recipe
     from keras_vit.runs.folder import RunFolder
     from keras_vit.runs.prediction import Prediction, predict
+    from keras_vit.training.distill.logits import save_logits
     from keras_vit.training.loop import train
     from keras_vit.weights.checkpoint import Checkpoint
     from keras_vit.weights.load import load_model, load_weights, open_checkpoint
@@ -61,6 +62,7 @@ __all__ = [
     "load_weights",
     "open_checkpoint",
     "predict",
+    "save_logits",
     "save_weights",
     "train",
 ]

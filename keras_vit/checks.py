@@ -259,3 +259,11 @@ def check_unused(options, names, where):
         if value not in (None, False):
             received = "true" if value is True else value
             raise ValueError(f"--{name.replace('_', '-')}: received {received}; allowed {where}: none")
+
+
+def refuse(section, names, where):
+    """Raises a ValueError if a named field of a data class, which has no effect here, differs from its default."""
+    for name in names:
+        value, default = getattr(section, name), type(section).__dataclass_fields__[name].default
+        if value != default:
+            raise ValueError(f"{name}: received {shown(value)}; allowed: {default!r} {where}")

@@ -68,6 +68,19 @@ def random_pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(256, size=shape, dtype="uint8")
 
 
+def made(labels, names=("a", "b", "c"), seed=0):
+    """A data set of `SMALL` images whose brightness tells their classes."""
+    from keras_vit.data.dataset import DataSet, Split
+
+    rng = np.random.default_rng(seed)
+    shown = labels if labels.ndim == 2 else np.eye(len(names), dtype=int)[labels]
+    images = rng.integers(60, size=(len(labels), 8, 12, 1), dtype=np.uint8)
+    for label in range(len(names)):
+        images[shown[:, label] == 1, :, 4 * label : 4 * label + 4] += 150
+    parts = [Split(images[rows], labels[rows]) for rows in (slice(0, -24), slice(-24, -12), slice(-12, None))]
+    return DataSet("made", *parts, list(names), "f", [])
+
+
 def make_model(name="gap", **settings):
     """A model of `TINY` with settings of its own and weights that hide no term, as zeros and ones would."""
     from keras_vit import ViTConfig, build_vit

@@ -101,6 +101,7 @@ def augment(
     mixed: Mixing | None = None,
     kept: np.ndarray | None = None,
     mirrored: np.ndarray | None = None,
+    further: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augments images of a training batch: all of it, or some rows, which become what they are in the whole batch.
 
@@ -116,9 +117,11 @@ def augment(
         mixed: How `mixing` mixes the batch; None = not at all.
         kept: The rows of the result (m,), whose partners are among the images too; None = all of `draws`.
         mirrored: With `flip: alternating`, whether each of the images is mirrored, booleans (n,).
+        further: More targets of the images, float32 (n, F), which are mixed as the labels are.
 
     Returns:
-        uint8 images (m, H, W, C) and float32 targets (m, K); their rows sum to 1 where an image has one class.
+        uint8 images (m, H, W, C) and float32 targets (m, K); their rows sum to 1 where an image has one class. With `further`
+        (m, K + F).
 
     Raises:
         ValueError: dtype or rank of `images` are wrong, `crop` is not smaller than the image, or colours would be changed where
@@ -141,6 +144,8 @@ def augment(
     if config.erasing:
         erase(images, config.erasing, draws)
     targets = targets_of(labels, num_classes, config.label_smoothing)
+    if further is not None:
+        targets = np.concatenate([targets, further], axis=1)
     if mixed is not None:
         images, targets = mixed.apply(images, targets, draws.rows, draws.rows if kept is None else kept)
     return images, targets

@@ -19,6 +19,7 @@ from keras_vit.data.labels import Members, targets_of
 from keras_vit.data.masking import Masking
 from keras_vit.data.seeds import BATCH, FIXED_MASK, FLIP, MASK, MIX, ORDER, Draws, generator
 from keras_vit.data.stream import stream
+from keras_vit.data.teaching import Teaching
 from keras_vit.images import normalize, resize
 
 SAMPLING = ("uniform", "balanced")
@@ -38,6 +39,7 @@ def training_batch(
     image_size: tuple[int, int] | None = None,
     sampling: str = "uniform",
     part: Part = WHOLE,
+    teaching: Teaching | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The augmented batch of one training step: a pure function of its arguments.
 
@@ -55,10 +57,13 @@ def training_batch(
         image_size: Height and width of what `augment.resized_crop` takes; None = as the split's images.
         sampling: `uniform` (each example once an epoch) or `balanced` (each class equally often).
         part: Which equal part of the batch to make, and of how many: that of a process among several.
+        teaching: Gives the targets of a teacher, which follow those of the labels.
 
     Returns:
-        uint8 images (B, H, W, C) and float32 targets (B, K); B / parts of them.
+        uint8 images (B, H, W, C) and float32 targets (B, K), with `teaching` (B, 2K); B / parts of them.
     """
+    if teaching is not None:
+        step = teaching.stored_step(int(step), len(split) // batch_size, seed)
     epoch, position = divmod(int(step), len(split) // batch_size)
     members, places = None if sampling == "uniform" else split.members, slice(position * batch_size, (position + 1) * batch_size)
     indices = order_of(members, len(split), seed, epoch)[places]
@@ -73,8 +78,12 @@ def training_batch(
     else:
         images = split.images(chosen)
     mirrored = mirrored_of(members, len(split), seed, epoch)[places][rows] if config.flip == ALTERNATING else None
-    settings = {"num_classes": num_classes, "draws": draws, "mixed": mixed, "kept": kept, "mirrored": mirrored}
-    return augment(images, split.labels[chosen], config, **settings)
+    further = None if teaching is None or teaching.known is None else teaching.known[chosen]
+    settings = {"num_classes": num_classes, "draws": draws, "mixed": mixed, "kept": kept, "mirrored": mirrored, "further": further}
+    images, targets = augment(images, split.labels[chosen], config, **settings)
+    if teaching is not None and teaching.answer:
+        targets = np.concatenate([targets, teaching.answer(images, int(step), kept)], axis=1)
+    return images, targets
 
 
 def rows_of(part: Part, batch_size: int) -> np.ndarray:
@@ -139,6 +148,7 @@ def training_batches(
     sampling: str = "uniform",
     part: Part = WHOLE,
     masking: Masking | None = None,
+    teaching: Teaching | None = None,
     pipeline: str | None = None,
 ) -> Iterable:
     """The endless stream of augmented, normalized training batches from `start_step` on, for `model.fit(steps_per_epoch=...)`.
@@ -159,11 +169,12 @@ def training_batches(
         part: As in `training_batch`.
         masking: Hides patches of the images, others in each step: what `Masking.apply` returns takes the place of images and
             targets.
+        teaching: As in `training_batch`.
         pipeline: See `stream`.
 
     Returns:
-        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, *image_size, C) and float32 targets (B, K); B / parts
-        of them.
+        A `tf.data.Dataset` or `keras.utils.PyDataset` of float32 images (B, *image_size, C) and float32 targets (B, K), with
+        `teaching` (B, 2K); B / parts of them.
 
     Raises:
         ValueError: If batch_size exceeds the split or is not divisible by the parts, or seed, mean or std is out of range.
@@ -180,19 +191,20 @@ def training_batches(
 
     def batch(step):
         settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "total_steps": total_steps}
-        images, targets = training_batch(split, config, step, image_size=size, sampling=sampling, part=part, **settings)
+        settings |= {"image_size": size, "sampling": sampling, "part": part, "teaching": teaching}
+        images, targets = training_batch(split, config, step, **settings)
         images = resize(normalize(images, mean, std), size)
         if masking is None:
             return images, targets
         return masking.apply(images, masking.orders(batch_size, size, MASK, seed, int(step))[rows_of(part, batch_size)])
 
-    count = batch_size // part[1]
-    return stream(batch, start_step, None, **shapes(masking, count, size, split.shape[-1], num_classes), pipeline=pipeline)
+    count, width = batch_size // part[1], num_classes * (1 if teaching is None else 2)
+    return stream(batch, start_step, None, **shapes(masking, count, size, split.shape[-1], width), pipeline=pipeline)
 
 
-def shapes(masking, count, size, channels, num_classes):
-    """The shapes of a batch, for `stream`."""
-    found = {"image_shape": (count, *size, channels), "target_shape": (count, num_classes)}
+def shapes(masking, count, size, channels, width):
+    """The shapes of a batch, for `stream`; targets have a width, unless they are hidden pixels."""
+    found = {"image_shape": (count, *size, channels), "target_shape": (count, width)}
     if masking is not None:
         found["order_shape"], found["target_shape"] = masking.shapes(count, size, channels)
     return found

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-BATCH, ORDER, SPLIT, MIX, START, FLIP, MASK, FIXED_MASK = range(8)  # purposes
+BATCH, ORDER, SPLIT, MIX, START, FLIP, MASK, FIXED_MASK, VIEW = range(9)  # purposes
 
 
 def generator(purpose: int, seed: int, number: int = 0) -> np.random.Generator:

@@ -11,13 +11,13 @@ from keras_vit.checks import visible
 from keras_vit.files import sealed, write_sealed_json, write_text
 from keras_vit.hub.card import UNKNOWN, model_card
 from keras_vit.model.saved import load_keras
-from keras_vit.recipes.schema import Recipe
+from keras_vit.recipes.schema import LOGITS, TIMM, Recipe
 from keras_vit.runs.folder import CARD, RunFolder
 from keras_vit.weights.save import save_weights
 
 MODEL, RECIPE, SUMMARY = "best.keras", "recipe.yaml", "summary.json"
 TARGETS = {"huggingface": "transformers", "timm": "timm"}  # in the order in which they are tried
-PRIVATE = ("command", "data_notes")  # of a summary: they may name paths
+PRIVATE = ("command", "data_notes", "teacher", "teacher_notes")  # of a summary: they may name paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +90,21 @@ def gather(run: RunFolder, repo: str, folder: Path, *, license: str | None = Non
 def without_paths(recipe: Recipe) -> Recipe:
     """A recipe whose paths are cut to their last names: what a disk looks like is nobody's business."""
     source, colon, path = recipe.data.partition(":")
-    checkpoint = recipe.finetune.checkpoint
-    if os.path.isabs(checkpoint) or checkpoint.startswith(("~", ".")) or Path(checkpoint).exists():
-        checkpoint = last_name(checkpoint)
-    finetune = dataclasses.replace(recipe.finetune, checkpoint=checkpoint)
-    return dataclasses.replace(recipe, data=f"{source}{colon}{last_name(path)}", data_dir=None, finetune=finetune)
+    kind = next((kind for kind in (TIMM, LOGITS) if recipe.distill.teacher.startswith(kind)), "")
+    teacher = kind + without_folder(recipe.distill.teacher.removeprefix(kind))
+    changes = {
+        "data": f"{source}{colon}{last_name(path)}",
+        "data_dir": None,
+        "finetune": dataclasses.replace(recipe.finetune, checkpoint=without_folder(recipe.finetune.checkpoint)),
+        "distill": dataclasses.replace(recipe.distill, teacher=teacher, folder=""),
+    }
+    return dataclasses.replace(recipe, **changes)
+
+
+def without_folder(name: str) -> str:
+    """The last name of a path on this disk; a name of another kind as it is."""
+    local = os.path.isabs(name) or name.startswith(("~", ".")) or (name and Path(name).exists())
+    return last_name(name) if local else name
 
 
 def last_name(path):

@@ -33,9 +33,12 @@ class ViT(keras.Model):
         name: Name of the model.
         dtype: Keras dtype policy; None = the global one.
         frozen: Names of layers whose weights are not trained.
+        separate_heads: Whether a distilled model returns the logits of both heads side by side, (B, 2 num_classes), instead of
+            their mean, for a training in which each head has targets of its own. Not saved with the model, whose output is the
+            mean. Without the distillation token it has no effect.
     """
 
-    def __init__(self, config, name="vit", dtype=None, frozen=()):
+    def __init__(self, config, name="vit", dtype=None, frozen=(), separate_heads=False):
         if not isinstance(config, ViTConfig):
             raise ValueError(f"config: received {type(config).__name__}; allowed: a ViTConfig")
         policies = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -43,9 +46,10 @@ class ViT(keras.Model):
         images = keras.Input(config.image_shape, name="images")  # (B, H, W, C)
         x, rotary = embed(config, images, dtype)  # (B, N, D); (B, N, d) if positions are rotary
         x, sizes = transform(config, x, rotary, dtype)  # (B, N, D); (B, N, 1) if tokens are merged
-        outputs = classify(config, x, sizes, dtype)  # (B, num_classes)
+        outputs = classify(config, x, sizes, dtype, separate_heads)  # (B, num_classes)
         super().__init__(inputs=images, outputs=outputs, name=name)
         self.config = config
+        self.separate_heads = separate_heads
         self.dtype_policy = dtype
         if policies is not dtype:  # a map, for quantised layers; Keras cannot save a layer that got the map itself
             special = dict(policies.items())
@@ -129,8 +133,8 @@ def transform(config, x, rotary, dtype):
     return x, sizes
 
 
-def classify(config, x, sizes, dtype):
-    """Tokens (B, N, D) and their sizes to logits (B, num_classes)."""
+def classify(config, x, sizes, dtype, separate_heads):
+    """Tokens (B, N, D) and their sizes to logits (B, num_classes), of two separate heads (B, 2 num_classes)."""
     norm = make_norm(config, "norm", dtype) if config.final_norm else None
     if config.pool == "map":
         settings = {
@@ -151,7 +155,8 @@ def classify(config, x, sizes, dtype):
     if config.distillation:
         y = Pooling.of(config, kind="cls", token=1, name="pool_dist", dtype=dtype)(tokens)
         y = make_head(config, "head_dist")(y) if config.num_classes else y
-        x = keras.layers.Average(name="average", dtype=x.dtype)([x, y])
+        join = keras.layers.Concatenate if separate_heads else keras.layers.Average
+        x = join(name="average", dtype=x.dtype)([x, y])
     return x
 
 
@@ -160,7 +165,13 @@ def make_head(config, name):
     return keras.layers.Dense(config.num_classes, kernel_initializer="zeros", name=name, dtype="float32")
 
 
-def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePolicy | None = None, remat: bool = False) -> ViT:
+def build_vit(
+    config: ViTConfig,
+    name: str = "vit",
+    dtype: str | keras.DTypePolicy | None = None,
+    remat: bool = False,
+    separate_heads: bool = False,
+) -> ViT:
     """A Vision Transformer: a functional model from images (B, H, W, C) to logits (B, num_classes).
 
     Args:
@@ -169,6 +180,7 @@ def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePoli
         dtype: Keras dtype policy, such as `mixed_bfloat16`; None = the global one. Logits are always float32.
         remat: Whether training recomputes the inside of each block instead of storing it; see `TransformerBlock`. Not saved with
             the model.
+        separate_heads: As of `ViT`.
 
     Returns:
         A `ViT`, which is a functional `keras.Model`; `model.config == config`.
@@ -179,7 +191,7 @@ def build_vit(config: ViTConfig, name: str = "vit", dtype: str | keras.DTypePoli
     Source: 'An image is worth 16x16 words' (arXiv 2010.11929), section 3.1.
     """
     tune()
-    model = ViT(config, name=name, dtype=dtype)
+    model = ViT(config, name=name, dtype=dtype, separate_heads=separate_heads)
     for index in range(config.depth):
         model.get_layer(f"block_{index}").remat = remat
     return model

@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 
-from keras_vit.checks import check_choice, check_int, check_number, make_plain, shown
+from keras_vit.checks import check_choice, check_int, check_number, make_plain, refuse
 from keras_vit.model.counts import kept_patches
 
 PRETRAINING = ("none", "mae")
@@ -59,6 +59,7 @@ class PretrainConfig:
         for section, names in ((model, ("patch_dropout", "merge_tokens")), (augment, ("mixup", "cutmix", "label_smoothing"))):
             refuse(section, names, where)
         refuse(recipe.finetune, ("checkpoint",), where)
+        refuse(recipe.distill, ("teacher",), where)
         refuse(train, ("loss", "focal_gamma", "class_weights", "sampling"), where)
         if recipe.labels != "auto":
             raise ValueError(f"labels: received {recipe.labels!r}; allowed: 'auto' {where}, which reads none")
@@ -68,11 +69,3 @@ class PretrainConfig:
             raise ValueError(f"stages: received {len(train.stages)}; allowed: none {where}")
         if train.monitor not in ("auto", "loss"):
             raise ValueError(f"monitor: received {train.monitor!r}; allowed: auto, loss {where}")
-
-
-def refuse(section, names, where):
-    """Raises a ValueError if a named field of a data class, which has no effect here, differs from its default."""
-    for name in names:
-        value, default = getattr(section, name), type(section).__dataclass_fields__[name].default
-        if value != default:
-            raise ValueError(f"{name}: received {shown(value)}; allowed: {default!r} {where}")

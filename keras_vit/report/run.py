@@ -131,6 +131,10 @@ def what(recipe, summary, outputs):
     cost = f"{summary['parameters']:,} parameters, {summary['flops'] / 1e6:,.1f} million FLOPs an image" if summary else ""
     origin = f"Fine-tuned ({recipe.finetune.method}) from {recipe.finetune.checkpoint}" if recipe.finetune.checkpoint else "Trained"
     origin = f"Pre-trained ({recipe.pretrain.method}), without labels," if recipe.pretrain else origin
+    if recipe.distill.teacher:
+        share = summary.get("teacher_val_accuracy")
+        known = "" if share is None else f" ({share:.2%} of the validation images right)"
+        origin += f" with a teacher, {recipe.distill.teacher}{known},"
     images = ", ".join(f"{count:,} {name}" for name, count in summary.get("images", {}).items())
     names = summary.get("class_names") or (outputs.class_names if outputs else [])
     parts = [f"{images} images" if images else "", f"{len(names):,} classes" if names else ""]

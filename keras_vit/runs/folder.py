@@ -5,6 +5,7 @@
     best.keras             the model of the best epoch by its validation; its averaged weights if the run averages them
     last/state-*           the newest full training states, by their training steps
     last/best-*            the newest best models, by their epochs
+    teacher.keras          the teacher that the run has trained, if it has one; teacher.json: what is known of it
     summary.json           the outcome, once the run has ended
     report.html            the run on one page, for people
     plots/  tensorboard/   pictures and event files
@@ -41,6 +42,7 @@ from keras_vit.runs.views import choose_views
 
 RECIPE, METRICS, SUMMARY, LAST = "recipe.yaml", "metrics.csv", "summary.json", "last"
 REPORT = "report.html"
+TEACHER, TEACHER_FACTS = "teacher.keras", "teacher.json"
 CARD = "README.md"  # of `keras-vit publish`
 
 
@@ -125,6 +127,8 @@ class RunFolder:
                 path / "best.keras",
                 path / METRICS,
                 path / SUMMARY,
+                path / TEACHER,
+                path / TEACHER_FACTS,
                 path / REPORT,
                 path / CARD,
                 *path.glob("evaluation-*.json"),

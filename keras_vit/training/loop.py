@@ -21,6 +21,7 @@ from keras_vit.recipes.parse import flatten
 from keras_vit.recipes.schema import RECALL, Recipe
 from keras_vit.runs.folder import RunFolder, WrittenElsewhere, held
 from keras_vit.training.callbacks import Callbacks, Interrupts, Progress, StopOnNaN
+from keras_vit.training.distill.teach import Taught, teach
 from keras_vit.training.distribution.base import check_agreement, gather_texts, on_first
 from keras_vit.training.distribution.join import join
 from keras_vit.training.finetune import describe_trained
@@ -29,12 +30,12 @@ from keras_vit.training.models import compiled_model
 from keras_vit.training.optimizer import average_decay
 from keras_vit.training.saving import SaveEpochs, SaveWithinEpochs
 from keras_vit.training.session import Session
-from keras_vit.training.speed import resolve_precision, stream_settings, with_length, within_time
+from keras_vit.training.speed import batch_settings, resolve_precision, stream_settings, with_length, within_time
 from keras_vit.training.starts import set_start
 from keras_vit.training.user_callbacks import UserCallbacks
 
 # Settings that a run may go on with other values of.
-FREE = ("data_dir", "model.num_classes", "train.distribute", "train.peer_timeout", "train.save_every")
+FREE = ("data_dir", "distill.folder", "model.num_classes", "train.distribute", "train.peer_timeout", "train.save_every")
 
 
 def train(
@@ -124,8 +125,10 @@ def train(
         # Settings or checkpoint may not fit: everything is tried before the folder is made.
         if resume:
             recipe, prepared = resumed(recipe, run_dir, seconds, extend, extend_rate), None
+            ended = RunFolder(run_dir).is_finished and not extend
+            taught = Taught() if ended else teach(recipe, data, run_dir, distribution, say(verbose), kept=True)
         else:
-            recipe, prepared = prepare(recipe, data, run_dir, seconds, started, verbose, distribution)
+            recipe, prepared, taught = prepare(recipe, data, run_dir, seconds, started, verbose, distribution)
         steps_per_epoch = recipe.train.steps_per_epoch or images // size
         total_epochs = recipe.train.total_epochs
         total_steps = steps_per_epoch * total_epochs
@@ -138,12 +141,13 @@ def train(
         check_monitor(recipe.train.monitor, data)
         stages = recipe.stages()
         first_batches = [first_batch(data, recipe, stage, first, steps_per_epoch) for first, _, stage in stages]
-        check_agreement(distribution, identity(recipe, data))
+        check_agreement(distribution, {**identity(recipe, data), "fingerprint of the teacher": taught.fingerprint})
         run = open_run(run_dir, recipe, resume, overwrite, distribution)
         run.lock = lock
         stack.callback(setattr, run, "lock", None)  # whoever has the run afterwards only reads
         if run.is_finished and not extend:
             return run
+        on_first(distribution, lambda: taught.save(run.path))
 
         state = run.read_state() if resume else None
         done = max(state[1]["epoch"] - (not state[1]["step"]), 0) if state else 0
@@ -152,7 +156,7 @@ def train(
         names = None if state else data.class_names
         model, notes = prepared or compiled_model(stage, total_steps, names, weights, distribution)
         last_epoch = total_epochs if until is None else min(until, total_epochs)
-        session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names, distribution)
+        session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names, distribution, taught)
         first_epoch = session.restore(state) if resume else 0
         begins = not (first_epoch or session.first_step)
         if begins:
@@ -243,7 +247,7 @@ def open_run(run_dir, recipe, resume, overwrite, distribution):
 
 
 def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
-    """The recipe with the precision and length for this machine, and the first stage's model if it has been built for that."""
+    """The recipe with the precision and length for this machine, the first stage's model if it has been built, and the teacher."""
     if seconds is not None:
         check_number("seconds", seconds, above=0)
     if recipe.finetune.checkpoint:
@@ -255,16 +259,26 @@ def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
         recipe, prepared = recipe.with_train(precision=gather_texts(distribution, recipe.train.precision)[0]), None
     if resolved.reason and verbose:
         print(resolved.reason, flush=True)
+    whole = recipe.train.measured_seconds if seconds is None else seconds
+    taught = teach(recipe, data, run_dir, distribution, say(verbose), whole)
+    if taught.epochs:
+        recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, epochs=taught.epochs))
     if recipe.finetune.checkpoint and prepared is None:
         weights = class_weights(recipe.train.class_weights, data)
         prepared = compiled_model(recipe.stages()[0][2], 1, data.class_names, weights, distribution)
     if seconds is not None:
-        return with_length(recipe, data, seconds, prepared)
-    if recipe.train.measured_seconds is not None:
-        recipe, reason, prepared = within_time(recipe, data, started, prepared)
+        left = max(seconds - taught.seconds, 1.0)
+        recipe, prepared = with_length(recipe, data, left, prepared, taught.teaching)
+    elif recipe.train.measured_seconds is not None:
+        recipe, reason, prepared = within_time(recipe, data, started, prepared, taught.teaching)
         if verbose:
             print(reason, flush=True)
-    return recipe, prepared
+    return recipe, prepared, taught
+
+
+def say(verbose):
+    """A function that prints a line, if anything is printed."""
+    return (lambda line: print(line, flush=True)) if verbose else (lambda line: None)
 
 
 def resumed(recipe, run_dir, seconds, extend, extend_rate):
@@ -273,6 +287,8 @@ def resumed(recipe, run_dir, seconds, extend, extend_rate):
     theirs, changes = run.recipe.train, {}
     if (seconds is not None or recipe.train.time) and recipe.train.steps_per_epoch is None:
         changes["steps_per_epoch"] = theirs.steps_per_epoch
+        if recipe.distill.teacher == run.recipe.distill.teacher:
+            recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, epochs=run.recipe.distill.epochs))
     if recipe.train.precision == "auto":
         changes["precision"] = theirs.precision
     if not recipe.train.extensions:
@@ -319,8 +335,7 @@ def average_note(config, total_steps):
 
 def first_batch(data, recipe, stage, first, steps):
     """The images and targets of a stage's first step, not normalised."""
-    settings = stream_settings(stage, data, recipe.train.schedule_end(first) * steps)
-    del settings["mean"], settings["std"], settings["masking"]
+    settings = batch_settings(stage, data, recipe.train.schedule_end(first) * steps)
     return training_batch(data.train, stage.augment, first * steps, **settings)
 
 
@@ -347,6 +362,7 @@ def fit_stages(session, first_epoch, interrupts, given, verbose):
                     start_step=first * steps + step,
                     image_size=stage.model.image_size,
                     part=distribution.part,
+                    teaching=session.taught.teaching,
                     **settings,
                 )
                 model.fit(

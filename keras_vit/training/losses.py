@@ -55,8 +55,64 @@ class ClassLoss(keras.losses.Loss):
         return -ops.mean(present + absent, axis=-1)
 
 
+@keras.saving.register_keras_serializable(package="keras_vit")
+class DistillLoss(keras.losses.Loss):
+    """The loss of logits against targets of labels and of a teacher, side by side (B, 2K): (B,).
+
+    (1 - weight) label_loss(labels, z) + weight T^2 cross-entropy(teacher, z' / T), as arXiv 1503.02531, section 2; z and z' are the
+    same logits (B, K), or those of a class token and of a distillation token side by side (B, 2K), as arXiv 2012.12877.
+
+    Args:
+        label_loss: The loss against the labels alone.
+        num_classes: K.
+        weight: Share of the teacher, 0 to 1.
+        temperature: T.
+        binary: Whether each class is a decision for itself.
+    """
+
+    def __init__(self, label_loss, num_classes, weight, temperature, binary, name="loss"):
+        super().__init__(name=name)
+        self.label_loss = label_loss
+        self.num_classes, self.weight, self.temperature, self.binary = num_classes, weight, temperature, binary
+        self.teacher_loss = ClassLoss(binary)
+
+    def get_config(self):
+        names = ("num_classes", "weight", "temperature", "binary", "name")
+        return {"label_loss": keras.losses.serialize(self.label_loss), **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "label_loss": keras.losses.deserialize(config["label_loss"])})
+
+    def call(self, targets, logits):
+        labels, teacher = targets[:, : self.num_classes], targets[:, self.num_classes :]
+        own = self.label_loss.call(labels, logits[:, : self.num_classes])
+        taught = self.teacher_loss.call(teacher, logits[:, -self.num_classes :] / self.temperature)
+        return (1 - self.weight) * own + self.weight * self.temperature**2 * taught
+
+
+@keras.saving.register_keras_serializable(package="keras_vit")
+class LabelAccuracy(keras.metrics.CategoricalAccuracy):
+    """The accuracy by the labels, where targets or logits of K classes may stand beside others; of two heads that of their mean.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes, name="accuracy", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.num_classes = num_classes
+
+    def get_config(self):
+        return {"num_classes": self.num_classes, "name": self.name, "dtype": self.dtype}
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        logits = y_pred[:, : self.num_classes] + y_pred[:, -self.num_classes :]  # twice the same, or both heads
+        return super().update_state(y_true[:, : self.num_classes], logits, sample_weight)
+
+
 def make_loss(recipe: Recipe, weights: np.ndarray | None = None) -> keras.losses.Loss:
-    """The loss of a recipe.
+    """The loss of a recipe against the labels.
 
     Args:
         recipe: A `Recipe`; `auto` is the cross-entropy, with several labels an image the binary one. Of a pre-training the mean
@@ -73,9 +129,18 @@ def make_loss(recipe: Recipe, weights: np.ndarray | None = None) -> keras.losses
     return ClassLoss(binary, gamma, weights)
 
 
+def training_loss(recipe: Recipe, weights: np.ndarray | None = None) -> keras.losses.Loss:
+    """The loss of a recipe's training batches: with a teacher a `DistillLoss`; arguments as of `make_loss`."""
+    loss, config = make_loss(recipe, weights), recipe.distill
+    if not config.teacher:
+        return loss
+    binary = recipe.labels == "multi" or recipe.train.loss == "binary_cross_entropy"
+    return DistillLoss(loss, recipe.model.num_classes, config.weight, config.temperature, binary)
+
+
 def make_metrics(recipe: Recipe) -> list[keras.metrics.Metric]:
     """What is measured on the training batches: the accuracy, where an image has one class."""
-    return [] if recipe.labels == "multi" or recipe.pretrain else [keras.metrics.CategoricalAccuracy(name="accuracy")]
+    return [] if recipe.labels == "multi" or recipe.pretrain else [LabelAccuracy(recipe.model.num_classes)]
 
 
 def class_weights(config: str | dict[str, float], data: DataSet) -> np.ndarray | None:

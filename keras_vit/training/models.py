@@ -14,7 +14,7 @@ from keras_vit.model.vit import ViT, build_vit
 from keras_vit.recipes.schema import Recipe
 from keras_vit.training.distribution.base import Distribution
 from keras_vit.training.finetune import learning_rate_factors, load_finetune, select_weights
-from keras_vit.training.losses import make_loss, make_metrics
+from keras_vit.training.losses import make_metrics, training_loss
 from keras_vit.training.optimizer import iterations, make_optimizer, own_optimizer
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -47,7 +47,8 @@ def compiled_model(
 
 
 def compiled(recipe, total_steps, class_names, weights, distribution):
-    model = build_vit(recipe.model, dtype=POLICIES[recipe.train.precision], remat=recipe.train.remat)
+    policy, separate_heads = POLICIES[recipe.train.precision], bool(recipe.distill.teacher)
+    model = build_vit(recipe.model, dtype=policy, remat=recipe.train.remat, separate_heads=separate_heads)
     notes, factors = [], None
     if recipe.finetune.checkpoint:
         if class_names is not None:
@@ -58,7 +59,7 @@ def compiled(recipe, total_steps, class_names, weights, distribution):
     model = trained_model(recipe, model)
     distribution.divide(model)
     optimizer = make_optimizer(recipe.train, total_steps, factors)
-    compile_model(model, optimizer, recipe.train.jit, make_loss(recipe, weights), make_metrics(recipe))
+    compile_model(model, optimizer, recipe.train.jit, training_loss(recipe, weights), make_metrics(recipe))
     return model, notes
 
 

@@ -32,6 +32,7 @@ from keras_vit.runs.evaluation import Outputs
 from keras_vit.runs.metrics import columns_of
 from keras_vit.runs.scores import metrics_of
 from keras_vit.training.callbacks import Diverged
+from keras_vit.training.distill.teach import Taught
 from keras_vit.training.distribution.base import Distribution, gather_rows
 from keras_vit.training.finetune import trained_parameters
 from keras_vit.training.losses import class_weights, make_loss
@@ -64,10 +65,25 @@ class Session(keras.callbacks.Callback):
         notes: Lines on the checkpoint for the summary.
         callbacks: Names of the user's callbacks, for the summary.
         distribution: The `Distribution`. Each process validates a part of the images.
+        taught: What the training has of its teacher.
     """
 
-    def __init__(self, run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes=(), callbacks=(), distribution=None):
+    def __init__(
+        self,
+        run,
+        recipe,
+        data,
+        model,
+        stage,
+        steps_per_epoch,
+        last_epoch,
+        notes=(),
+        callbacks=(),
+        distribution=None,
+        taught=None,
+    ):
         super().__init__()
+        self.taught = taught or Taught()
         self.distribution = distribution or Distribution()
         self.notes, self.callbacks = list(notes), list(callbacks)
         self.run = run
@@ -160,6 +176,8 @@ class Session(keras.callbacks.Callback):
             )
         if values["fingerprint"] != self.data.fingerprint:
             raise ValueError(f"{where} was made with other data than {self.data.name} holds now")
+        if values.get("teacher", "") != self.taught.fingerprint:
+            raise ValueError(f"{where} was made with another teacher than {self.recipe.distill.teacher!r} is now")
         self.rows = values["rows"]
         self.run.write_metrics(self.rows)
         with self.distribution.whole(self.training_model):
@@ -310,6 +328,7 @@ class Session(keras.callbacks.Callback):
             "epoch_seconds": time.perf_counter() - self.epoch_started if step else 0.0,
             "process_seconds": self.process_seconds,
             "fingerprint": self.data.fingerprint,
+            "teacher": self.taught.fingerprint,
             "backend": keras.backend.backend(),
             "notes": self.notes,
             "callbacks": self.callbacks,
@@ -416,6 +435,7 @@ class Session(keras.callbacks.Callback):
         self.run.write_summary(
             {
                 **origin,
+                **self.taught.summary,
                 "data": data.name,
                 "data_notes": data.notes,
                 "class_names": data.class_names,

@@ -11,9 +11,10 @@ from keras import ops
 
 from keras_vit.data.batches import evaluation_batches, training_batches
 from keras_vit.data.dataset import DataSet
+from keras_vit.data.teaching import Teaching
 from keras_vit.machine import accelerator, has_bfloat16
 from keras_vit.model.vit import build_vit
-from keras_vit.recipes.schema import Recipe
+from keras_vit.recipes.schema import DistillConfig, Recipe
 from keras_vit.training.callbacks import Clock
 from keras_vit.training.losses import class_weights
 from keras_vit.training.models import Prepared, compile_model, compiled_model, trained_model
@@ -48,7 +49,8 @@ def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
     """Replaces `train.precision: auto` by the faster of float32 and bfloat16 on this machine.
 
     On a CPU with bfloat16 instructions, both are trained for some steps in turns: their speed depends on the CPU, the backend
-    and the model. The longest stage decides. An accelerator takes bfloat16 if it computes in it, without a measurement.
+    and the model. The longest stage decides. An accelerator takes bfloat16 if it computes in it, without a measurement. What is
+    measured has no teacher.
 
     Args:
         recipe: A `Recipe` with the data's number of classes.
@@ -60,22 +62,26 @@ def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
         precision = "bfloat16" if has_bfloat16() else "float32"
         where = accelerator() or "this CPU"
         return Resolved(with_precision(recipe, precision), f"precision: {precision}; {where} {WHY[precision]}")
-    recipes = [with_precision(recipe, precision) for precision in CANDIDATES]
+    plain = dataclasses.replace(recipe, distill=DistillConfig())
+    recipes = [with_precision(plain, precision) for precision in CANDIDATES]
     stages = [max(each.stages(), key=lambda stage: stage[1] - stage[0])[2] for each in recipes]
     prepared = [compiled_model(stage, 1, data.class_names, class_weights(stage.train.class_weights, data)) for stage in stages]
     rates = training_rates([model for model, _ in prepared], data, stages[0], turns=TURNS, seconds=TURN_SECONDS)
     chosen = int(rates[1] > MARGIN * rates[0])
     speeds = " and ".join(f"{rate:,.0f} in {precision}" for precision, rate in zip(CANDIDATES, rates, strict=True))
     reason = f"precision: {CANDIDATES[chosen]}; measured images/s of training: {speeds}"
-    first = recipes[chosen].stages()[0][2]
-    return Resolved(recipes[chosen], reason, prepared[chosen] if first == stages[chosen] else None)
+    chosen_recipe = with_precision(recipe, CANDIDATES[chosen])
+    first = chosen_recipe.stages()[0][2]
+    return Resolved(chosen_recipe, reason, prepared[chosen] if first == stages[chosen] else None)
 
 
 def with_precision(recipe: Recipe, precision: str) -> Recipe:
     return recipe.with_train(precision=precision)
 
 
-def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepared | None) -> tuple[Recipe, Prepared]:
+def with_length(
+    recipe: Recipe, data: DataSet, seconds: float, prepared: Prepared | None, teaching: Teaching | None = None
+) -> tuple[Recipe, Prepared]:
     """The recipe with the `steps_per_epoch` that make its training take about `seconds`, and the model of its first stage.
 
     Args:
@@ -83,13 +89,16 @@ def with_length(recipe: Recipe, data: DataSet, seconds: float, prepared: Prepare
         data: Its `DataSet`.
         seconds: Training time, without compilation and validation.
         prepared: The model of the first stage if it exists already.
+        teaching: Of the recipe's teacher, which takes time too.
     """
-    needed, prepared = image_seconds(recipe, data, prepared)
+    needed, prepared = image_seconds(recipe, data, prepared, teaching=teaching)
     steps = max(1, round(seconds / needed / recipe.train.batch_size / recipe.train.total_epochs))
     return recipe.with_train(steps_per_epoch=steps), prepared
 
 
-def within_time(recipe: Recipe, data: DataSet, started: float, prepared: Prepared | None) -> tuple[Recipe, str, Prepared]:
+def within_time(
+    recipe: Recipe, data: DataSet, started: float, prepared: Prepared | None, teaching: Teaching | None = None
+) -> tuple[Recipe, str, Prepared]:
     """The recipe with the `steps_per_epoch` with which everything ends within its `train.time`.
 
     Training, validation and test are measured. A machine's speed changes from minute to minute, so `SPARE` of the time is kept.
@@ -99,6 +108,7 @@ def within_time(recipe: Recipe, data: DataSet, started: float, prepared: Prepare
         data: Its `DataSet`.
         started: When the time began, on the clock of `time.perf_counter`.
         prepared: The model of the first stage if it exists already.
+        teaching: Of the recipe's teacher, which takes time too.
 
     Returns:
         The recipe, a line for the user, and the model of the first stage.
@@ -108,7 +118,7 @@ def within_time(recipe: Recipe, data: DataSet, started: float, prepared: Prepare
     """
     config = recipe.train
     turn = max(TIMED_SECONDS, config.measured_seconds * MEASURED)
-    needed, prepared = image_seconds(recipe, data, prepared, turn)
+    needed, prepared = image_seconds(recipe, data, prepared, turn, teaching)
     per_image, start = evaluation_seconds(recipe, data)
     validations = -(-config.epochs // config.validate_every) + 1  # the last one fits the temperature
     evaluated = per_image * sum(
@@ -156,7 +166,9 @@ def evaluation_seconds(recipe: Recipe, data: DataSet) -> tuple[float, float]:
     return times[1] / len(rows), max(times[0] - times[1], 0.0)
 
 
-def image_seconds(recipe: Recipe, data: DataSet, prepared: Prepared | None, turn: float = TIMED_SECONDS) -> tuple[float, Prepared]:
+def image_seconds(
+    recipe: Recipe, data: DataSet, prepared: Prepared | None, turn: float = TIMED_SECONDS, teaching: Teaching | None = None
+) -> tuple[float, Prepared]:
     """Seconds of training for an image, on the average over the stages, measured in turns of a length; and the first's model."""
     needed = 0.0
     measured = None  # the last stage's recipe
@@ -166,12 +178,17 @@ def image_seconds(recipe: Recipe, data: DataSet, prepared: Prepared | None, turn
             model = prepared if prepared and measured is None else compiled_model(stage, 1, weights=weights)
             measured = stage
         prepared = prepared or model
-        needed += (last - first) / epochs / training_rates([model[0]], data, stage, seconds=turn)[0]
+        needed += (last - first) / epochs / training_rates([model[0]], data, stage, seconds=turn, teaching=teaching)[0]
     return needed, prepared
 
 
 def training_rates(
-    models: Sequence[keras.Model], data: DataSet, recipe: Recipe, turns: int = 1, seconds: float = TIMED_SECONDS
+    models: Sequence[keras.Model],
+    data: DataSet,
+    recipe: Recipe,
+    turns: int = 1,
+    seconds: float = TIMED_SECONDS,
+    teaching: Teaching | None = None,
 ) -> list[float]:
     """Training rate of each compiled model in images/s, its best turn. Leaves the models as they were, compiled for `fit`.
 
@@ -182,11 +199,12 @@ def training_rates(
         turns: Turns of each model. The models alternate: passing load on the machine slows all of them. There are fewer turns if
             one model is clearly faster or steps are slow.
         seconds: Length of a turn after its first steps.
+        teaching: As of `training_batches`.
     """
     variables = [variable for model in models for variable in (*model.variables, *model.optimizer.variables)]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
     settings = stream_settings(recipe, data, total_steps=10**6)
-    batches = training_batches(data.train, recipe.augment, image_size=models[0].config.image_size, **settings)
+    batches = training_batches(data.train, recipe.augment, image_size=recipe.model.image_size, teaching=teaching, **settings)
     best, spent = [0.0] * len(models), 0.0
     while spent < turns * seconds * len(models) and max(best) <= CLEAR * min(best):
         for index, model in enumerate(models):
@@ -202,14 +220,16 @@ def training_rates(
 
 
 def stream_settings(recipe: Recipe, data: DataSet, total_steps: int) -> dict:
-    """What the training batches of a recipe depend on, besides its data and augmentation."""
+    """What `training_batches` depends on, besides data and augmentation."""
+    return {"mean": recipe.mean, "std": recipe.std, "masking": recipe.masking, **batch_settings(recipe, data, total_steps)}
+
+
+def batch_settings(recipe: Recipe, data: DataSet, total_steps: int) -> dict:
+    """What `training_batch` depends on, likewise."""
     return {
         "num_classes": recipe.model.num_classes,
         "batch_size": recipe.train.batch_size,
         "seed": recipe.seed,
-        "mean": recipe.mean,
-        "std": recipe.std,
         "total_steps": total_steps,
         "sampling": recipe.train.sampling,
-        "masking": recipe.masking,
     }

@@ -15,13 +15,14 @@ from keras_vit.data.augment import AugmentConfig
 from keras_vit.model.config import ViTConfig
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.recipes.parts import Extension, Stage
-from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe, TrainConfig
+from keras_vit.recipes.schema import SECTIONS, DistillConfig, FinetuneConfig, Recipe, TrainConfig
 from keras_vit.search.axes import SpaceConfig, add_axis, read_space
 from keras_vit.search.settings import SearchConfig
 from keras_vit.search.space import Limits
 
-CLASSES = (ViTConfig, AugmentConfig, TrainConfig, FinetuneConfig, Recipe, Stage, Extension, SearchConfig, SpaceConfig, Limits)
-REQUIRED = {Stage: {"until": 0.5}, Extension: {"after": 1, "epochs": 1, "learning_rate": 0.1}}
+CLASSES = (ViTConfig, AugmentConfig, TrainConfig, FinetuneConfig, DistillConfig, Recipe, Stage, Extension, SearchConfig)
+CLASSES += (SpaceConfig, Limits)
+REQUIRED = {DistillConfig: {"teacher": "x"}, Stage: {"until": 0.5}, Extension: {"after": 1, "epochs": 1, "learning_rate": 0.1}}
 NAMES = {field.name for cls in CLASSES for field in dataclasses.fields(cls)}
 
 

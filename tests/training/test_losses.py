@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from helpers import SMALL, numpy, random
+from helpers import SMALL, made, numpy, random
 from scipy.special import expit, log_softmax, softmax
 
 from keras_vit.data.augment import AugmentConfig
@@ -99,17 +99,6 @@ def test_large_logits_have_finite_losses_and_gradients(binary):
         for given in (logits, -logits):
             assert np.isfinite(float(numpy(loss(targets, given))))
             assert np.isfinite(gradient_of(loss, targets, given)).all()
-
-
-def made(labels, names=("a", "b", "c"), seed=0):
-    """A data set of `SMALL` images whose brightness tells their classes."""
-    rng = np.random.default_rng(seed)
-    shown = labels if labels.ndim == 2 else np.eye(len(names), dtype=int)[labels]
-    images = rng.integers(60, size=(len(labels), 8, 12, 1), dtype=np.uint8)
-    for label in range(len(names)):
-        images[shown[:, label] == 1, :, 4 * label : 4 * label + 4] += 150
-    parts = [Split(images[rows], labels[rows]) for rows in (slice(0, -24), slice(-24, -12), slice(-12, None))]
-    return DataSet("made", *parts, list(names), "f", [])
 
 
 def recipe_of(**settings):
