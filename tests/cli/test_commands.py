@@ -22,7 +22,7 @@ from keras_vit.data.augment import AugmentConfig
 from keras_vit.processes import run_command
 from keras_vit.recipes.parse import load_recipe, parse_recipe
 from keras_vit.recipes.pretrain import PretrainConfig
-from keras_vit.recipes.schema import FinetuneConfig, Recipe, TrainConfig
+from keras_vit.recipes.schema import DistillConfig, FinetuneConfig, Recipe, TrainConfig
 from keras_vit.runs.folder import RunFolder
 
 SCRIPTS = [*sorted((ROOT / "experiments").glob("*.py")), ROOT / "tuning" / "search.py"]
@@ -75,7 +75,7 @@ def test_help_all_gives_every_setting_with_its_default(capsys):
     options = re.split(r"\n  (?=-)", text)[1:]
     explained = {re.split(r"[ ,]", option)[0]: " ".join(option.split()) for option in options}
     sections = {"model.": ViTConfig, "augment.": AugmentConfig, "train.": TrainConfig, "finetune.": FinetuneConfig}
-    sections["pretrain."] = PretrainConfig
+    sections |= {"pretrain.": PretrainConfig, "distill.": DistillConfig}
     for section, cls in {"": Recipe, **sections}.items():
         for field in dataclasses.fields(cls):
             if f"{field.name}." in sections or field.name == "num_classes":
