@@ -49,7 +49,7 @@ RESTART = 0.5  # share of the peak learning rate at which an extension of a cosi
 SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
 TARGETS = ("soft", "hard")
 MOST = 10_000  # views, and passes of a teacher that is trained
-SMALL_CNN, TIMM, LOGITS = "small-cnn", "timm:", "logits:"  # teachers that are no path; prefixes of those that are named so
+SMALL_CNN, TIMM, LOGITS = "small-cnn", "timm:", "logits:"  # a teacher, and two prefixes of teachers
 
 
 @dataclasses.dataclass(frozen=True)
