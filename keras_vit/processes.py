@@ -109,20 +109,26 @@ def start_process(command: list[str], **settings) -> subprocess.Popen:
     """Starts a process with a pipe as its standard input; an interrupt during the start ends the process.
 
     An interrupt inside `Popen` would lose a process that runs already. A thread calls it, because signals interrupt the main
-    thread only.
+    thread only; it runs before it is given the work, since an interrupt while it starts would lose the thread itself.
 
     Args:
         command: Its command line.
         **settings: Of `subprocess.Popen`.
     """
-    with ThreadPoolExecutor(1) as thread:
-        starting = thread.submit(subprocess.Popen, command, stdin=subprocess.PIPE, **settings)
-        try:
-            return starting.result()
-        except BaseException:
-            if starting.exception() is None:
-                end_process(starting.result())
-            raise
+    started = []
+
+    def start():
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, **settings))
+
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(int).result()
+            thread.submit(start).result()
+    except BaseException:
+        for process in started:
+            end_process(process)
+        raise
+    return started[0]
 
 
 def end_with_parent() -> None:

@@ -3,16 +3,19 @@
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 import warnings
 
 import pytest
 from helpers import LIGHT
 
-from keras_vit.processes import run_command, run_python
+from keras_vit.processes import run_command, run_python, start_process
 
 
-def test_an_interrupt_while_a_process_starts_ends_it(monkeypatch):
+@pytest.mark.parametrize("wait", [0, 0.3])
+def test_an_interrupt_while_a_process_starts_ends_it(monkeypatch, wait):
     started = []
 
     class Slow(subprocess.Popen):
@@ -30,6 +33,27 @@ def test_an_interrupt_while_a_process_starts_ends_it(monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert started[0].poll() == -signal.SIGTERM
+
+
+def test_an_interrupt_while_the_thread_starts_loses_no_process(monkeypatch):
+    """It comes while the main thread waits for another thread to run: that thread may start the process all the same."""
+    started, start = [], threading.Thread.start
+
+    class Counted(subprocess.Popen):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            started.append(self)
+
+    def interrupted(thread):
+        start(thread)
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Counted)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start_process([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    assert all(process.poll() is not None for process in started)
 
 
 def test_a_warning_of_a_command_is_one_line(monkeypatch):
