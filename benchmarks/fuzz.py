@@ -530,7 +530,7 @@ def small_space():
     from keras_vit.search.axes import SpaceConfig
     from keras_vit.search.space import Space
 
-    unsearched = ("head_dim", "mlp_ratio", "stem", "weight_decay", "drop_path", "batch_size", "augment")
+    unsearched = ("head_dim", "mlp_ratio", "stem", "stem_depth", "weight_decay", "drop_path", "batch_size", "augment")
     return Space(SpaceConfig(depth="1..4", num_heads="2..4", **dict.fromkeys(unsearched)), load_recipe("digits"))
 
 

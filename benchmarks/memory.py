@@ -35,7 +35,7 @@ def main():
         write_files(pathlib.Path(folder), options.images, options.size)
         split = load_data(f"folder:{folder}", image_size=options.size, validation=0).train
         settings = {"num_classes": CLASSES, "batch_size": BATCH, "mean": 0.5, "std": 0.5}
-        batches = iter(training_batches(split, AugmentConfig(resized_crop=0.08), seed=0, total_steps=10**9, **settings))
+        batches = iter(training_batches(split, AugmentConfig(resized_crop=0.08), seed=0, **settings))
         steps = len(split) // BATCH
         for step in range(steps):
             next(batches)

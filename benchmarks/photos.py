@@ -85,7 +85,7 @@ def keras_vit_stream(folder, size):
 
     split = load_data(f"folder:{folder}", image_size=size, validation=0).train
     settings = {"num_classes": CLASSES, "batch_size": BATCH, "mean": MEAN, "std": STD}
-    batches = training_batches(split, AugmentConfig(resized_crop=0.08), seed=0, total_steps=10**9, **settings)
+    batches = training_batches(split, AugmentConfig(resized_crop=0.08), seed=0, **settings)
     return lambda: iter(batches)
 
 

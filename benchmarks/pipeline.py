@@ -76,7 +76,7 @@ def pipeline_step(recipe, split, augment, pipeline):
     from keras_vit.data.batches import training_batches
 
     settings = {"num_classes": CLASSES, "batch_size": recipe.train.batch_size, "mean": recipe.mean, "std": recipe.std}
-    batches = training_batches(split, augment, seed=recipe.seed, total_steps=10**9, pipeline=pipeline, **settings)
+    batches = training_batches(split, augment, seed=recipe.seed, pipeline=pipeline, **settings)
     return lambda: iter(batches).__next__
 
 

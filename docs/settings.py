@@ -25,7 +25,7 @@ TABLES = (  # title, what the name of a field begins with on the command line, c
     ("Extensions of a training", "", "keras_vit.recipes.parts.Extension"),
     ("Fine-tuning", "finetune.", "keras_vit.recipes.schema.FinetuneConfig"),
     ("Pre-training", "pretrain.", "keras_vit.recipes.pretrain.PretrainConfig"),
-    ("Distillation", "distill.", "keras_vit.recipes.schema.DistillConfig"),
+    ("Distillation", "distill.", "keras_vit.recipes.distill.DistillConfig"),
     ("Search space", "space.", "keras_vit.search.space.SpaceConfig"),
     ("How a search goes", "", "keras_vit.search.settings.SearchConfig"),
     ("Limits of a search", "", "keras_vit.search.space.Limits"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import numbers
 import re
@@ -90,9 +91,12 @@ def check_types(config, *names: str) -> None:
         config: An instance of the data class.
         *names: The fields; none = all of them.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = hints_of(type(config))
     for name in names or [field.name for field in dataclasses.fields(config)]:
         check_type(name, getattr(config, name), hints[name])
+
+
+hints_of = functools.cache(typing.get_type_hints)  # of each field, by name; reading them takes longer than the checks
 
 
 def check_type(name: str, value: typing.Any, hint: typing.Any) -> None:

@@ -54,12 +54,12 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
-def augmented(images, labels, config, seed, num_classes, progress=0.0):
+def augmented(images, labels, config, seed, num_classes, over=False):
     """A whole batch, augmented with random numbers of a seed."""
     from keras_vit.data.augment import augment, mixing
     from keras_vit.data.seeds import Draws
 
-    mixed = mixing(config, np.random.default_rng((seed, 1)), len(images), images.shape[1:3], progress)
+    mixed = mixing(config, np.random.default_rng((seed, 1)), len(images), images.shape[1:3], over)
     draws = Draws(np.random.default_rng(seed), len(images))
     return augment(images, labels, config, num_classes=num_classes, draws=draws, mixed=mixed)
 

@@ -151,9 +151,7 @@ def augment(
     return images, targets
 
 
-def mixing(
-    config: AugmentConfig, rng: np.random.Generator, count: int, size: tuple[int, int], progress: float = 0.0
-) -> Mixing | None:
+def mixing(config: AugmentConfig, rng: np.random.Generator, count: int, size: tuple[int, int], over: bool = False) -> Mixing | None:
     """What MixUp and CutMix do to a batch; None if they are off.
 
     Args:
@@ -161,9 +159,9 @@ def mixing(
         rng: As of `Mixing.draw`.
         count: Images of the batch.
         size: Their height and width.
-        progress: Fraction of the training steps already done, 0 to 1.
+        over: Whether `mix_until` has passed.
     """
-    if not (config.mixup or config.cutmix) or progress >= config.mix_until:
+    if not (config.mixup or config.cutmix) or over:
         return None
     return Mixing.draw(rng, count, size, mixup=config.mixup, cutmix=config.cutmix, probability=config.mix_probability)
 

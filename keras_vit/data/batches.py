@@ -35,7 +35,7 @@ def training_batch(
     num_classes: int,
     batch_size: int,
     seed: int,
-    total_steps: int,
+    mix_steps: float = math.inf,
     image_size: tuple[int, int] | None = None,
     sampling: str = "uniform",
     part: Part = WHOLE,
@@ -53,7 +53,7 @@ def training_batch(
         num_classes: K.
         batch_size: B.
         seed: Integer from 0 to 2^32 - 1.
-        total_steps: Steps of the whole training, for `mix_until`.
+        mix_steps: Steps of the training, from its first one on, in which MixUp and CutMix mix.
         image_size: Height and width of what `augment.resized_crop` takes; None = as the split's images.
         sampling: `uniform` (each example once an epoch) or `balanced` (each class equally often).
         part: Which equal part of the batch to make, and of how many: that of a process among several.
@@ -68,7 +68,7 @@ def training_batch(
     members, places = None if sampling == "uniform" else split.members, slice(position * batch_size, (position + 1) * batch_size)
     indices = order_of(members, len(split), seed, epoch)[places]
     size = image_size or split.shape[:2] if config.resized_crop else split.shape[:2]
-    mixed = mixing(config, generator(MIX, seed, int(step)), batch_size, size, step / total_steps)
+    mixed = mixing(config, generator(MIX, seed, int(step)), batch_size, size, step >= mix_steps)
     kept = rows_of(part, batch_size)
     rows = kept if mixed is None else np.union1d(kept, mixed.partner[kept])
     draws, chosen = Draws(generator(BATCH, seed, int(step)), batch_size, rows), indices[rows]
@@ -143,7 +143,7 @@ def training_batches(
     mean: float | Sequence[float],
     std: float | Sequence[float],
     start_step: int = 0,
-    total_steps: int,
+    mix_steps: float = math.inf,
     image_size: tuple[int, int] | None = None,
     sampling: str = "uniform",
     part: Part = WHOLE,
@@ -159,7 +159,7 @@ def training_batches(
         num_classes: K.
         batch_size: B.
         seed: As in `training_batch`.
-        total_steps: As in `training_batch`.
+        mix_steps: As in `training_batch`.
         mean: Mean of pixels scaled to 0..1, one number or one for each channel.
         std: Their standard deviation, likewise.
         start_step: Step of the first batch: the number of steps already trained.
@@ -190,7 +190,7 @@ def training_batches(
     size = split.shape[:2] if image_size is None else tuple(image_size)
 
     def batch(step):
-        settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "total_steps": total_steps}
+        settings = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed, "mix_steps": mix_steps}
         settings |= {"image_size": size, "sampling": sampling, "part": part, "teaching": teaching}
         images, targets = training_batch(split, config, step, **settings)
         images = resize(normalize(images, mean, std), size)

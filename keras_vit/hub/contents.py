@@ -11,7 +11,8 @@ from keras_vit.checks import visible
 from keras_vit.files import sealed, write_sealed_json, write_text
 from keras_vit.hub.card import UNKNOWN, model_card
 from keras_vit.model.saved import load_keras
-from keras_vit.recipes.schema import LOGITS, TIMM, Recipe
+from keras_vit.recipes.distill import LOGITS, TIMM
+from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.folder import CARD, RunFolder
 from keras_vit.weights.save import save_weights
 

@@ -2,16 +2,14 @@
 
 import argparse
 import dataclasses
-import functools
 import os
 import re
-import typing
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jsonargparse
 
-from keras_vit.checks import check_fields, check_type, is_integer, plain, shown, unknown
+from keras_vit.checks import check_fields, check_type, hints_of, is_integer, plain, shown, unknown
 from keras_vit.files import check_seal, read_yaml
 from keras_vit.model.config import ViTConfig, decode_variant
 from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe
@@ -123,9 +121,6 @@ def typed(setting: str, cls, name: str, value, where: str):
         value = {str(key) if is_integer(key) else key: each for key, each in value.items()}
     check_type(f"{where}{setting}", value.tolist() if hasattr(value, "tolist") else value, hints_of(cls)[name])
     return value
-
-
-hints_of = functools.cache(typing.get_type_hints)
 
 
 def recipe_parser(parser: jsonargparse.ArgumentParser | None = None) -> jsonargparse.ArgumentParser:

@@ -2,13 +2,11 @@
 
 import dataclasses
 import itertools
-import math
 import typing
 
 import yaml
 
 from keras_vit.checks import (
-    as_channels,
     as_moments,
     check_choice,
     check_fields,
@@ -28,6 +26,7 @@ from keras_vit.data.dataset import DataSet, load_data
 from keras_vit.data.labels import KINDS
 from keras_vit.data.masking import Masking
 from keras_vit.model.config import ViTConfig
+from keras_vit.recipes.distill import DistillConfig
 from keras_vit.recipes.parts import Extension, Stage, save_interval
 from keras_vit.recipes.pretrain import PretrainConfig
 
@@ -47,9 +46,6 @@ RECALL = "recall:"  # and the name of a class
 METHODS = ("full", "probe", "lora")
 RESTART = 0.5  # share of the peak learning rate at which an extension of a cosine begins by default
 SOURCES = ("auto", "keras", "timm", "huggingface", "jax")
-TARGETS = ("soft", "hard")
-MOST = 10_000  # views, and passes of a teacher that is trained
-SMALL_CNN, TIMM, LOGITS = "small-cnn", "timm:", "logits:"  # a teacher, and two prefixes of teachers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +55,11 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training images, at least 1, without extensions. The model is validated and saved after each.
         time: How long the whole training may take on this machine, such as `10m`: with start, validation and test. Some steps are
-            measured first, and the `epochs` get as many steps as fit: `steps_per_epoch` in the run's recipe, which so repeats the
-            run. Null, or with `steps_per_epoch`: nothing is measured. Whoever changes `epochs` or `steps_per_epoch` of a recipe
-            and not `time` gets no `time`.
-        steps_per_epoch: Steps that count as an epoch; null = as many as one pass takes, or as fit into `time`.
+            measured first, and the `epochs` get as many steps as fit, those that are left anew after each quarter and before the
+            last one. They are `steps_per_epoch` in the run's recipe, which so repeats the run. Null, or with `steps_per_epoch`:
+            nothing is measured. Whoever changes `epochs` or `steps_per_epoch` of a recipe and not `time` gets no `time`.
+        steps_per_epoch: Steps that count as an epoch, or a list, of the first epoch and so on, whose last number counts for all
+            later ones; null = as many as one pass takes, or as fit into `time`.
         batch_size: Images a step.
         accumulate: Steps whose gradients are averaged for one update of the weights; 1 = every step updates.
         optimizer: `adamw`, `adam` (the same without decay), `sgd` (Nesterov momentum), `lion`, or `muon` (Muon for matrices
@@ -119,7 +116,7 @@ class TrainConfig:
     # `precision` is float32 by default, so that a configuration made in Python gives the same numbers on every machine.
     epochs: int = 100
     time: str | None = None
-    steps_per_epoch: int | None = None
+    steps_per_epoch: int | list[int] | None = None
     batch_size: int = 128
     accumulate: int = 1
     optimizer: typing.Literal[OPTIMIZERS] = "adamw"
@@ -159,7 +156,11 @@ class TrainConfig:
         if self.time is not None:
             read_seconds("time", self.time)
         if self.steps_per_epoch is not None:
-            check_int("steps_per_epoch", self.steps_per_epoch, at_least=1)
+            steps = self.steps_per_epoch if isinstance(self.steps_per_epoch, list) else [self.steps_per_epoch]
+            if not steps:
+                raise ValueError("steps_per_epoch: received []; allowed: a number, one for each epoch, or null")
+            for number in steps:
+                check_int("steps_per_epoch", number, at_least=1)
         check_int("patience", self.patience, at_least=0)
         save_interval(self.save_every)
         if isinstance(self.class_weights, dict):
@@ -321,68 +322,6 @@ class FinetuneConfig:
             refuse_dropout(model, ("dropout", "attention_dropout", "drop_path"), "with method=probe, whose blocks are frozen")
 
 
-@dataclasses.dataclass(frozen=True)
-class DistillConfig:
-    """A teacher, whose answers are targets beside the labels: knowledge distillation (arXiv 1503.02531).
-
-    With `model.distillation` the teacher trains the head of DeiT's distillation token (arXiv 2012.12877) and the labels the other
-    one; without it both train the only head.
-
-    Attributes:
-        teacher: `small-cnn` (a small convolutional net, trained first), a run folder, a `.keras` or `.onnx` file, a checkpoint of
-            timm, transformers or JAX as `finetune.checkpoint` may be, `timm:NAME` (any model of timm, where timm is installed) or
-            `logits:FILE` (logits of the training images, `.safetensors`, `.npz` or `.npy`); empty = none.
-        targets: `soft` (the teacher's probabilities) or `hard` (its likeliest class).
-        temperature: Divides the logits of teacher and student before the softmax, above 0; 1 with `hard`.
-        weight: Share of the teacher in the loss, 0 to 1; the labels have the rest.
-        views: 0 = the teacher sees the pixels of every step; V = it sees those of the first V epochs once, its answers are stored,
-            and later epochs repeat the batches of these in other orders.
-        folder: Where answers are stored, for any run with the same teacher, data and augmentation; empty =
-            `teacher-views` beside the run folder.
-        mean: Subtracted from images scaled to 0..1 before the teacher sees them; null = as the teacher's file says, otherwise as
-            for the student.
-        std: Divides the result, likewise.
-        epochs: Passes of `small-cnn` over the training images; may be a fraction. With `train.time` the run finds them.
-        share: Share of `train.time` that `small-cnn` takes, above 0 and below 1.
-    """
-
-    teacher: str = ""
-    targets: typing.Literal[TARGETS] = "soft"
-    temperature: float = 1.0
-    weight: float = 0.5
-    views: int = 0
-    folder: str = ""
-    mean: float | list[float] | None = None
-    std: float | list[float] | None = None
-    epochs: float = 8.0
-    share: float = 0.3
-
-    def __post_init__(self):
-        make_plain(self)
-        check_types(self, "teacher", "folder", "mean", "std")
-        for name, above in (("mean", -math.inf), ("std", 0)):
-            if (value := getattr(self, name)) is not None:
-                as_channels(name, value, max(len(value), 1) if isinstance(value, (list, tuple)) else 1, above)
-        check_choice("targets", self.targets, TARGETS)
-        check_number("temperature", self.temperature, above=0)
-        check_number("weight", self.weight, at_least=0, at_most=1)
-        check_int("views", self.views, at_least=0, at_most=MOST)
-        check_number("epochs", self.epochs, above=0, at_most=MOST)
-        check_number("share", self.share, above=0, below=1)
-        if not self.teacher:
-            refuse(self, [field.name for field in dataclasses.fields(self)], "without a teacher")
-        if self.targets == "hard":
-            refuse(self, ("temperature",), "with targets=hard")
-        if not self.views:
-            refuse(self, ("folder",), "with views=0")
-        if self.teacher != SMALL_CNN:
-            refuse(self, ("epochs", "share"), f"with a teacher other than {SMALL_CNN}")
-        if self.teacher == SMALL_CNN:
-            refuse(self, ("mean", "std"), f"with {SMALL_CNN}, which sees what the student sees")
-        if self.teacher.startswith(LOGITS):
-            refuse(self, ("views", "mean", "std"), "with a file of logits")
-
-
 def refuse_dropout(model: ViTConfig, names: tuple[str, ...], where: str) -> None:
     for name in names:
         if getattr(model, name):
@@ -461,20 +400,7 @@ class Recipe:
         check_number("center_crop", self.center_crop, above=0, at_most=1)
         for name, values in zip(("mean", "std"), as_moments(self.mean, self.std, self.model.channels), strict=True):
             object.__setattr__(self, name, values)
-        stages = [stage for _, _, stage in self.stages()]
-        if self.distill.views:
-            self.check_views(stages)
-
-    def check_views(self, stages: list[typing.Self]) -> None:
-        """Raises a ValueError for settings with which an image would change after its answers are stored."""
-        where = "with distill.views, whose images repeat"
-        if self.augment.mix_until != 1 and (self.augment.mixup or self.augment.cutmix):
-            raise ValueError(f"mix_until: received {self.augment.mix_until}; allowed: 1 {where}")
-        for stage in stages:
-            if dataclasses.replace(stage.augment, mix_until=self.augment.mix_until) != self.augment:
-                raise ValueError(f"stages: received other augmentation; allowed: none {where}")
-            if stage.augment.resized_crop and stage.model.image_size != self.model.image_size:
-                raise ValueError(f"stages: received image_scale and resized_crop; allowed: one of both {where}")
+        self.distill.check_recipe(self, [stage for _, _, stage in self.stages()])
 
     def stages(self) -> list[tuple[int, int, typing.Self]]:
         """(first epoch, epoch after the last one, recipe) of each stage of the training.

@@ -169,6 +169,11 @@ class RunFolder:
         self.check_place()
         # Its end goes first: after a kill in between, a resumed run only ends again.
         (self.path / SUMMARY).unlink(missing_ok=True)
+        self.replace_recipe(recipe)
+
+    def replace_recipe(self, recipe: Recipe) -> None:
+        """Replaces the recipe, of a run that trains, by one with other steps or an extension."""
+        self.check_place()
         write_text(self.recipe_path, sealed(recipe.to_yaml()))
 
     def check_place(self) -> None:

@@ -17,7 +17,7 @@ from keras_vit.recipes.schema import Recipe
 
 Axis = str | int | float | list[typing.Any] | None
 
-INTEGERS = ("patch_size", "depth", "num_heads", "head_dim", "batch_size")
+INTEGERS = {"patch_size": 1, "depth": 1, "num_heads": 1, "head_dim": 1, "stem_depth": 0, "batch_size": 1}  # and the smallest
 NAMES = {"stem": STEMS, "pool": POOLS}
 LARGEST = 2**16  # integer of an axis, whose values are listed
 LOGARITHMIC = ("learning_rate", "weight_decay")
@@ -36,6 +36,7 @@ class SpaceConfig:
         head_dim: Channels of a head.
         mlp_ratio: Hidden size of the MLP over the width.
         stem: `patch` or `conv`; `conv` only with a patch size that is a power of 2.
+        stem_depth: Residual blocks after each convolution of the stem; more than 0 only with `conv`.
         pool: `cls`, `gap` or `map`.
         learning_rate: Peak learning rate, on a logarithmic scale.
         weight_decay: Decoupled weight decay, on a logarithmic scale.
@@ -52,6 +53,7 @@ class SpaceConfig:
     head_dim: Axis = "16,32,48,64"
     mlp_ratio: Axis = "1,2,3,4"
     stem: Axis = "patch,conv"
+    stem_depth: Axis = "0..2"
     pool: Axis = "cls,gap,map"
     learning_rate: Axis = "3e-4..1e-2"
     weight_decay: Axis = "0.01..0.3"
@@ -126,8 +128,9 @@ def read_value(name, text):
         allowed = "a number, a range such as 2..8 or values such as 2,4,8"
         raise ValueError(f"space.{name}: received {shown(text)}; allowed: {allowed}")
     if name in INTEGERS:
-        if value != int(value) or not 1 <= value <= LARGEST:
-            bounds = f"from 1 to {LARGEST:,}" if value > LARGEST else "of at least 1"
+        least = INTEGERS[name]
+        if value != int(value) or not least <= value <= LARGEST:
+            bounds = f"from {least} to {LARGEST:,}" if value > LARGEST else f"of at least {least}"
             raise ValueError(f"space.{name}: received {value:g}; allowed: integers {bounds}")
         return int(value)
     bounds = {

@@ -1,6 +1,7 @@
 """The configurations of a search: those that can be built and keep within limits, counted before they are built."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import typing
@@ -14,9 +15,12 @@ from keras_vit.search.axes import NAMES, SpaceConfig, add_axis, is_countable, ro
 from keras_vit.search.memory import training_memory
 
 # The axes that decide the architecture. Their combinations are counted; limits exclude some.
-SHAPE = ("patch_size", "depth", "num_heads", "head_dim", "mlp_ratio", "stem", "pool")
+SHAPE = ("patch_size", "depth", "num_heads", "head_dim", "mlp_ratio", "stem", "stem_depth", "pool")
+# The axes that are fields of the same name.
+MODEL = ("depth", "stem", "stem_depth", "pool", "drop_path")
+TRAIN = ("learning_rate", "weight_decay", "batch_size")
 RANDAUGMENT_MAGNITUDE = 9.0  # at augmentation strength 1, as CCT has it (arXiv 2104.05704)
-SAMPLES = 20_000  # shapes drawn to estimate how much of a large space a limit leaves
+SAMPLES = 50_000  # shapes drawn to estimate how much of a large space a limit leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Space:
                 f"pretrain.method: received {recipe.pretrain.method!r}; allowed: 'none' in a search, which judges classes"
             )
         self.config, self.base, self.limits, self.process = config, recipe, limits or Limits(), process
+        # Most of the shapes that are counted share these.
+        self.section = functools.lru_cache(16)(lambda name, changes: dataclasses.replace(getattr(recipe, name), **dict(changes)))
         self.hyperparameters = HyperParameters()
         for field in dataclasses.fields(config):
             add_axis(self.hyperparameters, field.name, getattr(config, field.name), recipe)
@@ -83,14 +89,14 @@ class Space:
         """
         base = self.base
         model, train, augment = {}, {}, {}
-        for name in ("patch_size", "depth", "stem", "pool", "drop_path"):
+        for name in ("patch_size", *MODEL):
             if name in values:
                 model[name] = values[name]
-        for name in ("learning_rate", "weight_decay", "batch_size"):
+        for name in TRAIN:
             if name in values:
                 train[name] = values[name]
-        if model.get("stem", base.model.stem) == "patch":
-            model["stem_depth"] = 0
+        if model.get("stem") == "patch":
+            model.setdefault("stem_depth", 0)
         heads = model["num_heads"] = values.get("num_heads", base.model.num_heads)
         width = model["width"] = heads * values.get("head_dim", base.model.head_dim)
         model["mlp_dim"] = round(values.get("mlp_ratio", base.model.mlp_dim / base.model.width) * width)
@@ -104,8 +110,8 @@ class Space:
         return dataclasses.replace(
             base,
             model=dataclasses.replace(base.model, **model),
-            train=dataclasses.replace(base.train, **train),
-            augment=dataclasses.replace(base.augment, **augment),
+            train=self.section("train", tuple(train.items())),
+            augment=self.section("augment", tuple(augment.items())),
         )
 
     def nearest(self, recipe: Recipe) -> dict[str, typing.Any]:
@@ -115,8 +121,8 @@ class Space:
             "patch_size": model.patch_size[0],
             "mlp_ratio": model.mlp_dim / model.width,
             "augment": augment.randaugment_magnitude / RANDAUGMENT_MAGNITUDE if augment.randaugment_layers else 0.0,
-            **{name: getattr(model, name) for name in ("depth", "num_heads", "head_dim", "stem", "pool", "drop_path")},
-            **{name: getattr(train, name) for name in ("learning_rate", "weight_decay", "batch_size")},
+            **{name: getattr(model, name) for name in ("num_heads", "head_dim", *MODEL)},
+            **{name: getattr(train, name) for name in TRAIN},
         }
         values = {}
         for axis in self.hyperparameters.space:

@@ -149,25 +149,24 @@ class Progress(keras.callbacks.Callback):
     """A progress bar with images/s and, at each epoch's start, the time left.
 
     Args:
-        config: The `TrainConfig`.
-        steps_per_epoch: Steps of an epoch.
+        session: The `Session`.
         verbose: 1 for a bar, 2 for a line an epoch.
     """
 
     async_safe = True
 
-    def __init__(self, config, steps_per_epoch, verbose):
+    def __init__(self, session, verbose):
         super().__init__()
-        self.config, self.steps, self.verbose = config, steps_per_epoch, verbose
-        self.epoch_seconds = None
+        self.session, self.config, self.verbose = session, session.recipe.train, verbose
+        self.step_seconds = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started, self.first = time.perf_counter(), None
-        self.bar = keras.utils.Progbar(self.steps, verbose=self.verbose, stateless_metrics=())
+        self.started, self.first, steps = time.perf_counter(), None, self.session.steps
+        self.bar = keras.utils.Progbar(steps[epoch], verbose=self.verbose, stateless_metrics=())
         left = ""
-        if self.epoch_seconds:
-            left = datetime.timedelta(seconds=round(self.epoch_seconds * (self.config.total_epochs - epoch)))
-            left = f", about {left} left"
+        if self.step_seconds:
+            seconds = self.step_seconds * (steps.before(self.config.total_epochs) - steps.before(epoch))
+            left = f", about {datetime.timedelta(seconds=round(seconds))} left"
         print(f"Epoch {epoch + 1}/{self.config.total_epochs}{left}", flush=True)
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -180,5 +179,6 @@ class Progress(keras.callbacks.Callback):
             self.bar.update(batch + 1, [*logs.items(), ("images_per_second", rate)], finalize=False)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epoch_seconds = (time.perf_counter() - self.started) * self.steps / (self.steps - self.first)
-        self.bar.update(self.steps, list(logs.items()), finalize=True)
+        steps = self.session.steps[epoch]
+        self.step_seconds = (time.perf_counter() - self.started) / (steps - self.first)
+        self.bar.update(steps, list(logs.items()), finalize=True)

@@ -32,6 +32,7 @@ from keras_vit.training.saving import SaveEpochs, SaveWithinEpochs
 from keras_vit.training.session import Session
 from keras_vit.training.speed import batch_settings, resolve_precision, stream_settings, with_length, within_time
 from keras_vit.training.starts import set_start
+from keras_vit.training.steps import Steps, mixing_steps
 from keras_vit.training.user_callbacks import UserCallbacks
 
 # Settings that a run may go on with other values of.
@@ -124,14 +125,15 @@ def train(
         stack.enter_context(own_errors())
         # Settings or checkpoint may not fit: everything is tried before the folder is made.
         if resume:
-            recipe, prepared = resumed(recipe, run_dir, seconds, extend, extend_rate), None
+            recipe, prepared, pace = resumed(recipe, run_dir, seconds, extend, extend_rate), None, None
             ended = RunFolder(run_dir).is_finished and not extend
             taught = Taught() if ended else teach(recipe, data, run_dir, distribution, say(verbose), kept=True)
         else:
-            recipe, prepared, taught = prepare(recipe, data, run_dir, seconds, started, verbose, distribution)
-        steps_per_epoch = recipe.train.steps_per_epoch or images // size
-        total_epochs = recipe.train.total_epochs
-        total_steps = steps_per_epoch * total_epochs
+            recipe, prepared, taught, pace = prepare(recipe, data, run_dir, seconds, started, verbose, distribution)
+        steps, total_epochs = Steps.of(recipe.train, images), recipe.train.total_epochs
+        if len(steps.each) > total_epochs:
+            raise ValueError(f"steps_per_epoch: received {len(steps.each)} numbers; allowed: at most {total_epochs}, the epochs")
+        total_steps = steps.before(total_epochs)
         if recipe.train.accumulate > total_steps:
             raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 to {total_steps}, the steps in all")
         if verbose and (said := average_note(recipe.train, total_steps)):
@@ -140,7 +142,7 @@ def train(
             raise ValueError(f"patience: received {recipe.train.patience}; allowed: 0 without validation images")
         check_monitor(recipe.train.monitor, data)
         stages = recipe.stages()
-        first_batches = [first_batch(data, recipe, stage, first, steps_per_epoch) for first, _, stage in stages]
+        first_batches = [first_batch(data, recipe, stage, first, steps) for first, _, stage in stages]
         check_agreement(distribution, {**identity(recipe, data), "fingerprint of the teacher": taught.fingerprint})
         run = open_run(run_dir, recipe, resume, overwrite, distribution)
         run.lock = lock
@@ -154,9 +156,10 @@ def train(
         stage = next(stage for first, last, stage in stages if first <= done < last)
         weights = class_weights(recipe.train.class_weights, data)
         names = None if state else data.class_names
-        model, notes = prepared or compiled_model(stage, total_steps, names, weights, distribution)
+        scheduled = steps[done] * recipe.train.epochs
+        model, notes = prepared or compiled_model(stage, scheduled, names, weights, distribution)
         last_epoch = total_epochs if until is None else min(until, total_epochs)
-        session = Session(run, recipe, data, model, stage, steps_per_epoch, last_epoch, notes, given.names, distribution, taught)
+        session = Session(run, recipe, data, model, stage, steps, last_epoch, notes, given.names, distribution, taught)
         first_epoch = session.restore(state) if resume else 0
         begins = not (first_epoch or session.first_step)
         if begins:
@@ -177,7 +180,7 @@ def train(
             batch_picture(*first_batches[0], data.class_names, run.plots / "batch.png")
 
         if first_epoch < last_epoch and not session.out_of_patience:
-            fit_stages(session, first_epoch, interrupts, given, verbose)
+            fit_stages(session, first_epoch, interrupts, given, verbose, pace)
         if session.out_of_patience and verbose:
             print(
                 f"patience: no better epoch for {recipe.train.patience}, training ends after epoch {len(session.rows)}", flush=True
@@ -247,14 +250,16 @@ def open_run(run_dir, recipe, resume, overwrite, distribution):
 
 
 def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
-    """The recipe with the precision and length for this machine, the first stage's model if it has been built, and the teacher."""
+    """The recipe with the precision and length for this machine, the first stage's model if it has been built, the teacher, and
+    the `Pace` of a training that has a time.
+    """
     if seconds is not None:
         check_number("seconds", seconds, above=0)
     if recipe.finetune.checkpoint:
         check_apart(run_dir, recipe.finetune.checkpoint)
     with distribution.alone():
         resolved = resolve_precision(recipe, data)
-    recipe, prepared = resolved.recipe, resolved.prepared
+    recipe, prepared, pace = resolved.recipe, resolved.prepared, None
     if distribution.kind != "none":
         recipe, prepared = recipe.with_train(precision=gather_texts(distribution, recipe.train.precision)[0]), None
     if resolved.reason and verbose:
@@ -270,10 +275,10 @@ def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
         left = max(seconds - taught.seconds, 1.0)
         recipe, prepared = with_length(recipe, data, left, prepared, taught.teaching)
     elif recipe.train.measured_seconds is not None:
-        recipe, reason, prepared = within_time(recipe, data, started, prepared, taught.teaching)
+        recipe, pace, reason, prepared = within_time(recipe, data, started, prepared, taught.teaching)
         if verbose:
             print(reason, flush=True)
-    return recipe, prepared, taught
+    return recipe, prepared, taught, pace
 
 
 def say(verbose):
@@ -335,23 +340,23 @@ def average_note(config, total_steps):
 
 def first_batch(data, recipe, stage, first, steps):
     """The images and targets of a stage's first step, not normalised."""
-    settings = batch_settings(stage, data, recipe.train.schedule_end(first) * steps)
-    return training_batch(data.train, stage.augment, first * steps, **settings)
+    settings = batch_settings(stage, data, mixing_steps(recipe, stage, steps, first, first))
+    return training_batch(data.train, stage.augment, steps.before(first), **settings)
 
 
-def fit_stages(session, first_epoch, interrupts, given, verbose):
+def fit_stages(session, first_epoch, interrupts, given, verbose, pace):
     """Trains from an epoch, or from the session's first step of it, to the session's last one, stage by stage."""
-    recipe, data, steps = session.recipe, session.data, session.steps_per_epoch
-    distribution = session.distribution
-    progress = [Progress(recipe.train, steps, verbose)] if verbose else []
+    recipe, data, distribution = session.recipe, session.data, session.distribution
+    progress = [Progress(session, verbose)] if verbose else []
     # In one process of several the loss is that of its own images: the others would go on.
     watch = [StopOnNaN()] if distribution.processes == 1 else []
     try:
         session.start()
-        for first, step, last, stage_first, stage in parts(session, first_epoch):
-            if session.go_on_with(stage, first, step) and verbose and stage.finetune.checkpoint:
+        for first, step, last, stage_first, stage in parts(session, first_epoch, pace, verbose):
+            steps = session.steps
+            if session.go_on_with(stage, first, step, last) and verbose and stage.finetune.checkpoint:
                 print(describe_trained(session.training_model), flush=True)
-            settings = stream_settings(stage, data, recipe.train.schedule_end(stage_first) * steps)
+            settings = stream_settings(stage, data, mixing_steps(recipe, stage, steps, stage_first, first))
             model = session.training_model
             saving = SaveWithinEpochs(session, interrupts, verbose), SaveEpochs(session, interrupts)
             callbacks = [session, saving[0], *watch, *progress, *given.callbacks, saving[1]]
@@ -359,7 +364,7 @@ def fit_stages(session, first_epoch, interrupts, given, verbose):
                 batches = training_batches(
                     data.train,
                     stage.augment,
-                    start_step=first * steps + step,
+                    start_step=steps.before(first) + step,
                     image_size=stage.model.image_size,
                     part=distribution.part,
                     teaching=session.taught.teaching,
@@ -369,8 +374,8 @@ def fit_stages(session, first_epoch, interrupts, given, verbose):
                     distribution.batches(batches),
                     epochs=last,
                     initial_epoch=first,
-                    steps_per_epoch=steps - step,
-                    callbacks=Callbacks(callbacks, model, last, steps, step),
+                    steps_per_epoch=steps[first] - step,
+                    callbacks=Callbacks(callbacks, model, last, steps[first], step),
                     shuffle=False,
                     verbose=0,
                 )
@@ -381,19 +386,31 @@ def fit_stages(session, first_epoch, interrupts, given, verbose):
         session.close()
 
 
-def parts(session, first_epoch):
+def parts(session, first_epoch, pace, verbose):
     """(first epoch, its first step, epoch after the last one, first epoch of the stage, its recipe) of each `fit`.
 
-    That is a stage, or first the rest of an epoch.
+    That is a stage, or less of it: the rest of an epoch, epochs of equally many steps, or those until the pace is looked at.
     """
     step = session.first_step
     for stage_first, stage_last, stage in session.recipe.stages():
         first, last = max(first_epoch, stage_first), min(session.last_epoch, stage_last)
-        if first < last and step:
-            yield first, step, first + 1, stage_first, stage
-            first, step = first + 1, 0
-        if first < last:
-            yield first, 0, last, stage_first, stage
+        while first < last:
+            if pace and first in pace.looks:
+                keep_pace(session, pace, first, verbose)
+            end = first + 1 if step else session.steps.same_until(first, last)
+            if pace:
+                end = min(end, pace.next_look(first))
+            yield first, step, end, stage_first, stage
+            first, step = end, 0
+
+
+def keep_pace(session, pace, epoch, verbose):
+    """Gives the epochs from one on as many steps as there is time for, and says so."""
+    found = pace.steps(session.rows, session.steps, time.perf_counter())
+    if found != session.steps[epoch]:
+        if verbose:
+            print(f"time: {found} steps an epoch from here on, {session.steps[epoch]} before", flush=True)
+        session.use_steps(session.steps.replaced(epoch, found, pace.epochs))
 
 
 def check_apart(run_dir, checkpoint):

@@ -50,6 +50,11 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         """Starts the schedule of a `TrainConfig`, of `total_steps` steps, at step `start`; a rate that was set no longer counts."""
         self.state.assign((start, *lengths(config, total_steps), config.learning_rate, UNSET))
 
+    def stretch(self, config: TrainConfig, total_steps: int, start: int) -> None:
+        """Goes on as a schedule of `total_steps` steps from step `start`, below 0 or above; a rate that was set still counts."""
+        given = ops.convert_to_numpy(self.state)[-1]
+        self.state.assign((start, *lengths(config, total_steps), config.learning_rate, given))
+
     def continue_from(self, other: "WarmupSchedule", steps: int) -> None:
         """Goes on where another schedule is after `steps` steps of its optimizer, although this optimizer counts from 0."""
         start, *rest = ops.convert_to_numpy(other.state)

@@ -60,7 +60,7 @@ class Session(keras.callbacks.Callback):
         data: Its `DataSet`.
         model: The compiled model of the stage that is resumed, or of the first.
         stage: The recipe of that stage.
-        steps_per_epoch: Steps of an epoch.
+        steps: The `Steps`.
         last_epoch: The epoch after which training ends, by the recipe or earlier.
         notes: Lines on the checkpoint for the summary.
         callbacks: Names of the user's callbacks, for the summary.
@@ -75,7 +75,7 @@ class Session(keras.callbacks.Callback):
         data,
         model,
         stage,
-        steps_per_epoch,
+        steps,
         last_epoch,
         notes=(),
         callbacks=(),
@@ -98,7 +98,8 @@ class Session(keras.callbacks.Callback):
             self.scorer = keras.Model(whole.input, whole.output)
             self.loss = make_loss(recipe)
             compile_model(self.scorer, "sgd", recipe.train.jit, self.loss, [])
-        self.steps_per_epoch, self.last_epoch = steps_per_epoch, last_epoch
+        self.steps, self.last_epoch = steps, last_epoch
+        self.fit_end = last_epoch  # the epoch after the last one of the `fit` that runs
         # Made once: TensorFlow never frees what a pipeline is made of.
         self.validation = self.own_batches(data.validation) if data.validation is not None else None
         self.states = StateWriter(self.write_state)
@@ -213,7 +214,7 @@ class Session(keras.callbacks.Callback):
 
     def start(self):
         self.started = time.perf_counter()
-        self.saved = len(self.rows) * self.steps_per_epoch + self.first_step, self.started
+        self.saved = self.steps.before(len(self.rows)) + self.first_step, self.started
         if not self.distribution.is_first:
             return
         # Not tensorboardX's SummaryWriter: a full disk ends its thread unseen, and it then waits for that thread.
@@ -227,8 +228,14 @@ class Session(keras.callbacks.Callback):
         for row in self.rows:
             self.write_events(row)
 
-    def go_on_with(self, stage, first_epoch, first_step):
+    def go_on_with(self, stage, first_epoch, first_step, fit_end):
         """Switches to a stage's recipe before a step, to its model if that differs, which inherits weights and optimizer state.
+
+        Args:
+            stage: The recipe of the stage.
+            first_epoch: The epoch from 0 on.
+            first_step: The step in it.
+            fit_end: The epoch after the last one of this `fit`.
 
         Returns:
             Whether the model is another one.
@@ -238,18 +245,29 @@ class Session(keras.callbacks.Callback):
                 for name, variable in self.arrays().items():
                     variable.assign(self.latest[name])
             self.latest = None
-        before, self.stage = self.stage, stage
+        before, self.stage, self.fit_end = self.stage, stage, fit_end
         changed = stage.model != before.model or stage.finetune != before.finetune
         if changed:
             weights = class_weights(stage.train.class_weights, self.data)
-            steps = self.steps_per_epoch * stage.train.epochs
-            model, _ = compiled_model(stage, steps, weights=weights, distribution=self.distribution)
+            total_steps = self.steps[first_epoch] * stage.train.epochs
+            model, _ = compiled_model(stage, total_steps, weights=weights, distribution=self.distribution)
             with self.distribution.whole(self.training_model), self.distribution.whole(model):
                 carry_over(self.training_model, model)
             self.training_model = model
-        if not first_step and first_epoch == self.recipe.train.schedule_start(first_epoch):
-            self.optimizer.schedule.begin(stage.train, self.steps_per_epoch * stage.train.epochs, self.optimizer_steps)
+        steps, began = self.steps[first_epoch], self.recipe.train.schedule_start(first_epoch)
+        if not first_step and first_epoch == began:
+            self.optimizer.schedule.begin(stage.train, steps * stage.train.epochs, self.optimizer_steps)
+        elif not first_step and self.steps.changes(first_epoch):
+            # As if the epochs before had been as long as those that follow: the rate goes on from where it is.
+            start = self.optimizer_steps - steps * (first_epoch - began)
+            self.optimizer.schedule.stretch(stage.train, steps * stage.train.epochs, start)
         return changed
+
+    def use_steps(self, steps):
+        """Trains the epochs that follow with other `Steps`, which the run's recipe then states."""
+        self.steps = steps
+        self.recipe = self.recipe.with_train(steps_per_epoch=list(steps.each))
+        self.run.replace_recipe(self.recipe)
 
     @property
     def optimizer_steps(self):
@@ -283,7 +301,7 @@ class Session(keras.callbacks.Callback):
                 f"last finite state. Lower train.learning_rate ({config.learning_rate:g}) or set train.clip_norm"
             )
         seconds = time.perf_counter() - self.epoch_started
-        logs["images_per_second"] = self.steps_per_epoch * config.batch_size / seconds
+        logs["images_per_second"] = self.steps[epoch] * config.batch_size / seconds
         self.copy_weights()
         last = epoch + 1 == self.last_epoch or epoch + 1 in (part.after for part in config.extensions)
         if self.data.validation is not None and (last or (epoch + 1) % config.validate_every == 0):
@@ -309,16 +327,16 @@ class Session(keras.callbacks.Callback):
     def since_saved(self, epoch, step):
         """Steps and seconds since the last state was saved, at a step of an epoch."""
         steps, when = self.saved
-        return epoch * self.steps_per_epoch + step - steps, time.perf_counter() - when
+        return self.steps.before(epoch) + step - steps, time.perf_counter() - when
 
     def save(self, epoch, step=0):
         """Copies the training state after a number of epochs and of steps of the next one; another thread begins to write it."""
         metrics = self.model.metrics_variables if step else []  # under JAX, `self.model` fetches all of its state
         arrays = {name: self.distribution.array(variable) for name, variable in self.arrays().items()}
         if not step:
-            keep = self.optimizer.use_ema and (len(self.recipe.stages()) > 1 or self.first_step)
+            keep = self.optimizer.use_ema and epoch == self.fit_end < self.last_epoch
             self.latest = dict(arrays) if keep else None
-        steps = epoch * self.steps_per_epoch + step
+        steps = self.steps.before(epoch) + step
         values = {
             "epoch": epoch,
             "step": step,

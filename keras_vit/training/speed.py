@@ -14,10 +14,12 @@ from keras_vit.data.dataset import DataSet
 from keras_vit.data.teaching import Teaching
 from keras_vit.machine import accelerator, has_bfloat16
 from keras_vit.model.vit import build_vit
-from keras_vit.recipes.schema import DistillConfig, Recipe
+from keras_vit.recipes.distill import DistillConfig
+from keras_vit.recipes.schema import Recipe
 from keras_vit.training.callbacks import Clock
 from keras_vit.training.losses import class_weights
 from keras_vit.training.models import Prepared, compile_model, compiled_model, trained_model
+from keras_vit.training.steps import Pace
 
 CANDIDATES = ("float32", "bfloat16")  # of `train.precision: auto`
 MARGIN = 1.02  # bfloat16 must be faster by this factor: float32 has the better numbers
@@ -98,10 +100,11 @@ def with_length(
 
 def within_time(
     recipe: Recipe, data: DataSet, started: float, prepared: Prepared | None, teaching: Teaching | None = None
-) -> tuple[Recipe, str, Prepared]:
+) -> tuple[Recipe, Pace, str, Prepared]:
     """The recipe with the `steps_per_epoch` with which everything ends within its `train.time`.
 
-    Training, validation and test are measured. A machine's speed changes from minute to minute, so `SPARE` of the time is kept.
+    Training, validation and test are measured. A machine's speed changes from minute to minute: `SPARE` of the time is kept, and
+    the `Pace` counts anew while the training runs.
 
     Args:
         recipe: A `Recipe` with a precision.
@@ -111,34 +114,32 @@ def within_time(
         teaching: Of the recipe's teacher, which takes time too.
 
     Returns:
-        The recipe, a line for the user, and the model of the first stage.
+        The recipe, the `Pace`, a line for the user, and the model of the first stage.
 
     Raises:
         ValueError: If the time is too short for a step in each epoch.
     """
-    config = recipe.train
+    config, epochs = recipe.train, recipe.train.total_epochs
     turn = max(TIMED_SECONDS, config.measured_seconds * MEASURED)
     needed, prepared = image_seconds(recipe, data, prepared, turn, teaching)
     per_image, start = evaluation_seconds(recipe, data)
-    validations = -(-config.epochs // config.validate_every) + 1  # the last one fits the temperature
-    evaluated = per_image * sum(
-        len(part) * times for part, times in ((data.validation, validations), (data.test, not recipe.pretrain)) if part is not None
-    )
+    validations = -(-epochs // config.validate_every)
+    validation, test = (per_image * len(part) if part is not None else 0.0 for part in (data.validation, data.test))
+    end = validation + (0.0 if recipe.pretrain else test) + END_SECONDS
     spent = time.perf_counter() - started
-    fixed = spent + start + evaluated + END_SECONDS + config.epochs * EPOCH_SECONDS
+    fixed = spent + start + validations * validation + end + epochs * EPOCH_SECONDS
     left = config.measured_seconds * (1 - SPARE) - fixed
-    steps = int(left / needed / config.batch_size / config.epochs)
+    steps = int(left / needed / config.batch_size / epochs)
     if steps < 1:
-        shortest = math.ceil((fixed + needed * config.batch_size * config.epochs) / (1 - SPARE))
-        raise ValueError(
-            f"time: received {config.time!r}; allowed: at least {shortest}s for {config.epochs} epochs on this machine"
-        )
-    passes = steps * config.batch_size * config.epochs / len(data.train)
+        shortest = math.ceil((fixed + needed * config.batch_size * epochs) / (1 - SPARE))
+        raise ValueError(f"time: received {config.time!r}; allowed: at least {shortest}s for {epochs} epochs on this machine")
+    passes = steps * config.batch_size * epochs / len(data.train)
     reason = (
-        f"time: {config.time}; {config.epochs} epochs of {steps} steps, {passes:.1f} passes in all; measured images/s: "
+        f"time: {config.time}; {epochs} epochs of {steps} steps, {passes:.1f} passes in all; measured images/s: "
         f"{1 / needed:,.0f} in training, {1 / per_image:,.0f} in validation"
     )
-    return recipe.with_train(steps_per_epoch=steps), reason, prepared
+    pace = Pace(started + config.measured_seconds * (1 - SPARE) - end, epochs)
+    return recipe.with_train(steps_per_epoch=steps), pace, reason, prepared
 
 
 def evaluation_seconds(recipe: Recipe, data: DataSet) -> tuple[float, float]:
@@ -203,7 +204,7 @@ def training_rates(
     """
     variables = [variable for model in models for variable in (*model.variables, *model.optimizer.variables)]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
-    settings = stream_settings(recipe, data, total_steps=10**6)
+    settings = stream_settings(recipe, data)
     batches = training_batches(data.train, recipe.augment, image_size=recipe.model.image_size, teaching=teaching, **settings)
     best, spent = [0.0] * len(models), 0.0
     while spent < turns * seconds * len(models) and max(best) <= CLEAR * min(best):
@@ -219,17 +220,17 @@ def training_rates(
     return best
 
 
-def stream_settings(recipe: Recipe, data: DataSet, total_steps: int) -> dict:
+def stream_settings(recipe: Recipe, data: DataSet, mix_steps: float = math.inf) -> dict:
     """What `training_batches` depends on, besides data and augmentation."""
-    return {"mean": recipe.mean, "std": recipe.std, "masking": recipe.masking, **batch_settings(recipe, data, total_steps)}
+    return {"mean": recipe.mean, "std": recipe.std, "masking": recipe.masking, **batch_settings(recipe, data, mix_steps)}
 
 
-def batch_settings(recipe: Recipe, data: DataSet, total_steps: int) -> dict:
+def batch_settings(recipe: Recipe, data: DataSet, mix_steps: float = math.inf) -> dict:
     """What `training_batch` depends on, likewise."""
     return {
         "num_classes": recipe.model.num_classes,
         "batch_size": recipe.train.batch_size,
         "seed": recipe.seed,
-        "total_steps": total_steps,
+        "mix_steps": mix_steps,
         "sampling": recipe.train.sampling,
     }

@@ -20,9 +20,10 @@ from keras_vit.cli import train
 from keras_vit.cli.main import COMMANDS, WELCOME, dispatch
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.processes import run_command
+from keras_vit.recipes.distill import DistillConfig
 from keras_vit.recipes.parse import load_recipe, parse_recipe
 from keras_vit.recipes.pretrain import PretrainConfig
-from keras_vit.recipes.schema import DistillConfig, FinetuneConfig, Recipe, TrainConfig
+from keras_vit.recipes.schema import FinetuneConfig, Recipe, TrainConfig
 from keras_vit.runs.folder import RunFolder
 
 SCRIPTS = [*sorted((ROOT / "experiments").glob("*.py")), ROOT / "tuning" / "search.py"]

@@ -139,7 +139,7 @@ def test_a_folder_of_bands_counts_what_has_others(tmp_path):
         data = load_data(f"folder:{tmp_path}", image_size=(9, 7), channels=5)
     assert "a/four.tif: received 4 channels; allowed: 5, as model.channels" in str(caught[0].message)
     assert data.train.shape == (9, 7, 5)
-    settings = {"num_classes": 2, "batch_size": 4, "seed": 0, "total_steps": 9}
+    settings = {"num_classes": 2, "batch_size": 4, "seed": 0}
     images, _ = training_batch(data.train, AugmentConfig(resized_crop=0.5), 0, **settings)
     assert images.shape == (4, 9, 7, 5)
 
@@ -187,9 +187,9 @@ def test_colours_are_refused_by_name(name):
 def test_mean_and_std_of_bands():
     split = Split(random_pixels(8, 6, 4, 5), np.arange(8) % 2)
     mean, std = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
-    settings = {"num_classes": 2, "batch_size": 8, "seed": 0, "total_steps": 2, "pipeline": "PyDataset"}
+    settings = {"num_classes": 2, "batch_size": 8, "seed": 0, "pipeline": "PyDataset"}
     batches = training_batches(split, AugmentConfig(flip=False, crop=0), mean=mean, std=std, image_size=(3, 8), **settings)
-    images, _ = training_batch(split, AugmentConfig(flip=False, crop=0), 0, num_classes=2, batch_size=8, seed=0, total_steps=2)
+    images, _ = training_batch(split, AugmentConfig(flip=False, crop=0), 0, num_classes=2, batch_size=8, seed=0)
     expected = resize(((images / 255 - mean) / std).astype("float32"), (3, 8))
     np.testing.assert_allclose(np.asarray(batches[0][0]), expected, atol=1e-4)
     np.testing.assert_allclose(normalize(images, mean, std), (images / 255 - mean) / std, atol=1e-5)

@@ -33,7 +33,7 @@ def random_split(count=COUNT):
 
 
 def arguments(**changes):
-    return {"num_classes": CLASSES, "batch_size": 8, "seed": 5, "total_steps": 12} | changes
+    return {"num_classes": CLASSES, "batch_size": 8, "seed": 5} | changes
 
 
 def first(batches, count):

@@ -25,7 +25,7 @@ def shown(split, epoch, **settings):
     """(number, whether it is mirrored) of each image of an epoch, in order."""
     found, steps = [], COUNT // SIZE
     for step in range(epoch * steps, (epoch + 1) * steps):
-        known = {"num_classes": 3, "batch_size": SIZE, "seed": 4, "total_steps": 100, **settings}
+        known = {"num_classes": 3, "batch_size": SIZE, "seed": 4, **settings}
         images, _ = training_batch(split, ALTERNATING, step, **known)
         found += [(int(pair.min()), bool(pair[0] == 255)) for pair in images.reshape(-1, 2)]
     return found
@@ -62,7 +62,7 @@ def test_parts_of_a_mixed_batch_are_the_batch():
     config = AugmentConfig(flip="alternating", crop=1, mixup=0.8, cutmix=1.0)
     split, known = (
         Split(random_pixels(40, 6, 10, 3), np.arange(40) % 4),
-        {"num_classes": 4, "batch_size": 8, "seed": 1, "total_steps": 9},
+        {"num_classes": 4, "batch_size": 8, "seed": 1},
     )
     whole = training_batch(split, config, 7, **known)
     parts = [training_batch(split, config, 7, part=(index, 4), **known) for index in range(4)]

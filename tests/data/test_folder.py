@@ -224,7 +224,7 @@ def test_random_boxes():
 def test_training_batches_of_files_crop_them(folder):
     """A batch is a function of seed and step; each image is the part of its file that the boxes say, in the wanted size."""
     data, config = load_data(f"folder:{folder}", image_size=(24, 17), validation=0), AugmentConfig(flip=False, resized_crop=0.3)
-    settings = {"num_classes": 2, "batch_size": 5, "seed": 3, "total_steps": 9}
+    settings = {"num_classes": 2, "batch_size": 5, "seed": 3}
     images, targets = training_batch(data.train, config, 2, image_size=(8, 9), **settings)
     again, _ = training_batch(data.train, config, 2, image_size=(8, 9), **settings)
     other, _ = training_batch(data.train, config, 3, image_size=(8, 9), **settings)

@@ -14,7 +14,7 @@ PLAIN = AugmentConfig(flip=False, crop=0)
 
 def drawn(split, steps, **settings):
     """The images of some steps, by their first pixel, and their targets."""
-    settings = {"num_classes": 3, "batch_size": 8, "seed": 1, "total_steps": 100, **settings}
+    settings = {"num_classes": 3, "batch_size": 8, "seed": 1, **settings}
     batches = [training_batch(split, PLAIN, step, **settings) for step in steps]
     return np.concatenate([images[:, 0, 0, 0] for images, _ in batches]), np.concatenate([targets for _, targets in batches])
 

@@ -24,7 +24,7 @@ def made_split(count=26, seed=0):
 
 
 def stream(split, masking=MASKING, **changes):
-    settings = {"num_classes": 0, "batch_size": 8, "seed": 5, "total_steps": 12, "mean": MEAN, "std": STD, "masking": masking}
+    settings = {"num_classes": 0, "batch_size": 8, "seed": 5, "mean": MEAN, "std": STD, "masking": masking}
     return training_batches(split, OFF, **settings | changes)
 
 

@@ -13,9 +13,10 @@ from keras_tuner import HyperParameters
 
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.model.config import ViTConfig
+from keras_vit.recipes.distill import DistillConfig
 from keras_vit.recipes.parse import load_recipe
 from keras_vit.recipes.parts import Extension, Stage
-from keras_vit.recipes.schema import SECTIONS, DistillConfig, FinetuneConfig, Recipe, TrainConfig
+from keras_vit.recipes.schema import SECTIONS, FinetuneConfig, Recipe, TrainConfig
 from keras_vit.search.axes import SpaceConfig, add_axis, read_space
 from keras_vit.search.settings import SearchConfig
 from keras_vit.search.space import Limits

@@ -20,7 +20,9 @@ from keras_vit.search.oracle import (
 )
 from keras_vit.search.space import Space
 
-SMALL = {name: None for name in ("head_dim", "mlp_ratio", "stem", "weight_decay", "drop_path", "batch_size", "augment")}
+SMALL = {
+    name: None for name in ("head_dim", "mlp_ratio", "stem", "stem_depth", "weight_decay", "drop_path", "batch_size", "augment")
+}
 METHODS = {
     "random": {"max_trials": 9},
     "bayesian": {"max_trials": 9, "num_initial_points": 4},

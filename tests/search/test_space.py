@@ -97,6 +97,13 @@ def test_shapes_that_cannot_be_built_are_left_out():
         (7, "patch"),
         (14, "patch"),
     }
+    made = space("mnist", stem="patch,conv", stem_depth="0..2")
+    assert {(values["stem"], values["stem_depth"]) for values in made.grid(3)} == {
+        ("patch", 0),
+        ("conv", 0),
+        ("conv", 1),
+        ("conv", 2),
+    }
     with pytest.raises(ValueError, match=r"no configuration can be built; the first one: patch_size: received 5"):
         space(patch_size="5,7")
 
@@ -175,8 +182,8 @@ def fine():
     ],
 )
 def test_predicted_memory_is_that_of_trials(fine, shape, measured):
-    """Peak memory in MB of trials under TensorFlow on two CPU cores, CIFAR-10, bfloat16, 2026-11-22."""
-    recipe = fine.recipe({**fine.nearest(fine.base), **shape})
+    """Peak memory in MB of trials under TensorFlow on two CPU cores, CIFAR-10, bfloat16, the `quick` of 2026-11-22."""
+    recipe = fine.recipe({**fine.nearest(fine.base), "depth": 4, "stem_depth": 0, **shape})
     predicted = training_memory(recipe, process_memory("tensorflow", 50_000, recipe))
     assert predicted == pytest.approx(measured, rel=0.25)
 

@@ -196,7 +196,7 @@ def test_a_rate_that_is_none_is_refused():
 def fit_epoch(model, recipe, epoch):
     """One epoch of a run's own batches with a compiled model."""
     data = small_data()
-    settings = stream_settings(recipe, data, STEPS * recipe.train.epochs)
+    settings = stream_settings(recipe, data)
     batches = training_batches(data.train, recipe.augment, start_step=epoch * STEPS, image_size=(8, 12), **settings)
     model.fit(batches, steps_per_epoch=STEPS, epochs=1, shuffle=False, verbose=0)
     return model

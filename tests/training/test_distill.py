@@ -12,7 +12,8 @@ import keras_vit
 from keras_vit.data.augment import AugmentConfig
 from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.model.config import ViTConfig
-from keras_vit.recipes.schema import DistillConfig, Recipe, TrainConfig
+from keras_vit.recipes.distill import DistillConfig
+from keras_vit.recipes.schema import Recipe, TrainConfig
 from keras_vit.training.distill import small_cnn, teach
 from keras_vit.training.distill.logits import save_logits
 from keras_vit.training.distill.teacher import targets_of_logits
@@ -122,8 +123,8 @@ def test_targets_are_the_teachers_for_the_same_pixels(tmp_path, data, teacher):
     found, said = taught(recipe, data, tmp_path)
     assert any("mean 0.3 and std 0.2, not the student's" in line for line in said)
     assert found.summary["teacher_val_accuracy"] == teacher.summary["val_accuracy"]
-    settings = stream_settings(recipe, data, 100)
-    step = batch_settings(recipe, data, 100)
+    settings = stream_settings(recipe, data)
+    step = batch_settings(recipe, data)
     plain, labels = training_batch(data.train, AUGMENT, 7, **step)
     images, targets = training_batch(data.train, AUGMENT, 7, teaching=found.teaching, **step)
     np.testing.assert_array_equal(images, plain)
@@ -220,7 +221,7 @@ def test_stored_views_are_the_teachers_answers_and_come_again(tmp_path, data, te
     stored, said = taught(recipe, data, tmp_path)
     live, _ = taught(recipe_of(teacher.path, data), data, tmp_path)
     assert any("are stored in" in line for line in said)
-    settings = batch_settings(recipe, data, 1000)
+    settings = batch_settings(recipe, data)
     sources = [stored.teaching.stored_step(step, steps, 0) for step in range(4 * steps)]
     assert sources[: 2 * steps] == list(range(2 * steps))
     for epoch in (2, 3):
@@ -286,7 +287,7 @@ def test_file_of_logits(tmp_path, data):
     assert said == []
     known = softmax(logits.astype(float) / 2, axis=1)
     np.testing.assert_allclose(found.teaching.known, known, atol=1e-6)
-    settings = batch_settings(recipe, data, 100)
+    settings = batch_settings(recipe, data)
     # An image without a label of its own would be mixed as the labels are: labels in the place of logits give the labels twice.
     same = dataclasses.replace(found.teaching, known=np.eye(3, dtype=np.float32)[data.train.labels])
     targets = training_batch(data.train, AUGMENT, 3, teaching=same, **settings)[1]

@@ -3,11 +3,14 @@
 import dataclasses
 import time
 
+import numpy as np
 import pytest
 
 from keras_vit.recipes.parse import load_recipe, parse_recipe
+from keras_vit.recipes.schema import TrainConfig
 from keras_vit.training import speed
 from keras_vit.training.loop import train
+from keras_vit.training.steps import Pace, Steps, mixing_steps
 
 MODEL = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}
 
@@ -27,15 +30,84 @@ def test_steps_are_what_measured_speeds_leave_room_for(monkeypatch, every, valid
     recipe = recipe.for_data(data)
     monkeypatch.setattr(speed, "image_seconds", lambda *arguments: (0.02, ("model", [])))
     monkeypatch.setattr(speed, "evaluation_seconds", lambda *arguments: (0.01, 1.0))
-    found, reason, prepared = speed.within_time(recipe, data, time.perf_counter() - 5, None)
+    began = time.perf_counter() - 5
+    found, pace, reason, prepared = speed.within_time(recipe, data, began, None)
     fixed = 5 + 1 + 0.01 * ((validations + 1) * 144 + 359) + speed.END_SECONDS + 4 * speed.EPOCH_SECONDS
     steps = (120 * (1 - speed.SPARE) - fixed) / 0.02 / 10 / 4
     assert found == recipe.with_train(steps_per_epoch=int(steps))
+    assert pace == Pace(pytest.approx(began + 120 * (1 - speed.SPARE) - 0.01 * (144 + 359) - speed.END_SECONDS), 4)
     assert prepared == ("model", [])
     assert reason == (
         f"time: 2m; 4 epochs of {int(steps)} steps, {40 * int(steps) / 1294:.1f} passes in all; "
         "measured images/s: 50 in training, 100 in validation"
     )
+
+
+def test_steps_of_epochs():
+    steps = Steps((5, 5, 3))
+    assert [steps[epoch] for epoch in range(5)] == [5, 5, 3, 3, 3]
+    assert [steps.before(epoch) for epoch in range(6)] == [0, 5, 10, 13, 16, 19]
+    assert [steps.changes(epoch) for epoch in range(4)] == [False, False, True, False]
+    assert [steps.same_until(epoch, 5) for epoch in range(5)] == [2, 2, 5, 5, 5]
+    assert steps.replaced(4, 7, 6) == Steps((5, 5, 3, 3, 7, 7))
+    assert Steps.of(TrainConfig(batch_size=8), 27) == Steps((3,))
+    assert Steps.of(TrainConfig(steps_per_epoch=[4, 2]), 27) == Steps((4, 2))
+
+
+def test_mixing_ends_at_its_share_of_the_epochs():
+    recipe = small(epochs=5)
+    recipe = dataclasses.replace(recipe, augment=dataclasses.replace(recipe.augment, mix_until=0.5))
+    assert mixing_steps(recipe, recipe, Steps((4,)), 0, 0) == 10
+    # Half of the third epoch: as planned in the first, when all had 4, and once the third is known to have 2.
+    assert mixing_steps(recipe, recipe, Steps((4, 4, 2)), 0, 2) == 9
+    assert mixing_steps(recipe, recipe, Steps((4, 4, 2, 2, 10)), 0, 4) <= 10  # it is over
+
+
+def test_what_is_left_is_counted_anew():
+    """Planned at 10 steps an epoch, each of 1 s; each takes 2 s, then 1 s, and 5 s of each epoch are not steps."""
+    pace = Pace(ends=1000.0, epochs=8)
+    assert pace.looks == [2, 4, 6, 7]
+    assert [pace.next_look(epoch) for epoch in (0, 2, 3, 6, 7)] == [2, 4, 4, 7, 8]
+    rows = [{"epoch_seconds": 99.0, "seconds": 104.0}, {"epoch_seconds": 20.0, "seconds": 129.0}]
+    assert pace.steps(rows, Steps((10,)), 700.0) == (300 / 6 - 5) // 2
+    rows += [{"epoch_seconds": 22.0, "seconds": 156.0}, {"epoch_seconds": 22.0, "seconds": 183.0}]
+    assert pace.steps(rows, Steps((10, 10, 22)), 800.0) == 200 // 4 - 5
+    assert pace.steps(rows, Steps((10, 10, 22)), 1001.0) == 1
+    assert Pace(1000.0, 1).looks == []
+    assert Pace(1000.0, 2).looks == [1]
+
+
+@pytest.mark.backend
+def test_a_run_with_other_steps_repeats_and_goes_on_alike(tmp_path, monkeypatch):
+    """The learning rate goes to zero, whatever the steps; the run's recipe gives the same numbers, also after a stop."""
+    planned = iter([5, 5, 2])
+    monkeypatch.setattr(Pace, "steps", lambda *arguments: next(planned))
+    monkeypatch.setattr(speed, "image_seconds", lambda *arguments: (0.3, None))
+    augment = {"cutmix": 1.0, "mix_until": 0.6}
+    recipe = load_recipe("digits", data="digits", model=MODEL, augment=augment, train={"epochs": 4, "time": "5m", "ema": 0.5})
+    run = train(recipe, tmp_path / "run", verbose=0, pictures=False)
+    first = run.recipe.train.steps_per_epoch[0]
+    assert run.recipe.train.steps_per_epoch == [first, 5, 5, 2]
+    rates = [row["learning_rate"] for row in run.metrics]
+    peak, warmup = run.recipe.train.learning_rate, min(run.recipe.train.warmup_epochs, 2)
+    done = [max(epoch - warmup, 0) / (4 - warmup) for epoch in (1, 2, 3, 4)]
+    falling = [peak * 0.5 * (1 + np.cos(np.pi * share)) for share in done[1:]]
+    np.testing.assert_allclose(rates[1:], falling, rtol=1e-4, atol=1e-9)
+    again = train(run.recipe, tmp_path / "again", verbose=0, pictures=False)
+    assert [row["loss"] for row in again.metrics] == [row["loss"] for row in run.metrics]
+    stopped = train(run.recipe, tmp_path / "stopped", until=2, verbose=0, pictures=False)
+    assert stopped.recipe.train.steps_per_epoch == [first, 5, 5, 2]
+    went_on = train(run.recipe, tmp_path / "stopped", resume=True, verbose=0, pictures=False)
+    assert [row["val_loss"] for row in went_on.metrics] == [row["val_loss"] for row in run.metrics]
+
+
+def test_more_numbers_than_epochs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="steps_per_epoch: received 3 numbers; allowed: at most 2, the epochs"):
+        train(small(epochs=2, steps_per_epoch=[4, 4, 4]), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+    for steps in ([], [0], [3, 1.5], "many"):
+        with pytest.raises(ValueError, match="steps_per_epoch: received"):
+            small(epochs=2, steps_per_epoch=steps)
 
 
 def test_a_time_is_kept_and_the_run_repeats(tmp_path, monkeypatch):

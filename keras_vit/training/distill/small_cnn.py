@@ -16,7 +16,8 @@ from keras_vit.data.batches import training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.files import Damaged, atomic_path, read_sealed_json, write_sealed_json
 from keras_vit.model.saved import load_any_keras
-from keras_vit.recipes.schema import DistillConfig, Recipe
+from keras_vit.recipes.distill import DistillConfig
+from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.folder import TEACHER, TEACHER_FACTS
 from keras_vit.training.distill.sources import FIELD, digest_of_file
 from keras_vit.training.losses import make_loss
@@ -109,7 +110,7 @@ def small_cnn(recipe: Recipe, data: DataSet, kept: Path | None, say, seconds: fl
     steps = max(1, round(epochs * len(data.train) / size))
     say(f"teacher: small-cnn, {model.count_params():,} parameters, {epochs:g} passes over {len(data.train):,} images")
     compiled(model, recipe, steps)
-    batches = training_batches(data.train, augment, **stream_settings(recipe, data, steps))
+    batches = training_batches(data.train, augment, **stream_settings(recipe, data))
     model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
     trained = build(model.input_shape[1:], recipe.model.num_classes)
     trained.set_weights(model.get_weights())

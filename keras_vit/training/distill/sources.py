@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_vit.model.saved import load_any_keras
 from keras_vit.model.vit import ViT
-from keras_vit.recipes.schema import TIMM
+from keras_vit.recipes.distill import TIMM
 from keras_vit.runs.folder import RunFolder
 from keras_vit.weights.load import load_model, open_checkpoint
 

@@ -16,7 +16,8 @@ import numpy as np
 from keras_vit.data.batches import training_batch
 from keras_vit.data.dataset import DataSet, Split
 from keras_vit.data.teaching import Teaching
-from keras_vit.recipes.schema import LOGITS, SMALL_CNN, Recipe
+from keras_vit.recipes.distill import LOGITS, SMALL_CNN
+from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.scores import metrics_of
 from keras_vit.training.distill.logits import read_logits
 from keras_vit.training.distill.sources import digest_of_file, keras_source, open_source, refused
@@ -26,7 +27,6 @@ from keras_vit.training.distribution.base import Distribution
 from keras_vit.training.speed import batch_settings
 
 BATCH = 250  # validation images at a time
-MANY = 10**9  # steps of a training, so that mixing never stops
 VIEWS = "teacher-views"  # the folder of stored answers, beside the run folder
 
 
@@ -138,7 +138,7 @@ def from_teacher(recipe, data, run_dir, distribution, say, seconds, kept):
 def from_views(recipe, data, teacher, run_dir, distribution, say, summary):
     """Targets of stored logits, which are computed first where they are not stored yet."""
     config, size, started = recipe.distill, recipe.train.batch_size, time.perf_counter()
-    seen, steps = {**batch_settings(recipe, data, MANY), "image_size": recipe.model.image_size}, len(data.train) // size
+    seen, steps = {**batch_settings(recipe, data), "image_size": recipe.model.image_size}, len(data.train) // size
     augment = {name: value for name, value in dataclasses.asdict(recipe.augment).items() if name != "label_smoothing"}
     depends = {"teacher": teacher.fingerprint, "backend": keras.backend.backend(), "data": data.fingerprint}
     depends |= {"validation": recipe.validation, "subset": recipe.subset, "augment": augment, **seen}

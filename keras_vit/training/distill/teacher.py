@@ -13,7 +13,8 @@ from keras_vit.checks import as_moments
 from keras_vit.data.dataset import DataSet
 from keras_vit.files import sha256
 from keras_vit.images import normalize, resize
-from keras_vit.recipes.schema import DistillConfig, Recipe
+from keras_vit.recipes.distill import DistillConfig
+from keras_vit.recipes.schema import Recipe
 from keras_vit.training.distill.sources import Source, refused
 
 PROBED = 64  # training images by which a teacher is tried
