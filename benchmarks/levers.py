@@ -26,7 +26,8 @@ from record import write_record
 from keras_vit.processes import run_command
 from keras_vit.runs.folder import RunFolder
 
-PLAIN = "as it is"
+PLAIN = "as it is"  # as tables.py knows it
+BACKENDS = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 DIGITS = 3  # of the seconds in a record
 
 
@@ -83,6 +84,7 @@ def trained(options, settings, seed, folder):
         "val_accuracy": summary["val_accuracy"],
         "test_accuracy": summary["test_accuracy"],
         "parameters": summary["parameters"],
+        "images_per_second": round(statistics.median(row["images_per_second"] for row in run.metrics)),
         "epochs": summary["epochs"],
         "steps_per_epoch": run.recipe.train.steps_per_epoch,
         "curve": [[round(start + row["seconds"], 1), row["val_accuracy"]] for row in run.metrics if "val_accuracy" in row],
@@ -131,7 +133,7 @@ def draw(records, path):
     colours = {}
     for record in records:
         for run in record["runs"]:
-            name = f"{record['recipe']}, {run['lever']}"
+            name = ", ".join([record["recipe"], BACKENDS[run["backend"]], *([run["lever"]] if run["lever"] != PLAIN else [])])
             known = name in colours
             colour = colours.setdefault(name, f"C{len(colours) % 10}")
             seconds, accuracy = zip(*run["curve"], strict=True)

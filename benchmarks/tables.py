@@ -26,6 +26,7 @@ WORDS = {
     "onnx": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
+DATA = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
 MEASURES = {  # of a row of `throughput.py`: title and how it is written
     "rate": ("images/s", "{:,.1f}"),
     "ratio": ("of timm", "{:.2f}"),
@@ -112,21 +113,28 @@ def of_record(name):
 
 
 def training():
-    """Test accuracies of the recipes."""
+    """Test accuracies of the recipes: those of records of `levers.py`, then older ones."""
+    rows = []
+    for path in sorted(RESULTS.glob("levers-*.json")):
+        found = record(path.stem)
+        plain = [run for run in found["runs"] if run["lever"] == "as it is"]
+        rows += [{**run, "recipe": found["recipe"], "data": DATA[found["data"]], "seconds": round(run["seconds"])} for run in plain]
     rows = [
         (
             f"`{row['recipe']}`",
             row["data"],
-            row["backend"],
+            WORDS.get(row["backend"], row["backend"]),
+            row["device"].split()[0].removesuffix("(R)"),
             row["seed"],
             f"{row['test_accuracy']:.2%}",
             f"{row['parameters']:,}",
             f"{row['seconds']:,}",
             f"{row['images_per_second']:,}",
         )
-        for row in record("training")["rows"]
+        for row in [*rows, *record("training")["rows"]]
     ]
-    return table(["recipe", "data", "backend", "seed", "test accuracy", "parameters", "seconds", "images/s"], rows)
+    columns = ["recipe", "data", "backend", "machine", "seed", "test accuracy", "parameters", "seconds", "images/s"]
+    return table(columns, rows)
 
 
 def side_by_side(name):

@@ -6,12 +6,15 @@ Shapes: B batch, N tokens, R rows (B·N), F and D features, h heads, d head size
 """
 
 import functools
+import math
 
 import jax
 from jax.lax import optimization_barrier as barrier
 from keras import ops
 
 from keras_vit.kernels.shared import fused_attention, norm_backward, norm_forward
+
+PARTS = 8  # of a batch, in the gradient of a convolution's kernel
 
 
 def on_processor() -> bool:
@@ -146,12 +149,18 @@ def attend(q, k, v, mask=None, bias=None, dropout=None):
 
 
 def convolution(layer, x, training=False):
-    """A matmul over the nine pixels of each place, side by side: XLA's gradients of convolutions are slow on a processor.
+    """Pays in training on a processor, where XLA's gradients of convolutions are slow. Tests: test_convolutions_of_the_stem,
+    test_convolutions_of_a_block.
 
-    Pays with stride 2, in training in float32: 36 to 20 ms; in bfloat16 the copies cancel the gain, and with stride 1 XLA's own are
-    twice as fast. Test: test_convolutions_of_the_stem.
+    With stride 1 the kernel's gradient is computed in parts: 37 to 16 ms for value and gradients. With stride 2, in float32, the
+    convolution is a matmul over the nine pixels of each place, side by side: 36 to 20 ms; in bfloat16 the copies cancel the gain.
     """
-    if not (training and on_processor() and x.dtype == "float32" and layer.strides == (2, 2)):
+    if not (training and on_processor()):
+        return None
+    if layer.strides == (1, 1):
+        y = same_in_parts(x, ops.convert_to_tensor(layer.kernel))
+        return y if layer.bias is None else ops.add(y, layer.bias)
+    if x.dtype != "float32":
         return None
     batch, height, width, _ = x.shape
     padded = jax.numpy.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # `same` adds only at the end
@@ -160,3 +169,25 @@ def convolution(layer, x, training=False):
     kernel = ops.convert_to_tensor(layer.kernel)
     y = linear(rows, kernel.reshape(-1, kernel.shape[-1]), layer.bias, training)
     return y.reshape(batch, height // 2, width // 2, -1)
+
+
+def same(x, kernel):
+    """A convolution of stride 1: (B, H, W, C), (3, 3, C, D) -> (B, H, W, D)."""
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def same_forward(x, kernel):
+    return same(x, kernel), (x, kernel)
+
+
+def same_backward(kept, dy):
+    """The kernel's gradient is the sum of those of parts of the batch: XLA transposes both factors, which so stay in the caches."""
+    x, kernel = kept
+    parts = math.gcd(PARTS, len(x))
+    pairs = zip(jax.numpy.split(x, parts), jax.numpy.split(dy, parts), strict=True)
+    dkernel = sum(jax.vjp(lambda kernel, x=x: same(x, kernel), kernel)[1](dy)[0] for x, dy in pairs)
+    return jax.vjp(lambda x: same(x, kernel), x)[1](dy)[0], dkernel
+
+
+same_in_parts = jax.custom_vjp(same)
+same_in_parts.defvjp(same_forward, same_backward)

@@ -269,13 +269,14 @@ def test_convolutions_of_the_stem():
         assert_same(expected, value_and_gradients(lambda x, t=training: stem(x, training=t), x))
 
 
-def test_convolutions_of_a_block():
-    """Those of stride 1, likewise."""
+@pytest.mark.parametrize("batch", [2, 3, 8])
+def test_convolutions_of_a_block(batch):
+    """Those of stride 1, likewise; JAX computes the kernel's gradient in parts of the batch."""
     block = ConvBlock(6)
     block.build((None, 8, 12, 6))
     for index, weight in enumerate(block.weights):
         weight.assign(random(*weight.shape, seed=index))
-    x = random(2, 8, 12, 6)
+    x = random(batch, 8, 12, 6)
     expected = value_and_gradients(lambda x: x + block.conv2(ops.gelu(block.conv1(block.pre_norm(x)), approximate=False)), x)
     for training in (True, False):
         assert_same(expected, value_and_gradients(lambda x, t=training: block(x, training=t), x))
