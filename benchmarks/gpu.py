@@ -4,9 +4,10 @@
     KERAS_BACKEND=torch python benchmarks/gpu.py --data cifar10 --seconds 240 --only speed best
 
 parity: the installed backends on the same weights and batch. speed: training and inference beside timm, in bfloat16. deterministic:
-what `train.deterministic` costs. quick, standard, best: the recipes, each trained within its share of the time. The checks run one
-after the other, each in a process of its own. One that fails or
-does not end within its share is recorded so, and the next one begins.
+what `train.deterministic` costs. quick, standard, best: the recipes, each trained within its share of the time.
+
+The checks run one after the other, each in a process of its own. One that fails, or does not end within its share, is recorded so,
+and the next one begins.
 """
 
 import argparse
@@ -24,10 +25,10 @@ from keras_vit.processes import end_process, run_command, start_process
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = "-m keras_vit.cli train --data {data} --time {seconds}s --out {out} --recipe"
 CHECKS = {  # share of the time, and what follows `python`
-    "parity": (0.1, "-m keras_vit.cli parity S/16 --json {out}.json"),
+    "parity": (0.08, "-m keras_vit.cli parity S/16 --json {out}.json"),
     "speed": (0.2, "benchmarks/throughput.py --tasks 32 S/16 --contenders keras_vit --turns 2 --json {out}.json"),
-    "deterministic": (0.1, "benchmarks/checkouts.py . . --deterministic --turns 2 --json {out}.json"),
-    "quick": (0.1, f"{TRAIN} quick"),
+    "deterministic": (0.08, "benchmarks/checkouts.py . . --deterministic --turns 2 --json {out}.json"),
+    "quick": (0.14, f"{TRAIN} quick"),
     "standard": (0.2, f"{TRAIN} standard"),
     "best": (0.3, f"{TRAIN} best"),
 }
@@ -60,12 +61,12 @@ def check(name, seconds, data, out):
     process = start_process([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         output = process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        error = f"not at its end after {seconds:.0f} s"
+    except subprocess.TimeoutExpired as stop:
+        error = f"not at its end after {seconds:.0f} s; its last line: {last_line(stop.output)}"
     finally:
         end_process(process)
     if not error and process.returncode:
-        error = (output.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        error = last_line(output) or f"exit code {process.returncode}"
     found = [path for path in (out.with_suffix(".json"), out / "summary.json") if path.exists()]
     return {
         "command": " ".join(["python", *arguments]).replace(str(out.parent), "OUT"),
@@ -73,6 +74,10 @@ def check(name, seconds, data, out):
         "error": error,
         "outcome": json.loads(found[0].read_text(encoding="utf-8")) if found else None,
     }
+
+
+def last_line(output):
+    return ((output or b"").decode(errors="replace").strip().splitlines() or [""])[-1]
 
 
 def described(outcome):

@@ -123,6 +123,7 @@ def run(folder, kind, seed, seconds, settings, recipe, labels, tune, checkpoint)
     import keras_vit
     from keras_vit.machine import process_seconds
     from keras_vit.training.finetune import finetune_recipe
+    from keras_vit.training.steps import Steps
 
     began = time.perf_counter() - process_seconds()
     length = {"time": f"{seconds:.0f}s", "validate_every": settings["train"]["epochs"]}
@@ -140,7 +141,7 @@ def run(folder, kind, seed, seconds, settings, recipe, labels, tune, checkpoint)
     result = keras_vit.train(chosen, folder, data=data, overwrite=True, started=began, pictures=False, verbose=2)
     row = {"run": kind, "seed": seed, **{name: result.summary.get(name) for name in NAMES}}
     row["accuracy"] = row["val_accuracy" if tune else "test_accuracy"]
-    row["steps"] = row["epochs"] * result.recipe.train.steps_per_epoch
+    row["steps"] = Steps.of(result.recipe.train, len(data.train)).before(row["epochs"])
     pathlib.Path(folder, "row.json").write_text(json.dumps(row), encoding="utf-8")
 
 

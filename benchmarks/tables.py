@@ -117,8 +117,9 @@ def training():
     rows = []
     for path in sorted(RESULTS.glob("levers-*.json")):
         found = record(path.stem)
+        data = DATA.get(found["data"], found["data"])
         plain = [run for run in found["runs"] if run["lever"] == "as it is"]
-        rows += [{**run, "recipe": found["recipe"], "data": DATA[found["data"]], "seconds": round(run["seconds"])} for run in plain]
+        rows += [{**run, "recipe": found["recipe"], "data": data, "seconds": round(run["seconds"])} for run in plain]
     rows = [
         (
             f"`{row['recipe']}`",

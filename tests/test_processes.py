@@ -53,7 +53,7 @@ def test_an_interrupt_while_the_thread_starts_loses_no_process(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         start_process([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
-    assert all(process.poll() is not None for process in started)
+    assert not started
 
 
 def test_a_warning_of_a_command_is_one_line(monkeypatch):

@@ -44,7 +44,7 @@ class AugmentConfig:
         cutmix: alpha of the Beta(alpha, alpha) that CutMix's area is drawn from; 0 = off (default 0). With both MixUp and
             CutMix on, each mixed image takes one of them with equal probability.
         mix_probability: Share of images, 0 to 1, that are mixed while MixUp or CutMix is on (default 1).
-        mix_until: Fraction of the training steps, 0 to 1, after which mixing stops (default 1 = never).
+        mix_until: Share of the epochs, 0 to 1, after which mixing stops (default 1 = never).
         label_smoothing: Share of the target spread evenly over all classes, 0 to below 1 (default 0). Where an image may have
             several classes, each of them is a decision between two: targets move towards 0.5.
 

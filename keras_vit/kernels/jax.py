@@ -2,7 +2,7 @@
 
 Tests: tests/kernels/test_kernels.py.
 
-Shapes: B batch, N tokens, R rows (B·N), F and D features, h heads, d head size.
+Shapes: B batch, H height, W width, C channels, N tokens, R rows (B·N), F and D features, h heads, d head size.
 """
 
 import functools
@@ -181,12 +181,12 @@ def same_forward(x, kernel):
 
 
 def same_backward(kept, dy):
-    """The kernel's gradient is the sum of those of parts of the batch: XLA transposes both factors, which so stay in the caches."""
+    """The kernel's gradient is the sum of those of parts of the batch: XLA transposes both factors; parts stay in the caches."""
     x, kernel = kept
     parts = math.gcd(PARTS, len(x))
     pairs = zip(jax.numpy.split(x, parts), jax.numpy.split(dy, parts), strict=True)
-    dkernel = sum(jax.vjp(lambda kernel, x=x: same(x, kernel), kernel)[1](dy)[0] for x, dy in pairs)
-    return jax.vjp(lambda x: same(x, kernel), x)[1](dy)[0], dkernel
+    dkernel = sum(jax.vjp(lambda kernel, x=x: same(x, kernel), kernel)[1](dy)[0].astype("float32") for x, dy in pairs)
+    return jax.vjp(lambda x: same(x, kernel), x)[1](dy)[0], dkernel.astype(kernel.dtype)
 
 
 same_in_parts = jax.custom_vjp(same)

@@ -24,7 +24,8 @@ WORDINGS = (
 )
 KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "tuple": "a pair", "list": "a list"}
 CLASSES = "model.num_classes"  # the data decides it: only a run's own recipe states it
-TIME, LENGTHS = "train.time", ("train.epochs", "train.steps_per_epoch")
+TIME, STEPS = "train.time", "train.steps_per_epoch"
+LENGTHS = ("train.epochs", STEPS)
 
 
 def recipe_names() -> list[str]:
@@ -181,9 +182,11 @@ def parse_recipe(
 
 
 def without_time(settings: dict, given: Collection[str]) -> dict:
-    """The settings of a recipe, without its time if those `given` on top state another length."""
-    replaced = TIME not in given and any(name in given for name in LENGTHS)
-    return {name: value for name, value in settings.items() if not (replaced and name == TIME)}
+    """The settings of a recipe, without its time, and the steps that were found for it, if `given` ones on top replace them."""
+    if settings.get(TIME) is None or not any(name in given for name in (TIME, *LENGTHS)):
+        return settings
+    replaced = [name for name in (TIME, STEPS) if name not in given]
+    return {name: value for name, value in settings.items() if name not in replaced}
 
 
 def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:

@@ -55,9 +55,10 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training images, at least 1, without extensions. The model is validated and saved after each.
         time: How long the whole training may take on this machine, such as `10m`: with start, validation and test. Some steps are
-            measured first, and the `epochs` get as many steps as fit, those that are left anew after each quarter and before the
-            last one. They are `steps_per_epoch` in the run's recipe, which so repeats the run. Null, or with `steps_per_epoch`:
-            nothing is measured. Whoever changes `epochs` or `steps_per_epoch` of a recipe and not `time` gets no `time`.
+            measured first, and the `epochs` get as many steps as fit. After each quarter and before the last epoch the steps that
+            are left are counted anew. `steps_per_epoch` in the run's recipe states them, and repeats the run. Null, or with
+            `steps_per_epoch`: nothing is measured. Whoever changes `epochs` or `steps_per_epoch` of a recipe and not `time` gets no
+            `time`.
         steps_per_epoch: Steps that count as an epoch, or a list, of the first epoch and so on, whose last number counts for all
             later ones; null = as many as one pass takes, or as fit into `time`.
         batch_size: Images a step.
@@ -74,9 +75,9 @@ class TrainConfig:
         clip_norm: Largest global norm of the gradient; 0 = no clipping.
         ema: Decay per update of the averaged weights, such as 0.999; the averages are then validated and saved. 0 = off. After u
             updates it is at most (1 + u) / (10 + u), so that a short run does not average its initial weights.
-        average_last: Share of the training's steps, the last ones, whose weights are averaged uniformly (arXiv 1803.05407), such as
-            0.2; the averages are then validated and saved. Before, the weights themselves are. In an extension the average begins
-            anew, in the last of its steps. Not together with `ema`. 0 = off.
+        average_last: Share of the epochs, the last ones, whose weights are averaged uniformly (arXiv 1803.05407), such as 0.2: each
+            step of an epoch counts alike, and each epoch. The averages are then validated and saved. Before, the weights
+            themselves are. In an extension the average begins anew, in its last epochs. Not together with `ema`. 0 = off.
         precision: `float32`, `bfloat16`, `float16` (with loss scaling) or `auto`: the faster of float32 and bfloat16 on this
             machine. The run measures both first and records the answer in its recipe. The weights stay in float32.
         remat: Whether the backward pass recomputes the inside of each block instead of storing it (gradient checkpointing, arXiv

@@ -365,4 +365,4 @@ class WrittenElsewhere(RunFolder):
     def extend(self, *written):
         """Left to the first process."""
 
-    write_metrics = write_summary = write_model = write_state = extend
+    replace_recipe = write_metrics = write_summary = write_model = write_state = extend

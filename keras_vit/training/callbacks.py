@@ -36,7 +36,7 @@ class Callbacks(keras.callbacks.CallbackList):
     Args:
         callbacks: The callbacks.
         model: The model.
-        epochs: The epoch after the last one.
+        epochs: The epoch after the last one of the training.
         steps: Steps of an epoch.
         first_step: The step of the epoch at which `fit` begins.
     """

@@ -114,6 +114,7 @@ def train(
     if size > images:
         raise ValueError(f"batch_size: received {size}; allowed: 1 to {images}, the training images of {data.name}")
     check_distributed(recipe, seconds, distribution)
+    check_steps(recipe.train)
     if verbose == "auto":
         verbose = 1 if sys.stdout.isatty() else 2
     if not distribution.is_first:
@@ -131,8 +132,6 @@ def train(
         else:
             recipe, prepared, taught, pace = prepare(recipe, data, run_dir, seconds, started, verbose, distribution)
         steps, total_epochs = Steps.of(recipe.train, images), recipe.train.total_epochs
-        if len(steps.each) > total_epochs:
-            raise ValueError(f"steps_per_epoch: received {len(steps.each)} numbers; allowed: at most {total_epochs}, the epochs")
         total_steps = steps.before(total_epochs)
         if recipe.train.accumulate > total_steps:
             raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 to {total_steps}, the steps in all")
@@ -307,8 +306,19 @@ def resumed(recipe, run_dir, seconds, extend, extend_rate):
         if run.is_finished and not run.states.paths():
             raise ValueError(f"extend: received {extend}; allowed: 0, as {str(run.path)!r} has no training state in last/")
         after = run.summary["epochs"] if run.is_finished else theirs.total_epochs
+        steps = theirs.steps_per_epoch
+        if isinstance(steps, list):  # an added epoch has as many as the others on the average
+            steps = [*(Steps(tuple(steps))[epoch] for epoch in range(after)), round(Steps(tuple(steps)).before(after) / after)]
         recipe = dataclasses.replace(recipe, train=recipe.train.extended(after, extend, extend_rate))
+        recipe = recipe.with_train(steps_per_epoch=steps)
     return recipe
+
+
+def check_steps(config):
+    """Raises a ValueError where steps are stated of more epochs than there are."""
+    steps = config.steps_per_epoch
+    if isinstance(steps, list) and len(steps) > config.total_epochs:
+        raise ValueError(f"steps_per_epoch: received {len(steps)} numbers; allowed: at most {config.total_epochs}, the epochs")
 
 
 def check_extension(extend, extend_rate, resume):
@@ -375,7 +385,7 @@ def fit_stages(session, first_epoch, interrupts, given, verbose, pace):
                     epochs=last,
                     initial_epoch=first,
                     steps_per_epoch=steps[first] - step,
-                    callbacks=Callbacks(callbacks, model, last, steps[first], step),
+                    callbacks=Callbacks(callbacks, model, session.last_epoch, steps[first], step),
                     shuffle=False,
                     verbose=0,
                 )

@@ -144,7 +144,8 @@ class GrowingAverage(Average):
 class UniformAverage(Average):
     """The mean of the weights after the last steps of the schedule, a share `average_last` of them; before, the weights themselves.
 
-    After n steps of the mean the decay is n / (n + 1).
+    After n steps of the mean the decay is n / (n + 1). Where epochs get other steps (`WarmupSchedule.stretch`), n is counted as if
+    those before had had as many: each epoch keeps its weight.
     """
 
     def average_momentum(self):

@@ -94,7 +94,7 @@ def with_length(
         teaching: Of the recipe's teacher, which takes time too.
     """
     needed, prepared = image_seconds(recipe, data, prepared, teaching=teaching)
-    steps = max(1, round(seconds / needed / recipe.train.batch_size / recipe.train.total_epochs))
+    steps = max(1, round(seconds / recipe.train.batch_size / sum(needed)))
     return recipe.with_train(steps_per_epoch=steps), prepared
 
 
@@ -123,22 +123,23 @@ def within_time(
     turn = max(TIMED_SECONDS, config.measured_seconds * MEASURED)
     needed, prepared = image_seconds(recipe, data, prepared, turn, teaching)
     per_image, start = evaluation_seconds(recipe, data)
-    validations = -(-epochs // config.validate_every)
     validation, test = (per_image * len(part) if part is not None else 0.0 for part in (data.validation, data.test))
-    end = validation + (0.0 if recipe.pretrain else test) + END_SECONDS
-    spent = time.perf_counter() - started
-    fixed = spent + start + validations * validation + end + epochs * EPOCH_SECONDS
+    costs = tuple(seconds * config.batch_size for seconds in needed)
+    validated = [epoch % config.validate_every == 0 or epoch == epochs for epoch in range(1, epochs + 1)]
+    beside = tuple(EPOCH_SECONDS + validation * each for each in validated)
+    end = validation + (0.0 if recipe.pretrain else test) + END_SECONDS  # the validation once more, for the temperature
+    pace = Pace(started + config.measured_seconds * (1 - SPARE) - end, costs, beside)
+    fixed = time.perf_counter() - started + start + sum(beside) + end
     left = config.measured_seconds * (1 - SPARE) - fixed
-    steps = int(left / needed / config.batch_size / epochs)
+    steps = int(left / sum(costs))
     if steps < 1:
-        shortest = math.ceil((fixed + needed * config.batch_size * epochs) / (1 - SPARE))
+        shortest = math.ceil((fixed + sum(costs)) / (1 - SPARE))
         raise ValueError(f"time: received {config.time!r}; allowed: at least {shortest}s for {epochs} epochs on this machine")
     passes = steps * config.batch_size * epochs / len(data.train)
     reason = (
         f"time: {config.time}; {epochs} epochs of {steps} steps, {passes:.1f} passes in all; measured images/s: "
-        f"{1 / needed:,.0f} in training, {1 / per_image:,.0f} in validation"
+        f"{epochs / sum(needed):,.0f} in training, {1 / per_image:,.0f} in validation"
     )
-    pace = Pace(started + config.measured_seconds * (1 - SPARE) - end, epochs)
     return recipe.with_train(steps_per_epoch=steps), pace, reason, prepared
 
 
@@ -169,17 +170,17 @@ def evaluation_seconds(recipe: Recipe, data: DataSet) -> tuple[float, float]:
 
 def image_seconds(
     recipe: Recipe, data: DataSet, prepared: Prepared | None, turn: float = TIMED_SECONDS, teaching: Teaching | None = None
-) -> tuple[float, Prepared]:
-    """Seconds of training for an image, on the average over the stages, measured in turns of a length; and the first's model."""
-    needed = 0.0
+) -> tuple[list[float], Prepared]:
+    """Seconds of training for an image in each epoch, measured in turns of a length for each stage; and the first's model."""
+    needed = []
     measured = None  # the last stage's recipe
-    epochs, weights = recipe.train.total_epochs, class_weights(recipe.train.class_weights, data)
+    weights = class_weights(recipe.train.class_weights, data)
     for first, last, stage in recipe.stages():
         if measured is None or (stage.model, stage.finetune) != (measured.model, measured.finetune):
             model = prepared if prepared and measured is None else compiled_model(stage, 1, weights=weights)
             measured = stage
         prepared = prepared or model
-        needed += (last - first) / epochs / training_rates([model[0]], data, stage, seconds=turn, teaching=teaching)[0]
+        needed += [1 / training_rates([model[0]], data, stage, seconds=turn, teaching=teaching)[0]] * (last - first)
     return needed, prepared
 
 

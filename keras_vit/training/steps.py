@@ -6,6 +6,8 @@ import typing
 
 from keras_vit.recipes.schema import Recipe, TrainConfig
 
+ROUNDED = 6  # digits of a step; 0.55 of 100 is more than 55
+
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
@@ -55,11 +57,18 @@ class Pace:
 
     Attributes:
         ends: When the last epoch must have ended, on the clock of `time.perf_counter`.
-        epochs: Epochs in all.
+        costs: Seconds that were measured for a step of each epoch; those of the stages differ.
+        beside: Seconds that were measured for the rest of each epoch, such as its validation.
     """
 
     ends: float
-    epochs: int
+    costs: tuple[float, ...]
+    beside: tuple[float, ...]
+
+    @property
+    def epochs(self) -> int:
+        """The epochs in all."""
+        return len(self.costs)
 
     @property
     def looks(self) -> list[int]:
@@ -74,19 +83,20 @@ class Pace:
     def steps(self, rows: list[dict], steps: Steps, now: float) -> int:
         """The steps that each of the epochs that are left has time for, at least 1.
 
-        A step takes as long as those since the last look, without the first epoch's, which may compile; what an epoch takes beside
-        its steps, such as the validation, is the average so far.
+        They take as much longer than measured as the epochs since the last look have taken. The first epoch may compile, and does
+        not count where there are others.
 
         Args:
-            rows: Of the epochs so far, with `epoch_seconds`, of its steps, and `seconds`, from the first one's beginning.
+            rows: Of the epochs so far, with `seconds` from the first one's beginning.
             steps: The steps so far.
             now: On the clock of `time.perf_counter`.
         """
         done = len(rows)
         since = max(look for look in (0, min(1, done - 1), *self.looks) if look < done)
-        step = sum(row["epoch_seconds"] for row in rows[since:]) / (steps.before(done) - steps.before(since))
-        beside = (rows[-1]["seconds"] - sum(row["epoch_seconds"] for row in rows)) / done
-        return max(1, math.floor(((self.ends - now) / (self.epochs - done) - beside) / step))
+        measured = sum(self.costs[epoch] * steps[epoch] + self.beside[epoch] for epoch in range(since, done))
+        slower = (rows[-1]["seconds"] - (rows[since - 1]["seconds"] if since else 0.0)) / measured
+        left = (self.ends - now) / slower - sum(self.beside[done:])
+        return max(1, math.floor(left / sum(self.costs[done:])))
 
 
 def mixing_steps(recipe: Recipe, stage: Recipe, steps: Steps, first: int, now: int) -> float:
@@ -99,4 +109,4 @@ def mixing_steps(recipe: Recipe, stage: Recipe, steps: Steps, first: int, now: i
         first: The stage's first epoch.
         now: An epoch.
     """
-    return steps.share(stage.augment.mix_until, recipe.train.schedule_end(first), now)
+    return round(steps.share(stage.augment.mix_until, recipe.train.schedule_end(first), now), ROUNDED)

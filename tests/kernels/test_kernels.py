@@ -282,6 +282,30 @@ def test_convolutions_of_a_block(batch):
         assert_same(expected, value_and_gradients(lambda x, t=training: block(x, training=t), x))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("batch", [1, 6, 16])
+def test_gradients_of_a_convolution(batch, stride, dtype):
+    """Also of kernel and bias. In bfloat16 the parts of a kernel's gradient are added in float32."""
+
+    class Convolution:
+        strides = (stride, stride)
+
+        def __init__(self, kernel, bias):
+            self.kernel, self.bias = kernel, bias
+
+        def __call__(self, x):
+            return ops.conv(x, self.kernel, stride, "same", "channels_last") + self.bias
+
+    def ours(*inputs):
+        x, kernel, bias = (ops.cast(value, dtype) for value in inputs)
+        return ops.cast(kernels.convolution(Convolution(kernel, bias), x, training=True), "float32")
+
+    inputs = random(batch, 8, 12, 6), random(3, 3, 6, 10, seed=1), random(10, seed=2)
+    expected = value_and_gradients(lambda x, kernel, bias: Convolution(kernel, bias)(x), *inputs)
+    assert_same(value_and_gradients(ours, *inputs), expected, *([0.02] if dtype == "bfloat16" else []))
+
+
 def test_fused_attention_is_the_explicit_one(monkeypatch):
     """Also where gradients are recorded, and in the order of (queries, keys, values) x heads that the layer has."""
     layer = Attention(24, 3)

@@ -21,7 +21,8 @@ from keras_vit.training.distribution.join import joined
 BACKEND = keras.backend.backend()
 SCRIPT = ROOT / "experiments" / "train_cifar.py"
 SUMMATION = 1e-4  # other orders of the sums over a batch, 50 steps
-MODEL = {"image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
+MODEL = {"image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "stem": "conv"}
+MODEL |= {"stem_depth": 1}
 TRAIN = {"batch_size": 8, "precision": "float32", "steps_per_epoch": 25, "epochs": 2, "validate_every": 2, "learning_rate": 3e-3}
 AUGMENT = {"crop": 1, "mixup": 0.8, "cutmix": 1.0, "randaugment_layers": 1}
 TOGETHER = pytest.mark.distributed

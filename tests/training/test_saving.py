@@ -96,6 +96,8 @@ CASES = {
     # In the first epoch of the second stage, whose model is another one; later stages get the trained weights, not the averages.
     "stages": {"stages": [{"until": 0.25, "patch_dropout": 0.5}, {"until": 0.75}], "ema": 0.5, "augment": {"mixup": 0.4}},
     "muon": {"optimizer": "muon", "augment": {"cutmix": 1.0}, **DROPOUT},
+    # As a time plans them: the average's steps and the end of mixing move with the steps of the epochs.
+    "steps": {"steps_per_epoch": [4, 5, 2], "average_last": 0.7, "augment": {"mixup": 0.4, "mix_until": 0.6}},
     "float16": {"precision": "float16", "accumulate": 2},
 }
 

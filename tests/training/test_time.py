@@ -28,14 +28,16 @@ def test_steps_are_what_measured_speeds_leave_room_for(monkeypatch, every, valid
     recipe = small(time="2m", epochs=4, validate_every=every, batch_size=10)
     data = recipe.load_data()
     recipe = recipe.for_data(data)
-    monkeypatch.setattr(speed, "image_seconds", lambda *arguments: (0.02, ("model", [])))
+    monkeypatch.setattr(speed, "image_seconds", lambda recipe, *arguments: ([0.02] * recipe.train.epochs, ("model", [])))
     monkeypatch.setattr(speed, "evaluation_seconds", lambda *arguments: (0.01, 1.0))
     began = time.perf_counter() - 5
     found, pace, reason, prepared = speed.within_time(recipe, data, began, None)
     fixed = 5 + 1 + 0.01 * ((validations + 1) * 144 + 359) + speed.END_SECONDS + 4 * speed.EPOCH_SECONDS
     steps = (120 * (1 - speed.SPARE) - fixed) / 0.02 / 10 / 4
     assert found == recipe.with_train(steps_per_epoch=int(steps))
-    assert pace == Pace(pytest.approx(began + 120 * (1 - speed.SPARE) - 0.01 * (144 + 359) - speed.END_SECONDS), 4)
+    assert pace.ends == pytest.approx(began + 120 * (1 - speed.SPARE) - 0.01 * (144 + 359) - speed.END_SECONDS)
+    assert pace.costs == (0.2,) * 4
+    assert pace.beside == pytest.approx([speed.EPOCH_SECONDS + 1.44 * (epoch % every == 0 or epoch == 4) for epoch in (1, 2, 3, 4)])
     assert prepared == ("model", [])
     assert reason == (
         f"time: 2m; 4 epochs of {int(steps)} steps, {40 * int(steps) / 1294:.1f} passes in all; "
@@ -64,30 +66,42 @@ def test_mixing_ends_at_its_share_of_the_epochs():
 
 
 def test_what_is_left_is_counted_anew():
-    """Planned at 10 steps an epoch, each of 1 s; each takes 2 s, then 1 s, and 5 s of each epoch are not steps."""
-    pace = Pace(ends=1000.0, epochs=8)
+    """Planned: 10 steps an epoch of 1 s each, and 5 s beside. Everything takes twice as long, then three times, then half."""
+    pace = Pace(1000.0, (1.0,) * 8, (5.0,) * 8)
     assert pace.looks == [2, 4, 6, 7]
     assert [pace.next_look(epoch) for epoch in (0, 2, 3, 6, 7)] == [2, 4, 4, 7, 8]
-    rows = [{"epoch_seconds": 99.0, "seconds": 104.0}, {"epoch_seconds": 20.0, "seconds": 129.0}]
-    assert pace.steps(rows, Steps((10,)), 700.0) == (300 / 6 - 5) // 2
-    rows += [{"epoch_seconds": 22.0, "seconds": 156.0}, {"epoch_seconds": 22.0, "seconds": 183.0}]
-    assert pace.steps(rows, Steps((10, 10, 22)), 800.0) == 200 // 4 - 5
-    assert pace.steps(rows, Steps((10, 10, 22)), 1001.0) == 1
-    assert Pace(1000.0, 1).looks == []
-    assert Pace(1000.0, 2).looks == [1]
+    rows = [{"seconds": 100.0}, {"seconds": 130.0}]  # the first one compiles
+    assert pace.steps(rows, Steps((10,)), 700.0) == (300 / 2 - 6 * 5) // 6
+    rows += [{"seconds": 205.0}, {"seconds": 280.0}]
+    assert pace.steps(rows, Steps((10, 10, 20)), 700.0) == 300 / 3 // 4 - 5
+    rows += [{"seconds": 287.5}, {"seconds": 295.0}]
+    assert pace.steps(rows, Steps((10,)), 980.0) == 40 // 2 - 5
+    assert pace.steps(rows, Steps((10,)), 1001.0) == 1
+    assert Pace(1000.0, (1.0,), (0.0,)).looks == []
+    assert Pace(1000.0, (1.0,) * 2, (0.0,) * 2).looks == [1]
+
+
+def test_stages_of_unequal_cost_are_counted_as_they_are():
+    """Three quarters of the epochs have small images, whose steps take a quarter of the time; the last one is validated."""
+    pace = Pace(420.0, (1.0,) * 6 + (4.0,) * 2, (0.0,) * 7 + (14.0,))
+    planned = 29  # (420 - 14) / 14
+    rows = [{"seconds": 29.0 * epoch} for epoch in (1, 2)]
+    assert pace.steps(rows, Steps((planned,)), 58.0) == planned
+    rows = [{"seconds": 29.0 * epoch} for epoch in (1, 2, 3, 4, 5, 6)] + [{"seconds": 290.0}]
+    assert pace.steps(rows, Steps((planned,)), 290.0) == planned
 
 
 @pytest.mark.backend
 def test_a_run_with_other_steps_repeats_and_goes_on_alike(tmp_path, monkeypatch):
     """The learning rate goes to zero, whatever the steps; the run's recipe gives the same numbers, also after a stop."""
-    planned = iter([5, 5, 2])
+    planned = iter([5, 6, 2])
     monkeypatch.setattr(Pace, "steps", lambda *arguments: next(planned))
-    monkeypatch.setattr(speed, "image_seconds", lambda *arguments: (0.3, None))
+    monkeypatch.setattr(speed, "image_seconds", lambda recipe, *arguments: ([0.3] * recipe.train.epochs, None))
     augment = {"cutmix": 1.0, "mix_until": 0.6}
     recipe = load_recipe("digits", data="digits", model=MODEL, augment=augment, train={"epochs": 4, "time": "5m", "ema": 0.5})
     run = train(recipe, tmp_path / "run", verbose=0, pictures=False)
     first = run.recipe.train.steps_per_epoch[0]
-    assert run.recipe.train.steps_per_epoch == [first, 5, 5, 2]
+    assert run.recipe.train.steps_per_epoch == [first, 5, 6, 2]
     rates = [row["learning_rate"] for row in run.metrics]
     peak, warmup = run.recipe.train.learning_rate, min(run.recipe.train.warmup_epochs, 2)
     done = [max(epoch - warmup, 0) / (4 - warmup) for epoch in (1, 2, 3, 4)]
@@ -96,7 +110,7 @@ def test_a_run_with_other_steps_repeats_and_goes_on_alike(tmp_path, monkeypatch)
     again = train(run.recipe, tmp_path / "again", verbose=0, pictures=False)
     assert [row["loss"] for row in again.metrics] == [row["loss"] for row in run.metrics]
     stopped = train(run.recipe, tmp_path / "stopped", until=2, verbose=0, pictures=False)
-    assert stopped.recipe.train.steps_per_epoch == [first, 5, 5, 2]
+    assert stopped.recipe.train.steps_per_epoch == [first, 5, 6, 2]
     went_on = train(run.recipe, tmp_path / "stopped", resume=True, verbose=0, pictures=False)
     assert [row["val_loss"] for row in went_on.metrics] == [row["val_loss"] for row in run.metrics]
 
@@ -134,7 +148,7 @@ def test_a_time_is_kept_and_the_run_repeats(tmp_path, monkeypatch):
     ],
 )
 def test_a_time_that_is_none_or_too_short(monkeypatch, tmp_path, settings, message):
-    monkeypatch.setattr(speed, "image_seconds", lambda *arguments: (0.02, ("model", [])))
+    monkeypatch.setattr(speed, "image_seconds", lambda recipe, *arguments: ([0.02] * recipe.train.epochs, ("model", [])))
     monkeypatch.setattr(speed, "evaluation_seconds", lambda *arguments: (0.01, 1.0))
     with pytest.raises(ValueError, match=message):
         train(small(**settings), tmp_path / "run", verbose=0)
@@ -152,6 +166,7 @@ def test_a_time_that_is_none_or_too_short(monkeypatch, tmp_path, settings, messa
         (["--train", '{"warmup_epochs": 3}'], "10m"),
         (["--train.epochs", "3", "--train.time", "5m"], "5m"),
         (["--train.time", "5m"], "5m"),
+        (["--train.steps_per_epoch", "3", "--train.time", "5m"], "5m"),
         (["--seed", "1"], "10m"),
     ],
 )
@@ -159,6 +174,32 @@ def test_another_length_replaces_the_time_of_a_recipe(tmp_path, options, left):
     file = tmp_path / "mine.yaml"
     file.write_text("data: digits\ntrain: {epochs: 7, time: 10m}\n")
     assert parse_recipe(file, options)[0].train.time == left
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ([], ("10m", [4, 5])),
+        (["--train.epochs", "3"], (None, None)),
+        (["--train.steps_per_epoch", "3"], (None, 3)),
+        (["--train.time", "5m"], ("5m", None)),
+        (["--train.epochs", "3", "--train.steps_per_epoch", "6"], (None, 6)),
+    ],
+)
+def test_another_length_replaces_the_steps_that_a_run_has_found(tmp_path, options, left):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: digits\ntrain: {epochs: 7, time: 10m, steps_per_epoch: [4, 5]}\n")
+    train = parse_recipe(file, options)[0].train
+    assert (train.time, train.steps_per_epoch) == left
+
+
+def test_added_epochs_have_as_many_steps_as_the_others(tmp_path):
+    recipe = small(epochs=3, steps_per_epoch=[4, 6, 2])
+    train(recipe, tmp_path / "run", until=2, verbose=0, pictures=False)
+    train(recipe, tmp_path / "run", resume=True, verbose=0, pictures=False)
+    run = train(recipe, tmp_path / "run", resume=True, extend=2, verbose=0, pictures=False)
+    assert run.recipe.train.steps_per_epoch == [4, 6, 2, 4]
+    assert len(run.metrics) == 5
 
 
 def test_another_length_in_python_replaces_the_time_too(tmp_path):

@@ -139,6 +139,7 @@ def from_views(recipe, data, teacher, run_dir, distribution, say, summary):
     """Targets of stored logits, which are computed first where they are not stored yet."""
     config, size, started = recipe.distill, recipe.train.batch_size, time.perf_counter()
     seen, steps = {**batch_settings(recipe, data), "image_size": recipe.model.image_size}, len(data.train) // size
+    del seen["mix_steps"]  # mixing never ends here
     augment = {name: value for name, value in dataclasses.asdict(recipe.augment).items() if name != "label_smoothing"}
     depends = {"teacher": teacher.fingerprint, "backend": keras.backend.backend(), "data": data.fingerprint}
     depends |= {"validation": recipe.validation, "subset": recipe.subset, "augment": augment, **seen}
