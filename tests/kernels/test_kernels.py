@@ -195,7 +195,7 @@ def in_bfloat16(function):
     return lambda *inputs: ops.cast(function(*(ops.cast(value, "bfloat16") for value in inputs)), "float32")
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(1, (6, 20)), (7, (20, 6)), (64, (64, 32))], ids=str)
+@pytest.mark.parametrize(("rows", "sizes"), [(1, (6, 20)), (7, (20, 6)), (64, (64, 32)), (3000, (20, 6))], ids=str)
 def test_linear_in_bfloat16(rows, sizes):
     inputs = random(rows, sizes[0]), random(*sizes, seed=1), random(sizes[1], seed=2)
     plain = value_and_gradients(lambda x, kernel, bias: ops.matmul(x, kernel) + bias, *inputs)
@@ -286,7 +286,7 @@ def test_convolutions_of_a_block(batch):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("batch", [1, 6, 16])
 def test_gradients_of_a_convolution(batch, stride, dtype):
-    """Also of kernel and bias. In bfloat16 the parts of a kernel's gradient are added in float32."""
+    """Also of kernel and bias. In bfloat16 the parts of a kernel's gradient, and those of a bias, are added in float32."""
 
     class Convolution:
         strides = (stride, stride)
