@@ -139,7 +139,8 @@ def draw(records, path):
             seconds, accuracy = zip(*run["curve"], strict=True)
             axes.plot(seconds, [100 * value for value in accuracy], color=colour, label=None if known else name, linewidth=1.2)
     axes.set_xscale("log")
-    ticks = [tick for tick in (15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200) if tick <= axes.get_xlim()[1] * 1.01]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200) if low / 1.2 <= tick <= high * 1.01]
     axes.set_xticks(ticks, [f"{tick} s" if tick < 120 else f"{math.floor(tick / 60)} min" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("since the start of the process")
