@@ -184,7 +184,7 @@ def same_forward(x, kernel):
 
 
 def same_backward(kept, dy):
-    """The kernel's gradient is the sum of those of parts of the batch: XLA transposes both factors; parts stay in the caches."""
+    """Sums the kernel's gradient over parts of the batch. XLA transposes both factors of a part, which fit into the caches."""
     x, kernel = kept
     parts = math.gcd(PARTS, len(x))
     pairs = zip(jax.numpy.split(x, parts), jax.numpy.split(dy, parts), strict=True)

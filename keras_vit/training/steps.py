@@ -43,7 +43,7 @@ class Steps:
         return next((later for later in range(epoch + 1, last) if self.changes(later)), last)
 
     def share(self, share: float, epochs: int, now: int) -> float:
-        """The steps of a share of `epochs`, each of those after epoch `now` counted as long as that one."""
+        """The steps of a share of `epochs`, if all epochs from `now` on have as many as that one."""
         return self.before(now) + (share * epochs - now) * self[now]
 
     def replaced(self, epoch: int, steps: int, last: int) -> typing.Self:
@@ -100,13 +100,13 @@ class Pace:
 
 
 def mixing_steps(recipe: Recipe, stage: Recipe, steps: Steps, first: int, now: int) -> float:
-    """The first steps of a training, in which a stage mixes images, as they are planned at epoch `now` of it.
+    """How many steps of a training, from its first one on, a stage mixes images in, as planned at an epoch.
 
     Args:
         recipe: The `Recipe`.
         stage: That of the stage.
         steps: The `Steps`.
         first: The stage's first epoch.
-        now: An epoch.
+        now: The epoch.
     """
     return round(steps.share(stage.augment.mix_until, recipe.train.schedule_end(first), now), ROUNDED)
