@@ -12,12 +12,15 @@ and the next one begins.
 
 import argparse
 import json
+import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 
+from levers import BACKENDS
 from record import write_record
 
 from keras_vit.processes import end_process, run_command, start_process
@@ -26,8 +29,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = "-m keras_vit.cli train --data {data} --time {seconds}s --out {out} --recipe"
 CHECKS = {  # share of the time, and what follows `python`
     "parity": (0.08, "-m keras_vit.cli parity S/16 --json {out}.json"),
-    "speed": (0.2, "benchmarks/throughput.py --tasks 32 S/16 --contenders keras_vit --turns 2 --json {out}.json"),
-    "deterministic": (0.08, "benchmarks/checkouts.py . . --deterministic --turns 2 --json {out}.json"),
+    "speed": (
+        0.2,
+        "benchmarks/throughput.py --tasks 32 S/16 --contenders 'keras_vit, {title}' --turns 2 --seconds 2 --json {out}.json",
+    ),
+    "deterministic": (0.08, "benchmarks/checkouts.py . . --deterministic --turns 2 --seconds 1 --json {out}.json"),
     "quick": (0.14, f"{TRAIN} quick"),
     "standard": (0.2, f"{TRAIN} standard"),
     "best": (0.3, f"{TRAIN} best"),
@@ -56,7 +62,8 @@ def main():
 def check(name, seconds, data, out):
     """Runs a check to its end, or ends it after `seconds`."""
     values = {"data": data, "out": str(out), "seconds": max(int(seconds) - START_SECONDS, 1)}
-    arguments = [each.format(**values) for each in CHECKS[name][1].split()]
+    values["title"] = BACKENDS[os.environ["KERAS_BACKEND"]]  # which keras_vit has set where the user has not
+    arguments = [each.format(**values) for each in shlex.split(CHECKS[name][1])]
     before, error, output = time.perf_counter(), "", b""
     process = start_process([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:

@@ -10,6 +10,7 @@ not trained again, and one that was killed goes on.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -29,6 +30,7 @@ from keras_vit.runs.folder import RunFolder
 PLAIN = "as it is"  # as tables.py knows it
 BACKENDS = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 DIGITS = 3  # of the seconds in a record
+DIGEST = 8  # characters, of the settings in a folder's name
 
 
 def main():
@@ -52,7 +54,8 @@ def main():
         out = options.out or pathlib.Path(temporary)
         for seed in options.seeds:  # seed by seed, so that a record that is cut short compares all levers
             for name, settings in levers.items():
-                folder = out / f"{options.recipe}-{list(levers).index(name)}-{seed}"
+                same = hashlib.sha256(repr((options.data, options.options, settings)).encode()).hexdigest()[:DIGEST]
+                folder = out / f"{options.recipe}-{seed}-{same}"
                 runs.append({"lever": name, "settings": settings, "seed": seed, **trained(options, settings, seed, folder)})
                 print(f"{name}, seed {seed}: {described(runs[-1])}", flush=True)
                 if options.json:
@@ -74,7 +77,8 @@ def trained(options, settings, seed, folder):
             subprocess.run([*command, "--out", str(folder), "--resume", "auto"], stdout=log, stderr=log, check=True)
         marker.write_text(f"{time.perf_counter() - before:.{DIGITS}f}\n", encoding="utf-8")
     run = RunFolder(folder)
-    summary, seconds = run.summary, float(marker.read_text(encoding="utf-8"))
+    summary = run.summary
+    seconds = max(float(marker.read_text(encoding="utf-8")), summary["process_seconds"])  # of a killed run: without its ends
     start = summary["process_seconds"] - summary["seconds"]  # before the first epoch, and the test
     return {
         "backend": summary["backend"],

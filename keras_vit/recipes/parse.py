@@ -200,8 +200,13 @@ def load_recipe(name: str | os.PathLike, **overrides) -> Recipe:
     Raises:
         ValueError: Naming the setting, what was received and what is allowed.
     """
+    return parse_settings(read_with_overrides(name, overrides))[0]
+
+
+def read_with_overrides(name: str | os.PathLike, overrides: dict) -> dict:
+    """The settings of a recipe, with those of `load_recipe`'s overrides on top, by full names."""
     given = read_overrides(overrides)
-    return parse_settings({**without_time(read_settings(name), given), **given})[0]
+    return {**without_time(read_settings(name), given), **given}
 
 
 def parse_settings(

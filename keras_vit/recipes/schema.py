@@ -401,7 +401,13 @@ class Recipe:
         check_number("center_crop", self.center_crop, above=0, at_most=1)
         for name, values in zip(("mean", "std"), as_moments(self.mean, self.std, self.model.channels), strict=True):
             object.__setattr__(self, name, values)
-        self.distill.check_recipe(self, [stage for _, _, stage in self.stages()])
+        stages = self.stages()
+        self.distill.check_recipe(self, [stage for _, _, stage in stages])
+        averaged = self.train.average_last
+        thawed = max((last / self.train.epochs for _, last, stage in stages if stage.finetune != self.finetune), default=0)
+        if averaged and averaged > 1 - thawed:
+            where = "the epochs after the last stage with another freeze, whose weights have no average before"
+            raise ValueError(f"average_last: received {averaged:g}; allowed: at most {1 - thawed:g}, {where}")
 
     def stages(self) -> list[tuple[int, int, typing.Self]]:
         """(first epoch, epoch after the last one, recipe) of each stage of the training.

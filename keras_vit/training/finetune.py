@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_vit.model.adapters import adapted_layers
 from keras_vit.model.config import ViTConfig
-from keras_vit.recipes.parse import parse_recipe, parse_settings, read_overrides, read_settings
+from keras_vit.recipes.parse import parse_recipe, parse_settings, read_with_overrides
 from keras_vit.recipes.schema import FinetuneConfig, Recipe
 
 if typing.TYPE_CHECKING:
@@ -181,7 +181,7 @@ def finetune_recipe(checkpoint: str | os.PathLike, name: str | os.PathLike = "ph
     Raises:
         ValueError: Naming the setting, what was received and what is allowed, or what is wrong with the checkpoint.
     """
-    settings = {**read_settings(name), **read_overrides(overrides), "finetune.checkpoint": str(checkpoint)}
+    settings = {**read_with_overrides(name, overrides), "finetune.checkpoint": str(checkpoint)}
     completion = Completion()
     recipe, _ = parse_settings(settings, complete=completion)
     completion.check(recipe)

@@ -9,7 +9,10 @@ import math
 import keras
 from keras import ops
 
+from keras_vit.machine import accelerator
 from keras_vit.private.keras import MuonHooks, OptimizerHooks, available
+
+LONG = 2  # columns of a matrix to its rows
 
 
 def backend_class(kind: type) -> type:
@@ -117,12 +120,33 @@ def muon(kind):
             return [gradient + self.momentum * momentum for gradient, momentum in zip(gradients, momentums, strict=True)]
 
         def zeropower(self, x):
-            """Approximate polar factor of each matrix (n, R, C), R <= C, by Keras's Newton-Schulz iterations."""
-            x = x / (ops.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
-            for _ in range(self.ns_steps):
-                gram = ops.matmul(x, ops.transpose(x, (0, 2, 1)))  # (n, R, R)
-                x = self.muon_a * x + ops.matmul(self.muon_b * gram + self.muon_c * ops.matmul(gram, gram), x)
-            return x
+            """Approximate polar factor of each matrix (n, R, C), R <= C, by Keras's Newton-Schulz iterations.
+
+            With G = x x' an iteration is x = p x, p = a I + b G + c G^2, after which G is p G p. Of long matrices on a processor
+            the small p are multiplied first, and x once: a third of the time. Accelerators that round factors to ten bits could
+            not: a G that is no longer positive grows.
+            """
+            x = x / (self.norms(x) + 1e-7)
+            if x.shape[2] < LONG * x.shape[1] or accelerator():
+                for _ in range(self.ns_steps):
+                    x = self.polynomial(self.gram(x)) @ x
+                return x
+            gram = self.gram(x)
+            product = factor = self.polynomial(gram)
+            for _ in range(self.ns_steps - 1):
+                gram = factor @ gram @ factor
+                factor = self.polynomial(gram)
+                product = factor @ product
+            return product @ x
+
+        def norms(self, x):
+            return ops.norm(x, axis=(-2, -1), keepdims=True)
+
+        def gram(self, x):
+            return x @ ops.transpose(x, (0, 2, 1))  # (n, R, R)
+
+        def polynomial(self, gram):
+            return self.muon_a * ops.eye(gram.shape[1]) + self.muon_b * gram + self.muon_c * (gram @ gram)
 
         def subtract(self, variables, updates):
             for variable, update in zip(variables, updates, strict=True):
@@ -186,12 +210,16 @@ def torch_muon(kind):
             private.add(momentums, gradients)
             return private.plus(gradients, momentums, self.momentum) if self.nesterov else momentums
 
-        def zeropower(self, x):
-            x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-            for _ in range(self.ns_steps):
-                gram = x @ x.mT  # (n, R, R)
-                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=self.muon_b, alpha=self.muon_c), x, beta=self.muon_a)
-            return x
+        def norms(self, x):
+            return torch.linalg.matrix_norm(x, keepdim=True)
+
+        def gram(self, x):
+            return x @ x.mT
+
+        def polynomial(self, gram):
+            result = torch.baddbmm(gram, gram, gram, beta=self.muon_b, alpha=self.muon_c)
+            result.diagonal(dim1=-2, dim2=-1).add_(self.muon_a)
+            return result
 
         def subtract(self, variables, updates):
             private.subtract([variable.value for variable in variables], updates)

@@ -17,6 +17,7 @@ from keras_vit.data.dataset import DataSet
 from keras_vit.data.labels import class_counts
 from keras_vit.data.stream import own_errors
 from keras_vit.machine import machine, tune, use_deterministic_operations
+from keras_vit.recipes.distill import LOGITS, SMALL_CNN, TIMM, DistillConfig
 from keras_vit.recipes.parse import flatten
 from keras_vit.recipes.schema import RECALL, Recipe
 from keras_vit.runs.folder import RunFolder, WrittenElsewhere, held
@@ -124,7 +125,10 @@ def train(
         interrupts = stack.enter_context(Interrupts())
         lock = hold(stack, distribution, run_dir, resume, overwrite)
         stack.enter_context(own_errors())
-        # Settings or checkpoint may not fit: everything is tried before the folder is made.
+        # Settings or checkpoint may not fit: everything is tried before the folder is made, what takes no time first.
+        if recipe.train.patience and data.validation is None:
+            raise ValueError(f"patience: received {recipe.train.patience}; allowed: 0 without validation images")
+        check_monitor(recipe.train.monitor, data)
         if resume:
             recipe, prepared, pace = resumed(recipe, run_dir, seconds, extend, extend_rate), None, None
             ended = RunFolder(run_dir).is_finished and not extend
@@ -137,9 +141,6 @@ def train(
             raise ValueError(f"accumulate: received {recipe.train.accumulate}; allowed: 1 to {total_steps}, the steps in all")
         if verbose and (said := average_note(recipe.train, total_steps)):
             print(said, flush=True)
-        if recipe.train.patience and data.validation is None:
-            raise ValueError(f"patience: received {recipe.train.patience}; allowed: 0 without validation images")
-        check_monitor(recipe.train.monitor, data)
         stages = recipe.stages()
         first_batches = [first_batch(data, recipe, stage, first, steps) for first, _, stage in stages]
         check_agreement(distribution, {**identity(recipe, data), "fingerprint of the teacher": taught.fingerprint})
@@ -163,7 +164,7 @@ def train(
         begins = not (first_epoch or session.first_step)
         if begins:
             with distribution.whole(model):
-                set_start(model, recipe, data)
+                set_start(model, stage, data)
         if extend:
             run.extend(recipe)
             if verbose:
@@ -254,8 +255,8 @@ def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
     """
     if seconds is not None:
         check_number("seconds", seconds, above=0)
-    if recipe.finetune.checkpoint:
-        check_apart(run_dir, recipe.finetune.checkpoint)
+    check_apart(run_dir, recipe)
+    check_share(recipe, seconds)
     with distribution.alone():
         resolved = resolve_precision(recipe, data)
     recipe, prepared, pace = resolved.recipe, resolved.prepared, None
@@ -423,11 +424,24 @@ def keep_pace(session, pace, epoch, verbose):
         session.use_steps(session.steps.replaced(epoch, found, pace.epochs))
 
 
-def check_apart(run_dir, checkpoint):
-    """Raises a ValueError if the run would overwrite the checkpoint that it starts from."""
-    run, checkpoint = Path(run_dir).resolve(), Path(checkpoint).resolve()
-    if run == checkpoint or run in checkpoint.parents:
-        raise ValueError(f"run: {str(run_dir)!r} holds the checkpoint that the run would start from; choose another folder")
+def check_apart(run_dir, recipe):
+    """Raises a ValueError if the run would overwrite the checkpoint that it starts from, or its teacher."""
+    teacher = recipe.distill.teacher
+    for prefix in (LOGITS, TIMM, SMALL_CNN):
+        teacher = teacher.removeprefix(prefix)
+    for path, what in ((recipe.finetune.checkpoint, "checkpoint that the run would start from"), (teacher, "teacher of the run")):
+        resolved = Path(path).expanduser().resolve()
+        if path and Path(run_dir).resolve() in (resolved, *resolved.parents):
+            raise ValueError(f"run: {str(run_dir)!r} holds the {what}; choose another folder")
+
+
+def check_share(recipe, seconds):
+    """Raises a ValueError for a length of `small-cnn` that has no effect on it."""
+    config, field = recipe.distill, "distill.epochs"
+    if recipe.train.measured_seconds is not None and seconds is None and config.epochs != DistillConfig.epochs:
+        raise ValueError(f"{field}: received {config.epochs:g}; allowed: none with train.time, of which it takes distill.share")
+    if recipe.train.time is None and seconds is None and config.share != DistillConfig.share:
+        raise ValueError(f"distill.share: received {config.share:g}; allowed: none without train.time; set {field} instead")
 
 
 def check_same_recipe(run, recipe):

@@ -12,6 +12,7 @@ from keras import ops
 from keras_vit.data.batches import evaluation_batches, training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.data.teaching import Teaching
+from keras_vit.kernels.ops import linear
 from keras_vit.machine import accelerator, has_bfloat16
 from keras_vit.model.vit import build_vit
 from keras_vit.recipes.distill import DistillConfig
@@ -22,6 +23,7 @@ from keras_vit.training.models import Prepared, compile_model, compiled_model, t
 from keras_vit.training.steps import Pace
 
 CANDIDATES = ("float32", "bfloat16")  # of `train.precision: auto`
+PRODUCT_ROWS, PRODUCT_TURNS, PRODUCT_GAIN = 2048, 30, 1.1  # of `product_gain`; with less a model cannot gain
 MARGIN = 1.02  # bfloat16 must be faster by this factor: float32 has the better numbers
 CLEAR = 1.25  # no further turns once one is faster by this factor
 TURNS, TURN_SECONDS = 3, 0.4
@@ -50,9 +52,10 @@ class Resolved:
 def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
     """Replaces `train.precision: auto` by the faster of float32 and bfloat16 on this machine.
 
-    On a CPU with bfloat16 instructions, both are trained for some steps in turns: their speed depends on the CPU, the backend
-    and the model. The longest stage decides. An accelerator takes bfloat16 if it computes in it, without a measurement. What is
-    measured has no teacher.
+    On a CPU with bfloat16 instructions, a product of matrices is timed first. Where bfloat16 does not make that faster, it makes
+    no model faster. Otherwise both are trained for some steps in turns: their speed depends on the CPU, the backend and the model.
+    The longest stage decides. An accelerator takes bfloat16 if it computes in it, without a measurement. What is measured has no
+    teacher.
 
     Args:
         recipe: A `Recipe` with the data's number of classes.
@@ -64,6 +67,9 @@ def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
         precision = "bfloat16" if has_bfloat16() else "float32"
         where = accelerator() or "this CPU"
         return Resolved(with_precision(recipe, precision), f"precision: {precision}; {where} {WHY[precision]}")
+    if (gain := product_gain(recipe.model.width, recipe.model.mlp_dim)) < PRODUCT_GAIN:
+        reason = f"precision: float32; this CPU multiplies matrices in bfloat16 at {gain:.2f} times its rate in float32"
+        return Resolved(with_precision(recipe, "float32"), reason)
     plain = dataclasses.replace(recipe, distill=DistillConfig())
     recipes = [with_precision(plain, precision) for precision in CANDIDATES]
     stages = [max(each.stages(), key=lambda stage: stage[1] - stage[0])[2] for each in recipes]
@@ -75,6 +81,19 @@ def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
     chosen_recipe = with_precision(recipe, CANDIDATES[chosen])
     first = chosen_recipe.stages()[0][2]
     return Resolved(chosen_recipe, reason, prepared[chosen] if first == stages[chosen] else None)
+
+
+def product_gain(width: int, mlp_dim: int) -> float:
+    """The rate of the first linear layer of an MLP in bfloat16, as a multiple of that in float32; the best of some turns each."""
+    rng, best = np.random.default_rng(0), dict.fromkeys(CANDIDATES, math.inf)
+    factors = [rng.standard_normal(shape, "float32") for shape in ((PRODUCT_ROWS, width), (width, mlp_dim))]
+    factors = {precision: [ops.cast(factor, precision) for factor in factors] for precision in CANDIDATES}
+    for _ in range(PRODUCT_TURNS):
+        for precision in CANDIDATES:
+            before = time.perf_counter()
+            ops.convert_to_numpy(linear(*factors[precision], None, training=True)[:1, :1])  # waits for the result
+            best[precision] = min(best[precision], time.perf_counter() - before)
+    return best["float32"] / best["bfloat16"]
 
 
 def with_precision(recipe: Recipe, precision: str) -> Recipe:
@@ -136,10 +155,8 @@ def within_time(
         shortest = math.ceil((fixed + sum(costs)) / (1 - SPARE))
         raise ValueError(f"time: received {config.time!r}; allowed: at least {shortest}s for {epochs} epochs on this machine")
     passes = steps * config.batch_size * epochs / len(data.train)
-    reason = (
-        f"time: {config.time}; {epochs} epochs of {steps} steps, {passes:.1f} passes in all; measured images/s: "
-        f"{epochs / sum(needed):,.0f} in training, {1 / per_image:,.0f} in validation"
-    )
+    measured = f"{epochs / sum(needed):,.0f} in training" + (f", {1 / per_image:,.0f} in validation" if per_image else "")
+    reason = f"time: {config.time}; {epochs} epochs of {steps} steps, {passes:.1f} passes in all; measured images/s: {measured}"
     return recipe.with_train(steps_per_epoch=steps), pace, reason, prepared
 
 

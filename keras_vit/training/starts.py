@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_vit.data.dataset import DataSet
 from keras_vit.data.seeds import START, generator
-from keras_vit.images import normalize
+from keras_vit.images import normalize, resize
 from keras_vit.model.attention import Attention
 from keras_vit.model.vit import ViT
 from keras_vit.private.keras import flatten_layers
@@ -17,7 +17,8 @@ from keras_vit.recipes.schema import Recipe
 
 # Of arXiv 2305.09828, section 4: noise and identity in query times key, and in value times projection.
 QUERY_KEY, VALUE_PROJECTION = (0.7, 0.7), (0.4, -0.4)
-SEEN, EPSILON = 2000, 1e-2  # images that the covariance is taken from, and what is added to its eigenvalues
+SEEN, WINDOWS = 500, 100  # images that the covariance is taken from, and places in each
+EPSILON = 1e-2  # added to the eigenvalues of the covariance
 
 
 def set_start(model: ViT, recipe: Recipe, data: DataSet) -> None:
@@ -25,7 +26,7 @@ def set_start(model: ViT, recipe: Recipe, data: DataSet) -> None:
 
     Args:
         model: The model; its other weights stay as they are.
-        recipe: The `Recipe`.
+        recipe: The `Recipe` of the model: that of the first stage.
         data: Its `DataSet`, of which `whiten` takes training images.
     """
     if recipe.train.init == "mimetic":
@@ -64,11 +65,12 @@ def whiten(model: ViT, pixels: np.ndarray) -> None:
     C is the covariance of `pixels` (n, F). The idea is that of the first layer of airbench (arXiv 2404.00498), whose filters are
     eigenvectors of C; here the filters stay random and are trained on.
     """
-    sizes, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False, dtype=np.float64))
-    matrix = (vectors / np.sqrt(sizes + EPSILON)) @ vectors.T  # (F, F)
+    centred = pixels - pixels.mean(axis=0)
+    sizes, vectors = np.linalg.eigh((centred.T @ centred / (len(pixels) - 1)).astype(np.float64))
+    matrix = (vectors / np.sqrt(np.maximum(sizes, 0) + EPSILON)) @ vectors.T  # (F, F)
     kernel = first_kernel(model)
     shape = tuple(kernel.shape)
-    kernel.assign((matrix @ ops.convert_to_numpy(kernel).reshape(len(matrix), -1)).reshape(shape))
+    kernel.assign((matrix @ ops.convert_to_numpy(kernel).reshape(-1, shape[-1])).reshape(shape))
 
 
 def first_kernel(model: ViT) -> keras.Variable:
@@ -78,11 +80,13 @@ def first_kernel(model: ViT) -> keras.Variable:
 
 
 def pixels_of(recipe: Recipe, data: DataSet) -> np.ndarray:
-    """What the filters of the first layer see of some training images, normalised: float32 (n, F)."""
+    """What the filters of the first layer see of some places in some training images, normalised: float32 (n, F)."""
     config, rng = recipe.model, generator(START, recipe.seed, 1)
     rows = np.sort(rng.permutation(len(data.train))[:SEEN])
-    images = normalize(data.train.images(rows), recipe.mean, recipe.std)
+    images = resize(normalize(data.train.images(rows), recipe.mean, recipe.std), config.image_size)
     size, stride = ((3, 3), (2, 2)) if config.stem == "conv" else (config.patch_size, config.patch_size)
-    windows = np.lib.stride_tricks.sliding_window_view(images, size, axis=(1, 2))  # (n, rows, columns, C, height, width)
-    windows = windows[:, :: stride[0], :: stride[1]].transpose(0, 1, 2, 4, 5, 3)
-    return windows.reshape(-1, size[0] * size[1] * config.channels)
+    windows = np.lib.stride_tricks.sliding_window_view(images, size, axis=(1, 2))  # (images, rows, columns, C, height, width)
+    windows = windows[:, :: stride[0], :: stride[1]]
+    places = (rng.integers(count, size=(len(rows), WINDOWS)) for count in windows.shape[1:3])
+    windows = windows[np.arange(len(rows))[:, None], *places]  # (images, WINDOWS, C, height, width)
+    return windows.transpose(0, 1, 3, 4, 2).reshape(-1, size[0] * size[1] * config.channels)

@@ -243,11 +243,17 @@ def test_stored_views_are_used_by_another_run_and_a_damaged_file_is_made_anew(tm
     first, _ = taught(recipe, data, tmp_path / "one")
     files = sorted((tmp_path / "kept").glob("*/*.npy"))
     assert len(files) == 6  # of each view five steps
+    cost = first.summary["teacher_views_seconds"]
+    assert 0 < cost == taught(recipe, data, tmp_path / "two")[0].summary["teacher_views_seconds"]  # whichever run stores them
     before = {file: file.stat().st_mtime_ns for file in files}
     more = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, views=3))
     taught(more, data, tmp_path / "two")
     assert {file: file.stat().st_mtime_ns for file in files} == before
     assert len(list((tmp_path / "kept").glob("*/*.npy"))) == 9
+    taught(
+        dataclasses.replace(recipe, center_crop=0.5), data, tmp_path / "two"
+    )  # photos are then cropped before they are trained on
+    assert len(list((tmp_path / "kept").iterdir())) == 2
     expected = first.teaching.answer(None, 2, np.arange(8))
     files[1].write_bytes(files[1].read_bytes()[:-40])
     with pytest.warns(UserWarning, match=r"^distill.folder: .*000000002-.*npy' is damaged \(.*\); it is computed anew$"):
@@ -385,6 +391,7 @@ def test_teachers_that_cannot_teach_are_refused(tmp_path, data, teacher):
     renamed = dataclasses.replace(data, class_names=["a", "B", "C"])
     refuse("which does not know 'B' and 1 more of the data's classes; allowed: a teacher of all 3", teacher.path, renamed)
     coloured = save_model(tmp_path / "two.keras", [keras.layers.Dense(3)], (8, 12, 2))
+    refuse("which takes 2 channels; allowed: 1, as the student", coloured)
     images = np.random.default_rng(0).integers(256, size=(40, 8, 12, 3), dtype=np.uint8)
     three = dataclasses.replace(data, train=type(data.train)(images, data.train.labels), validation=None)
     refuse("which takes 2 channels; allowed: 3, as the student", coloured, three, model={"channels": 3})
@@ -417,15 +424,16 @@ def test_onnx(tmp_path, data):
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
-    def write(name, shape, rank=2, kernel=None):
-        nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])]
+    def write(name, shape, rank=2, kernel=None, kind=TensorProto.FLOAT):
+        nodes = [helper.make_node("Cast", ["x"], ["z0"], to=TensorProto.FLOAT), helper.make_node("Flatten", ["z0"], ["flat"])]
+        nodes.append(helper.make_node("MatMul", ["flat", "w"], ["y"]))
         out = ["B", 3] if rank == 2 else ["B", 3, 1]
         if rank != 2:
-            nodes[1] = helper.make_node("MatMul", ["flat", "w"], ["z"])
+            nodes[2] = helper.make_node("MatMul", ["flat", "w"], ["z"])
             nodes.append(helper.make_node("Unsqueeze", ["z", "axes"], ["y"]))
         w = np.random.default_rng(0).normal(size=(96, 3)).astype("float32") if kernel is None else kernel
         constants = [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.array([2], np.int64), "axes")]
-        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+        inputs = [helper.make_tensor_value_info("x", kind, shape)]
         outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)]
         graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -440,6 +448,13 @@ def test_onnx(tmp_path, data):
         found, _ = taught(recipe_of(path, data, distill=moments), data, tmp_path)
         expected = softmax(np.moveaxis(pixels, -1, 1).reshape(7, -1) @ w, axis=1)
         np.testing.assert_allclose(found.teaching.answer(images, 0, None), expected, atol=1e-5)
+    kernel = np.random.default_rng(0).normal(size=(96, 3)).astype("float32") / 255
+    for name, shape in (("pixels.onnx", ["B", 1, 8, 12]), ("last.onnx", ["B", 8, 12, 1])):  # pixels as they are
+        path, w = write(name, shape, kernel=kernel, kind=TensorProto.UINT8)
+        found, _ = taught(recipe_of(path, data), data, tmp_path)
+        np.testing.assert_allclose(found.teaching.answer(images, 0, None), softmax(images.reshape(7, -1) @ w, axis=1), atol=1e-5)
+        with one_line_error("mean: received 0.2; allowed: null, as .* takes pixels from 0 to 255"):
+            taught(recipe_of(path, data, distill=moments), data, tmp_path)
     for path, message in (
         (write("map.onnx", ["B", 1, 8, 12], rank=3)[0], "which is no classifier; allowed: a classifier: one input of images"),
         (write("vector.onnx", ["B", 96])[0], "which is no classifier"),
@@ -524,6 +539,29 @@ def test_a_damaged_teacher_of_a_run_is_trained_again(tmp_path, data):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.warns(UserWarning, match=r"teacher.keras' is damaged \(it does not fit its digest\); it is trained anew"):
         train(recipe, run.path, data=data, resume=True, verbose=0)
+
+
+def test_a_run_does_not_delete_its_teacher(tmp_path, data, teacher):
+    for path in (teacher.path, teacher.path / "best.keras", f"logits:{teacher.path / 'logits.npy'}"):
+        with one_line_error("holds the teacher of the run; choose another folder"):
+            train(recipe_of(path), teacher.path, data=data, overwrite=True, verbose=0)
+    assert (teacher.path / "best.keras").exists()
+
+
+def test_lengths_of_small_cnn_without_effect_are_refused(tmp_path, data):
+    for distill, length, message in (
+        ({"epochs": 3.0}, {"time": "1m"}, "epochs: received 3; allowed: none with train.time, of which it takes distill.share"),
+        ({"share": 0.5}, {}, "share: received 0.5; allowed: none without train.time; set distill.epochs instead"),
+    ):
+        with one_line_error(message):
+            train(recipe_of("small-cnn", distill=distill, train=length), tmp_path / "run", data=data, verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_lacks_is_said_before_the_teacher_is_trained(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(small_cnn, "small_cnn", lambda *_: pytest.fail("trained"))
+    with one_line_error("patience: received 2; allowed: 0 without validation images"):
+        train(recipe_of("small-cnn", train={"patience": 2}), tmp_path, data=dataclasses.replace(data, validation=None), verbose=0)
 
 
 def test_several_processes_are_refused_a_teacher_that_is_not_ready(tmp_path, data):

@@ -345,6 +345,8 @@ def test_recipe_takes_what_the_checkpoint_decides(checkpoint):
     assert (recipe.mean, recipe.std) == ([0.4], [0.3])
     assert recipe.train.learning_rate == LEARNING_RATES["full"]
     assert finetune_recipe(checkpoint.path, finetune={"method": "probe"}).train.learning_rate == LEARNING_RATES["probe"]
+    passes = finetune_recipe(checkpoint.path, "quick", train={"epochs": 3})
+    assert (passes.train.epochs, passes.train.time) == (3, None)  # who states passes means no time
     settings = {"train": {"learning_rate": 0.5}, "mean": 0.1, "model": {"image_size": (16, 24), "drop_path": 0.2}}
     recipe = finetune_recipe(checkpoint.path, **settings)
     assert (recipe.train.learning_rate, recipe.mean, recipe.std) == (0.5, [0.1], [0.3])

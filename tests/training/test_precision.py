@@ -1,6 +1,7 @@
 """`train.precision: auto`: which precision is chosen, that it is written down, and that choosing it changes no number."""
 
 import dataclasses
+import time
 import types
 
 import keras
@@ -26,9 +27,10 @@ def auto_recipe(**settings):
 
 @pytest.fixture
 def cpu(monkeypatch):
-    """A processor with bfloat16, whatever runs the tests."""
+    """A processor whose matrix products are faster in bfloat16, whatever runs the tests."""
     monkeypatch.setattr(speed, "accelerator", lambda: None)
     monkeypatch.setattr(speed, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(speed, "product_gain", lambda *_: 2.0)
 
 
 def measured(monkeypatch, float32, bfloat16):
@@ -102,6 +104,32 @@ def test_where_one_is_sure_to_be_faster_nothing_is_measured(monkeypatch, device,
     assert (resolved.recipe.train.precision, resolved.prepared) == (chosen, None)
     why = "computes in it" if bfloat16 else "has no bfloat16"
     assert resolved.reason == f"precision: {chosen}; {device or 'this CPU'} {why}"
+
+
+def test_where_products_gain_nothing_no_model_is_measured(monkeypatch, cpu):
+    unmeasured(monkeypatch)
+    monkeypatch.setattr(speed, "product_gain", lambda width, mlp_dim: {(16, 16): 1.04}[width, mlp_dim])
+    resolved = resolve_precision(auto_recipe(), None)
+    assert (resolved.recipe.train.precision, resolved.prepared) == ("float32", None)
+    assert resolved.reason == "precision: float32; this CPU multiplies matrices in bfloat16 at 1.04 times its rate in float32"
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize(("slow", "gain"), [("float32", 4), ("bfloat16", 0.25)])
+def test_the_gain_of_products_is_that_of_their_best_turns(monkeypatch, slow, gain):
+    """Of multiplications that take 5 and 20 ms, apart from some that take longer."""
+    turns = []
+
+    def linear(x, kernel, bias, training):
+        assert (tuple(x.shape), tuple(kernel.shape), training) == ((2048, 16), (16, 32), True)
+        turns.append(keras.backend.standardize_dtype(x.dtype))
+        time.sleep((0.02 if turns[-1] == slow else 0.005) * (1 if len(turns) > 4 else 5))
+        return x
+
+    monkeypatch.setattr(speed, "linear", linear)
+    monkeypatch.setattr(speed, "PRODUCT_TURNS", 6)
+    assert speed.product_gain(16, 32) == pytest.approx(gain, rel=0.3)
+    assert turns == ["float32", "bfloat16"] * 6
 
 
 def test_the_longest_stage_is_measured(monkeypatch, cpu):

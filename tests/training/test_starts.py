@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_vit.images import normalize, resize
 from keras_vit.model.config import ViTConfig
 from keras_vit.model.vit import build_vit
 from keras_vit.recipes.parse import load_recipe
+from keras_vit.training import loop
 from keras_vit.training.loop import train
 from keras_vit.training.starts import first_kernel, pixels_of, set_mimetic, whiten
 
@@ -66,6 +68,21 @@ def test_patches_of_the_pixels_are_those_of_the_layer():
     images = data.train.images(np.arange(len(data.train))).astype("float32") / 255
     every = (numpy(stem(images)).reshape(-1, 8) - 0.5) / 0.5
     assert {row.tobytes() for row in pixels.round(4)} <= {row.tobytes() for row in every.astype("float32").round(4)}
+
+
+@pytest.mark.parametrize("stage", [{"patch_scale": 2}, {"image_scale": 0.5}], ids=str)
+def test_the_first_stages_layer_sees_its_own_pixels(monkeypatch, tmp_path, stage):
+    seen = []
+    monkeypatch.setattr(loop, "set_start", lambda model, recipe, data: seen.append((model.config, pixels_of(recipe, data))))
+    settings = {"epochs": 2, "steps_per_epoch": 1, "warmup_epochs": 0, "whiten": True, "stages": [{"until": 0.5, **stage}]}
+    recipe = load_recipe("digits", data="digits", model={**TINY, "stem": "patch", "patch_size": 2}, train=settings)
+    train(recipe, tmp_path / "run", verbose=0, pictures=False, until=1)
+    [(config, pixels)] = seen
+    assert (config.patch_size, config.image_size) == (((4, 4), (8, 8)) if "patch_scale" in stage else ((2, 2), (4, 4)))
+    images = resize(normalize(recipe.load_data().train.images(np.arange(1294)), recipe.mean, recipe.std), config.image_size)
+    side = config.patch_size[0]
+    every = images.reshape(len(images), config.image_size[0] // side, side, -1, side).transpose(0, 1, 3, 2, 4).reshape(-1, side**2)
+    assert {row.tobytes() for row in pixels.round(4)} <= {row.tobytes() for row in every.round(4)}
 
 
 def test_a_run_starts_with_them_and_repeats(tmp_path):

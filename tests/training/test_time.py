@@ -45,6 +45,17 @@ def test_steps_are_what_measured_speeds_leave_room_for(monkeypatch, every, valid
     )
 
 
+def test_without_images_to_evaluate_only_training_is_measured(monkeypatch):
+    recipe = small(time="2m", epochs=4, batch_size=10)
+    data = dataclasses.replace(recipe.load_data(), validation=None, test=None)
+    monkeypatch.setattr(speed, "image_seconds", lambda recipe, *arguments: ([0.02] * recipe.train.epochs, ("model", [])))
+    found, _, reason, _ = speed.within_time(recipe.for_data(data), data, time.perf_counter(), None)
+    steps = found.train.steps_per_epoch
+    assert steps == int((120 * (1 - speed.SPARE) - speed.END_SECONDS - 4 * speed.EPOCH_SECONDS) / 0.02 / 10 / 4)
+    passes = 40 * steps / len(data.train)
+    assert reason == f"time: 2m; 4 epochs of {steps} steps, {passes:.1f} passes in all; measured images/s: 50 in training"
+
+
 def test_steps_of_epochs():
     steps = Steps((5, 5, 3))
     assert [steps[epoch] for epoch in range(5)] == [5, 5, 3, 3, 3]

@@ -113,3 +113,10 @@ def test_what_cannot_be_frozen_is_named(checkpoint, stage, finetune, message):
 def test_a_training_from_scratch_freezes_nothing():
     with pytest.raises(ValueError, match=r"^stages: freeze: received 1; allowed: 0 without a checkpoint$"):
         small_recipe(stages=[{"until": 0.5, "freeze": 1}])
+
+
+def test_an_average_has_all_its_weights_from_its_beginning(checkpoint):
+    stages = [{"until": 0.75, "freeze": 1}]
+    assert gradual(checkpoint, stages=stages, epochs=4, average_last=0.25).train.average_last == 0.25
+    with pytest.raises(ValueError, match=r"^average_last: received 0.5; allowed: at most 0.25, the epochs after the last stage"):
+        gradual(checkpoint, stages=stages, epochs=4, average_last=0.5)

@@ -38,7 +38,7 @@ def open_onnx(path: Path) -> Source:
     report = read_json_or_none(path.parent / REPORT)
     report = report if isinstance(report, dict) else {}
     pixels = inputs[0].type == "tensor(uint8)"
-    first = shape[0] is not None and shape[0] < 8 and not pixels  # as many channels as rows are no image
+    first = shape[0] is not None and shape[0] < 8  # as many channels as rows are no image
     if "data_format" in report:
         first = report["data_format"] == "channels_first" and not pixels
     if first:
@@ -73,4 +73,5 @@ def open_onnx(path: Path) -> Source:
         0.0 if pixels else report.get("mean"),
         1 / 255 if pixels else report.get("std"),
         report.get("multi_label"),
+        takes_pixels=pixels,
     )

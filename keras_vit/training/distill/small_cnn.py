@@ -16,7 +16,7 @@ from keras_vit.data.batches import training_batches
 from keras_vit.data.dataset import DataSet
 from keras_vit.files import Damaged, atomic_path, read_sealed_json, write_sealed_json
 from keras_vit.model.saved import load_any_keras
-from keras_vit.recipes.distill import DistillConfig
+from keras_vit.recipes.distill import MOST, DistillConfig
 from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.folder import TEACHER, TEACHER_FACTS
 from keras_vit.training.distill.sources import FIELD, digest_of_file
@@ -106,7 +106,7 @@ def small_cnn(recipe: Recipe, data: DataSet, kept: Path | None, say, seconds: fl
         compiled(model, recipe, 1)
         rate = training_rates([model], data, recipe)[0]
         left = seconds - (time.perf_counter() - started)
-        epochs = round(max(left * rate / len(data.train), FEWEST), 2)
+        epochs = round(min(max(left * rate / len(data.train), FEWEST), MOST), 2)
     steps = max(1, round(epochs * len(data.train) / size))
     say(f"teacher: small-cnn, {model.count_params():,} parameters, {epochs:g} passes over {len(data.train):,} images")
     compiled(model, recipe, steps)

@@ -35,6 +35,7 @@ class Source:
         mean, std: Of the pixels scaled to 0..1, a number or one a channel; None if it does not say.
         multi_label: Whether an image may have several classes; None if it does not say.
         notes: Lines for the user.
+        takes_pixels: Whether it takes pixels from 0 to 255, by its `mean` and `std`, and scales them itself.
     """
 
     logits: Callable[[np.ndarray], np.ndarray]
@@ -46,6 +47,7 @@ class Source:
     std: float | list[float] | None = None
     multi_label: bool | None = None
     notes: tuple[str, ...] = ()
+    takes_pixels: bool = False
 
 
 def refused(name: str, why: str, allowed: str) -> ValueError:

@@ -19,7 +19,7 @@ from keras_vit.data.teaching import Teaching
 from keras_vit.recipes.distill import LOGITS, SMALL_CNN
 from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.scores import metrics_of
-from keras_vit.training.distill.logits import read_logits
+from keras_vit.training.distill.logits import order_of, read_logits
 from keras_vit.training.distill.sources import digest_of_file, keras_source, open_source, refused
 from keras_vit.training.distill.teacher import Teacher, adapt, targets_of_logits
 from keras_vit.training.distill.views import Views
@@ -137,12 +137,13 @@ def from_teacher(recipe, data, run_dir, distribution, say, seconds, kept):
 
 def from_views(recipe, data, teacher, run_dir, distribution, say, summary):
     """Targets of stored logits, which are computed first where they are not stored yet."""
-    config, size, started = recipe.distill, recipe.train.batch_size, time.perf_counter()
+    config, size = recipe.distill, recipe.train.batch_size
     seen, steps = {**batch_settings(recipe, data), "image_size": recipe.model.image_size}, len(data.train) // size
     del seen["mix_steps"]  # mixing never ends here
     augment = {name: value for name, value in dataclasses.asdict(recipe.augment).items() if name != "label_smoothing"}
-    depends = {"teacher": teacher.fingerprint, "backend": keras.backend.backend(), "data": data.fingerprint}
-    depends |= {"validation": recipe.validation, "subset": recipe.subset, "augment": augment, **seen}
+    depends = {"teacher": teacher.fingerprint, "backend": keras.backend.backend(), "data": order_of(data)}
+    depends |= {"validation": recipe.validation, "subset": recipe.subset, "center_crop": recipe.center_crop}
+    depends |= {"augment": augment, **seen}
     folder = Path(config.folder).expanduser() if config.folder else run_dir.resolve().parent / VIEWS
     views = Views(folder, depends, size, recipe.model.num_classes)
     if missing := views.missing(config.views, steps):
@@ -156,7 +157,7 @@ def from_views(recipe, data, teacher, run_dir, distribution, say, summary):
         return teacher.logits(images)
 
     views.fill(config.views, steps, logits)
-    summary["teacher_views_seconds"] = time.perf_counter() - started
+    summary["teacher_views_seconds"] = views.seconds
     return lambda images, step, rows: targets_of_logits(views.logits(step, steps)[rows], config, data.multi_label)
 
 

@@ -52,9 +52,9 @@ def adapt(source: Source, recipe: Recipe, data: DataSet) -> Teacher:
     columns = columns_of(source, name, data.class_names, notes)
     *size, channels = source.shape
     pictures = recipe.model.channels
-    if channels not in (None, pictures) and pictures != 1:
+    if channels not in (None, pictures) and (pictures, channels) != (1, 3):
         raise refused(name, f"which takes {channels} channels", f"{pictures}, as the student")
-    repeats = channels if channels != pictures and pictures == 1 else None
+    repeats = channels if channels not in (None, pictures) else None
     if repeats:
         notes.append(f"teacher: takes {channels} channels: it sees the grey images {channels} times")
     mean, std = moments(source, recipe, channels or pictures, notes)
@@ -115,6 +115,8 @@ def moments(source, recipe, channels, notes):
     config, found = recipe.distill, []
     for name in ("mean", "std"):
         own = getattr(config, name)
+        if own is not None and source.takes_pixels:
+            raise ValueError(f"distill.{name}: received {own}; allowed: null, as {config.teacher!r} takes pixels from 0 to 255")
         found.append(getattr(source, name) if own is None else own)
     if None in found:
         notes.append("teacher: does not say its mean and std: the student's are taken; distill.mean and distill.std state others")

@@ -6,16 +6,18 @@ Shapes: S steps of a file, B images of a batch, K classes.
 import hashlib
 import json
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from keras_vit.files import atomic_path, remove_abandoned, write_json
+from keras_vit.files import atomic_path, read_json_or_none, remove_abandoned, write_json
 
 IMAGES = 8192  # of a file, about
 DIGEST = 16  # characters, of the digest in a file's name
+SETTINGS, SECONDS = "settings.json", "seconds"  # what the files depend on, and a field beside it
 
 
 class Views:
@@ -31,12 +33,15 @@ class Views:
 
     Attributes:
         folder: That of these settings.
+        seconds: That the files took, whichever run has made them.
     """
 
     def __init__(self, folder: Path, settings: dict, batch_size: int, num_classes: int):
         text = json.dumps(settings, sort_keys=True)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
         self.settings, self.shape = settings, (batch_size, num_classes)
+        known = read_json_or_none(self.folder / SETTINGS)
+        self.seconds = float(known.get(SECONDS, 0)) if isinstance(known, dict) else 0.0
         self.steps_a_file = -(-IMAGES // batch_size)
         self.files: dict[int, np.ndarray] = {}  # by the first step
 
@@ -82,13 +87,15 @@ class Views:
         if missing:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.folder)
-            write_json(self.folder / "settings.json", self.settings)
         for begin, end in missing:
+            started = time.perf_counter()
             made = np.stack([logits(step) for step in range(begin, end)]).astype(np.float32)
             with atomic_path(self.folder / f"{begin:09d}-{digest(made)}.npy") as temporary:
                 np.save(temporary, made)
             if not self.open(begin, end):
                 raise OSError(f"distill.folder: {str(self.folder)!r} does not keep what is written to it")
+            self.seconds += time.perf_counter() - started
+            write_json(self.folder / SETTINGS, {**self.settings, SECONDS: self.seconds})
         return len(missing)
 
     def logits(self, step: int, steps: int) -> np.ndarray:
