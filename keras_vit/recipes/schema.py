@@ -79,7 +79,7 @@ class TrainConfig:
             step of an epoch counts alike, and each epoch. The averages are then validated and saved. Before, the weights
             themselves are. In an extension the average begins anew, in its last epochs. Not together with `ema`. 0 = off.
         precision: `float32`, `bfloat16`, `float16` (with loss scaling) or `auto`: the faster of float32 and bfloat16 on this
-            machine. The run measures both first and records the answer in its recipe. The weights stay in float32.
+            machine. The run measures first and records the answer in its recipe. The weights stay in float32.
         remat: Whether the backward pass recomputes the inside of each block instead of storing it (gradient checkpointing, arXiv
             1604.06174): same numbers, less memory, more time. Needs `dropout` and `attention_dropout` of 0.
         distribute: `none` (one device), `data` (each device has a part of every batch) or `model` (each device also has a part of
