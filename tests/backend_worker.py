@@ -1,6 +1,6 @@
-"""One backend's part of test_backends.py: saves a model, loads every backend's and writes the numbers.
+"""One backend's part of test_backends.py: saves its models, loads those of some backends and writes the numbers.
 
-KERAS_BACKEND=jax python backend_worker.py FOLDER tensorflow,jax,torch
+KERAS_BACKEND=jax python backend_worker.py FOLDER jax,tensorflow
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from keras_vit.explain.methods import METHODS, heat_maps
 from keras_vit.explain.positions import position_similarity
 from keras_vit.parity import measure, randomise
 
-PATIENCE = 240  # seconds for the slowest other backend to save its model
+PATIENCE = 240  # seconds for a slower backend to save its models
 # One block each: XLA compiles every step of every model.
 CONFIGS = {
     "cls": {"registers": 2, "prefix_positions": "all", "qk_norm": True, "layer_scale": 0.1},

@@ -1,7 +1,9 @@
-"""One seed for every test, one thread for each of the processes that share the cores, and short compilations."""
+"""One seed for every test, one thread for each of the processes that share the cores, and short compilations; shared fixtures."""
 
+import gc
 import os
 import signal
+import warnings
 
 import pytest
 
@@ -40,3 +42,29 @@ def own_signals():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def little_garbage():
+    """Keras collects garbage at every layer that it quantises: a third of a second each, if not for this."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The backend of this process writes exports, in this process: for tests that judge the artifact and not who writes it."""
+    import keras
+
+    from keras_vit.export import export
+    from keras_vit.export.writers import write
+
+    monkeypatch.setattr(export, "choose_writer", lambda format: keras.backend.backend())
+
+    def run_python(arguments, backend, **settings):
+        with warnings.catch_warnings():  # as in a process of its own, those of the writers are no errors
+            warnings.simplefilter("ignore")
+            write(arguments[-1])
+
+    monkeypatch.setattr(export, "run_python", run_python)

@@ -132,11 +132,19 @@ def error_line(capsys, function, *arguments):
     return line.removeprefix("error: ")
 
 
+def alone(environment):
+    """An environment without TensorFlow, unless it is the backend: Keras imports it only to seed it, which takes seconds."""
+    if environment["KERAS_BACKEND"] == "tensorflow":
+        return environment
+    paths = (str(ROOT / "tests" / "alone"), environment.get("PYTHONPATH"))
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def start(*arguments, log, backend=None):
     """This Python with arguments, in the project's folder and a process group of its own; its output is added to a file."""
     import keras
 
-    settings = {**os.environ, "KERAS_BACKEND": backend or keras.backend.backend(), "PYTHONUNBUFFERED": "1"}
+    settings = alone({**os.environ, "KERAS_BACKEND": backend or keras.backend.backend(), "PYTHONUNBUFFERED": "1"})
     # Where the tests run in the background of a shell, children would ignore Ctrl-C as they do.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.fuzz import LOADED, REFUSED, TARGETS, Target, attempt, changed, main
 
-CHANGES = dict.fromkeys(TARGETS, 200)
-CHANGES |= {"recipes": 40, "settings": 8, "keras": 60, "runs": 15, "chief": 60}  # those that take longer
+CHANGES = dict.fromkeys(TARGETS, 100)
+CHANGES |= {"recipes": 20, "settings": 4, "keras": 30, "runs": 8, "chief": 30}  # those that take longer
 pytest.importorskip("tifffile")
 
 

@@ -20,11 +20,16 @@ from keras_vit.images import normalize
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "tfds"
 PIPELINES = ["PyDataset"] + ["tf.data"] * (importlib.util.find_spec("tensorflow") is not None)
+DEFAULT = "tf.data" if keras.backend.backend() == "tensorflow" else "PyDataset"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 AUGMENT = AugmentConfig(crop=2, randaugment_layers=1, mixup=0.8, cutmix=1.0, erasing=0.2)
 OFF = AugmentConfig(flip=False, crop=0)
 FLOAT32 = 1e-6
 COUNT, SHAPE, CLASSES = 26, (9, 12, 3), 4  # batches of 8: three an epoch, two examples left over
+
+every_pipeline = pytest.mark.parametrize(
+    "pipeline", [pytest.param(name, marks=pytest.mark.backend if name == DEFAULT else ()) for name in PIPELINES]
+)
 
 
 def random_split(count=COUNT):
@@ -61,8 +66,7 @@ def test_a_batch_must_divide_into_its_parts():
         training_batches(random_split(), OFF, mean=MEAN, std=STD, part=(0, 3), **arguments())
 
 
-@pytest.mark.backend
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@every_pipeline
 def test_streams_equal_the_pure_function(pipeline):
     split = random_split()
     stream = training_batches(split, AUGMENT, mean=MEAN, std=STD, pipeline=pipeline, **arguments())
@@ -75,8 +79,7 @@ def test_streams_equal_the_pure_function(pipeline):
         assert targets.shape == (8, CLASSES)
 
 
-@pytest.mark.backend
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@every_pipeline
 def test_resuming_gives_the_tail_of_the_stream(pipeline):
     whole = first(training_batches(random_split(), AUGMENT, mean=0.5, std=0.2, pipeline=pipeline, **arguments()), 9)
     tail = training_batches(random_split(), AUGMENT, mean=0.5, std=0.2, pipeline=pipeline, start_step=4, **arguments())
@@ -106,8 +109,7 @@ def test_an_epoch_visits_each_example_at_most_once_and_all_when_batches_divide()
         assert epochs[0] != epochs[1] != epochs[2]
 
 
-@pytest.mark.backend
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@every_pipeline
 def test_evaluation_is_every_example_in_order(pipeline):
     split = random_split()
     for _ in range(2):  # can be read again
@@ -125,8 +127,7 @@ def small_model():
     return model
 
 
-@pytest.mark.backend
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@every_pipeline
 @pytest.mark.parametrize("built", [False, True])
 def test_fit_consumes_every_batch_in_order_across_epochs_and_a_resume(pipeline, built):
     split, model, reference = random_split(), small_model(), small_model()
@@ -421,6 +422,7 @@ def test_wrong_names(offline, tmp_path, name, message):
         load_data(name, data_dir=tmp_path, image_size=32)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED.is_dir() and tfds.installed("tensorflow_datasets")), reason="needs prepared CIFAR-10")
 def test_prepared_cifar10_without_network(offline, monkeypatch, caplog):
     monkeypatch.setenv("TFDS_DATA_DIR", str(SHARED))

@@ -29,7 +29,6 @@ def seen(viewer, file):
     return model_input(viewer.model, image, viewer.mean, viewer.std), shown
 
 
-@pytest.mark.backend
 def test_classes_are_those_of_predict(run, viewer, files):
     (wanted,) = run.predict(files["good.png"], top=5)
     found = viewer.answer(files["good.png"])
@@ -49,7 +48,6 @@ def test_multi_label_runs_have_probabilities_of_their_own(tmp_path, files):
     assert abs(sum(wanted.probabilities) - 1) > 1e-3
 
 
-@pytest.mark.backend
 @pytest.mark.parametrize("method", METHODS)
 def test_pictures_are_those_of_explain(viewer, files, method):
     images, shown = seen(viewer, files["good.png"])

@@ -25,7 +25,7 @@ from keras_vit.export import export, formats, verify
 from keras_vit.export.formats import BATCHES, EVERY, FORMATS, THRESHOLDS, choose_writer
 from keras_vit.export.images import to_model, verification_images
 from keras_vit.export.report import describe, export_table
-from keras_vit.export.runtimes import FILES, Runtime
+from keras_vit.export.runtimes import FILES, Runtime, Worker
 from keras_vit.export.verify import logits_of
 from keras_vit.files import partial_prefix
 from keras_vit.images import normalize
@@ -111,8 +111,10 @@ def faked(monkeypatch):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("name", OWN_HERE)
-def test_export_against_numpy(tmp_path, monkeypatch, name):
+def test_export_against_numpy(tmp_path, monkeypatch, request, name):
     monkeypatch.setattr(export, "choose_writer", lambda name: keras.backend.backend())
+    if keras.backend.backend() == "tensorflow":  # whose start takes seconds
+        request.getfixturevalue("in_process")
     model = make_model("conv", depth=1)
     report = export_model(model, tmp_path / "out" / name, name, mean=MEAN, std=STD, class_names=NAMES, temperature=1.7)
     assert report["temperature"] == 1.7
@@ -137,8 +139,7 @@ def assert_merged(tmp_path, name):
     assert report["merge_tokens"] == 2
     assert report["difference"] < TOLERANCE
     assert model.config.merge_tokens == 0
-    with Runtime(name, tmp_path / "export") as runtime:
-        logits = runtime.predict(pixels(model), tmp_path)
+    logits = Worker(name, tmp_path / "export", 0).run(pixels(model))
     assert np.abs(logits - expected_logits(model, pixels(model))).max() > 1e-3  # merged, and therefore not quite the same
 
 

@@ -1,7 +1,6 @@
 """Int8: what is quantised and what is not, the numbers it gives, and where the ranges come from."""
 
 import dataclasses
-import gc
 from importlib.util import find_spec
 
 import helpers
@@ -23,7 +22,10 @@ from keras_vit.private.keras import flatten_layers
 from keras_vit.processes import run_python
 
 # Keras says so of every layer that has no weights to quantise, the input first.
-pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning"),
+    pytest.mark.usefixtures("little_garbage"),
+]
 
 ROUNDING = 1e-6  # absolute, of numbers near 1 in float32
 INT8 = 0.1  # of the logits' standard deviation: what rounding kernels and activations to 8 bits may cost the small models here
@@ -39,14 +41,6 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 def make_model(name="gap", **settings):
     return helpers.make_model(name, **{"depth": 1, **MODELS[name], **settings})
-
-
-@pytest.fixture(autouse=True)
-def little_garbage():
-    """Keras collects garbage at every layer that it quantises: a third of a second each, if not for this."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def round_kernel(kernel, largest):

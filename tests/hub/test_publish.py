@@ -29,7 +29,6 @@ def same(model, wanted):
     np.testing.assert_allclose(logits(model, images), logits(wanted, images), atol=CLOSE)
 
 
-@pytest.mark.backend
 def test_what_is_published_loads_back(run, hub, tmp_path, capsys):
     main([str(run.path), "me/flowers", "--license", "cc-by-4.0", "--private"])
     said = capsys.readouterr().out

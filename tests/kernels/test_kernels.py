@@ -38,7 +38,7 @@ def value_and_gradients(function, *inputs):
 
         variables = [tf.Variable(value) for value in inputs]
 
-        @tf.function
+        @tf.function(autograph=False)
         def compute():
             with tf.GradientTape() as tape:
                 total, y = loss(*variables)
@@ -282,6 +282,7 @@ def test_convolutions_of_a_block(batch):
         assert_same(expected, value_and_gradients(lambda x, t=training: block(x, training=t), x))
 
 
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="has no convolution of its own")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("batch", [1, 6, 16])

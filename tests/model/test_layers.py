@@ -191,7 +191,6 @@ def test_unknown_arguments_raise(cls):
         cls(**CASES[cls][0], typo=1)
 
 
-@backend
 @every_layer
 def test_round_trip_gives_the_same_numbers(cls):
     arguments, shape, output_shape = CASES[cls]

@@ -63,8 +63,8 @@ def weights_with(members, change):
     return {WEIGHTS: content.getvalue()}
 
 
-@pytest.mark.backend
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.usefixtures("little_garbage")
 def test_an_intact_file_is_the_model_that_was_saved(tmp_path):
     for name, dtype in (("gap", None), ("rotary", "mixed_bfloat16"), ("gap", "int8")):
         model = make_model(name)

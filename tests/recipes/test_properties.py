@@ -74,7 +74,7 @@ def read_text(text, suffix=".yaml", read=load_recipe):
         return read(path)
 
 
-@bounded(300)
+@bounded(150)
 @given(st.sampled_from([(cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls)]), values)
 @example((Recipe, "model"), 1)
 @example((ViTConfig, "image_size"), 1_000_000_007)
@@ -96,7 +96,7 @@ def test_any_value_in_any_field_of_a_configuration(field, value):
         assert cls(**(config.to_dict() if cls is ViTConfig else dataclasses.asdict(config))) == config
 
 
-@bounded(80)
+@bounded(40)
 @given(recipes | st.dictionaries(texts, values, max_size=3), st.sampled_from([".yaml", ".json"]))
 @example({"mean": "&a [*a]"}, ".yaml")
 @example({"train": {"stages": [{"class_path": "os.system", "init_args": {}}]}}, ".json")
@@ -111,7 +111,7 @@ def test_any_recipe_file(tree, suffix):
     assert read_text(recipe.to_yaml()) == recipe
 
 
-@bounded(80)
+@bounded(40)
 @given(recipes)
 def test_any_settings_on_top_of_a_recipe(tree):
     try:
@@ -125,7 +125,7 @@ def test_any_settings_on_top_of_a_recipe(tree):
 tokens = ["model:", "train:", "{", "}", "[", "]", "&a", "*a", "!!python/none", "? ", "- ", ": ", "\n", "  ", "<<", "'", "1e3", "#"]
 
 
-@bounded(150)
+@bounded(75)
 @given(st.text(max_size=100) | st.lists(st.sampled_from(tokens), max_size=30).map("".join))
 def test_any_text_as_a_file(text):
     for read in (load_recipe, read_space):
@@ -135,7 +135,7 @@ def test_any_text_as_a_file(text):
             check_message(error, {*NAMES, "not valid YAML", "allowed: a mapping"})
 
 
-@bounded(150)
+@bounded(75)
 @given(section(SpaceConfig))
 def test_any_axis_of_a_search(axes):
     try:

@@ -4,17 +4,17 @@ import sys
 
 import pytest
 
-from keras_vit.export import classifier
-from keras_vit.export.runtimes import Worker
-
 
 @pytest.fixture
 def runtime_here(monkeypatch):
-    """`keras-vit predict` computes an export's logits in this process."""
+    """`keras-vit predict` and the verification of an export compute its logits in this process."""
+    from keras_vit.export import classifier, verify
+    from keras_vit.export.runtimes import Worker
 
     class Here(Worker):
         def __init__(self, format, folder):
             super().__init__(format, folder, threads=1)
+            self.description = {"keras": True, "facts": {}}
 
         def __enter__(self):
             return self
@@ -25,5 +25,6 @@ def runtime_here(monkeypatch):
         def predict(self, images, folder):
             return self.run(images)
 
-    monkeypatch.setattr(classifier, "Runtime", Here)
+    for user in (classifier, verify):
+        monkeypatch.setattr(user, "Runtime", Here)
     monkeypatch.setattr(sys, "path", [*sys.path])  # the loader adds to it

@@ -58,7 +58,6 @@ def test_a_map_of_one_value_is_dark():
     assert overlay(np.zeros((1, 4, 4, 1), np.uint8), np.ones((1, 2, 2))).max() < 5
 
 
-@pytest.mark.backend
 def test_without_pictures_examples_and_weights_are_drawn(run, capsys):
     explain(run.path)
     names = {"filters.png", "positions.png", "distances.png", "maps.png"}

@@ -187,7 +187,7 @@ def test_a_keras_file_is_told_its_labels(trained, capsys):
         predict_command.main([str(run.path), str(folder / "0.png"), "--multi-label"])
 
 
-def test_exports_know_that_there_may_be_several_labels(trained, tmp_path, runtime_here):
+def test_exports_know_that_there_may_be_several_labels(trained, tmp_path, in_process, runtime_here):
     run, folder = trained
     report = keras_vit.export_model(run, tmp_path / "export", "keras")
     assert (report["multi_label"], report["class_names"]) == (True, NAMES)

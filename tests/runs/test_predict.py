@@ -166,7 +166,6 @@ def test_center_crop(run, photos, tmp_path, runtime_here):
     check(given, {each["image"]: probabilities_of(each) for each in json.loads(out.read_text())}, 3)
 
 
-@pytest.mark.backend
 def test_a_temperature_divides_the_logits(run, photos, tmp_path, runtime_here):
     """That of the run's summary, of an export, and of the command line."""
     plain, out = expected(run, photos), tmp_path / "out.json"

@@ -117,7 +117,6 @@ def test_logits_are_averaged():
     np.testing.assert_allclose(first(images), (images[:, 0, :2, 0].astype(float) + images[:, 0, :-3:-1, 0]) / 2)
 
 
-@pytest.mark.backend
 def test_evaluation_reports_it_apart(make_run):
     run, test = make_run()
     views, _ = choose_views("flip,shift")
@@ -138,7 +137,6 @@ def test_evaluation_reports_it_apart(make_run):
     assert evaluate(run, tta="flip").views == "flip: 2 views"
 
 
-@pytest.mark.backend
 def test_predictions_are_averaged(make_run, tmp_path):
     run, test = make_run()
     images = test.images(np.arange(7))

@@ -115,7 +115,7 @@ def test_hyperband_goes_on_across_workers(tmp_path):
     assert outcome(tuner.oracle) == searches.outcome(whole.oracle)
 
 
-def test_a_dead_worker_gives_its_trial_back(tmp_path):
+def test_a_dead_worker_gives_its_trial_back(tmp_path, monkeypatch):
     """SIGKILL while it trains; another worker goes on after its last epoch."""
 
     class Events(Silence):
@@ -125,11 +125,12 @@ def test_a_dead_worker_gives_its_trial_back(tmp_path):
         def trial_lost(self, trial, why):
             self.lost.append(trial.trial_id)
 
+    monkeypatch.setattr(distribute, "BEAT_SECONDS", 0.3)
     whole = make(tmp_path / "whole", trials=3)
     whole.search_with(1)
     tuner, port, events = make(tmp_path / "search", trials=3), free_port(), Events()
-    with chief(tuner, port, events, lease=3):
-        first = start_worker(tmp_path / "search", port, FAKE_SECONDS="1")
+    with chief(tuner, port, events, lease=2):
+        first = start_worker(tmp_path / "search", port, FAKE_SECONDS="0.5")
         rows = tmp_path / "search" / "trial-0" / "run" / "metrics.csv"
         wait_for(lambda: rows.is_file() and rows.read_text().count("\n") > 1, first)
         first.kill()

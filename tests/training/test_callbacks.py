@@ -119,7 +119,6 @@ def test_mlflow_gets_what_metrics_csv_has(monkeypatch, tmp_path):
 # Learning rates
 
 
-@backend
 @pytest.mark.parametrize(
     "settings", [{}, slow({"optimizer": "muon"}), slow({"optimizer": "sgd", "accumulate": 2}), slow({"precision": "float16"})]
 )
@@ -140,7 +139,7 @@ def check_equal(run, other):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return trained(small_recipe(epochs=1), tmp_path_factory.mktemp("checkpoint") / "run")
+    return trained(small_recipe(model={"depth": 2}, epochs=1), tmp_path_factory.mktemp("checkpoint") / "run")
 
 
 def tuned(checkpoint, finetune, **settings):

@@ -154,7 +154,6 @@ class Stop(keras.callbacks.Callback):
         self.epoch = epoch
 
 
-@backend
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tmp_path, data, monkeypatch):
     settings = {"data": data, "verbose": 0, "pictures": False}
     whole = train(recipe_of("small-cnn", **FULL), tmp_path / "a" / "run", **settings)

@@ -61,7 +61,6 @@ def test_an_extension_of_a_cosine_in_parts_and_repeated_by_its_recipe(tmp_path):
     assert_same(trained(run.recipe, tmp_path / "again"), run)
 
 
-@backend
 def test_an_average_of_the_last_weights_goes_on_and_begins_anew(tmp_path):
     """In parts as in one piece, also with images mirrored in every second epoch; before, the weights themselves are validated."""
     settings = {"augment": {"flip": "alternating"}, "schedule": "constant"}

@@ -139,7 +139,6 @@ def test_a_refused_training_leaves_no_folder_and_no_lock(tmp_path):
 # Damage found by a run that goes on
 
 
-@backend
 def test_a_damaged_state_is_found_and_the_one_before_leads_to_the_same_numbers(half, whole):
     state = half.states.paths()[0]
     assert [path.name for path in half.states.paths()] == [f"state-{STEPS * epoch:09}.safetensors" for epoch in (3, 2)]
@@ -178,7 +177,6 @@ def scores(monkeypatch):
     return set_scores
 
 
-@backend
 def test_a_damaged_best_model_of_the_last_epoch_is_written_anew(tmp_path, scores):
     scores(0.5, 0.1, 0.3)
     whole = trained(small_recipe(epochs=3, ema=0.5), tmp_path / "whole")

@@ -117,11 +117,7 @@ CASES = {
 }
 
 
-# Under every backend: some of the layers, and some of them with adapters.
-@pytest.mark.parametrize(
-    ("options", "layers", "count"),
-    [pytest.param(*case, id=name, marks=backend if case in (FREEZE, ONE_BLOCK) else ()) for name, case in CASES.items()],
-)
+@pytest.mark.parametrize(("options", "layers", "count"), CASES.values(), ids=CASES)
 def test_only_what_should_is_trained(checkpoint, tmp_path, options, layers, count):
     trained = tune(checkpoint, tmp_path / "run", settings={"ema": 0.5}, **options)
     check_trained(checkpoint, *trained, options, layers, count)

@@ -21,7 +21,7 @@ from keras_vit.training.models import compile_model
 from keras_vit.training.optimizer import make_optimizer
 from keras_vit.training.schedule import WarmupSchedule
 
-pytestmark = pytest.mark.backend
+backend = pytest.mark.backend
 FLOAT32 = 5e-6  # some roundings of weights of about 1
 
 
@@ -64,6 +64,7 @@ class WeightLog(keras.callbacks.Callback):
             self.weights.append(weights_of(self.model))
 
 
+@backend
 def test_schedule():
     schedule = WarmupSchedule(0.5, warmup=4, total=12)
     rates = [float(numpy(schedule(step))) for step in range(13)]
@@ -73,6 +74,7 @@ def test_schedule():
     assert [float(numpy(constant(step))) for step in (0, 7, 12)] == [0.5, 0.5, 0.5]
 
 
+@backend
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lion", "muon"])
 def test_weight_decay_spares_biases_norms_tokens_and_positions(optimizer):
     model = tiny_model(registers=1, layer_scale=0.3, pool="map", class_token=True, key_bias=False)
@@ -93,6 +95,7 @@ def test_weight_decay_spares_biases_norms_tokens_and_positions(optimizer):
     assert names == {"kernel", *NO_DECAY} - {"mask_token"}  # which a pre-training alone has
 
 
+@backend
 def test_muon_takes_every_matrix():
     model = tiny_model(pool="map")
     optimizer = make_optimizer(TrainConfig(epochs=1, optimizer="muon", warmup_epochs=0, schedule="constant"), 10)
@@ -110,6 +113,7 @@ def test_muon_takes_every_matrix():
     assert values.min() / values.max() > 0.5
 
 
+@backend
 def test_gradient_accumulation_equals_one_large_batch():
     images, targets = examples(24)
     settings = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "clip_norm": 0.5}
@@ -123,6 +127,7 @@ def test_gradient_accumulation_equals_one_large_batch():
         np.testing.assert_allclose(a, b, rtol=0, atol=moved / 1000)  # rounding grows from step to step
 
 
+@backend
 def test_clipping_bounds_the_global_norm():
     images, targets = examples(6)
     settings = {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 0.0, "beta_1": 0.0, "warmup_epochs": 0}
@@ -132,7 +137,7 @@ def test_clipping_bounds_the_global_norm():
     assert norm == pytest.approx(1e-2, rel=1e-3)
 
 
-@pytest.mark.parametrize(("precision", "accumulate"), [("float32", 2), ("float16", 1)])
+@pytest.mark.parametrize(("precision", "accumulate"), [pytest.param("float32", 2, marks=backend), ("float16", 1)])
 def test_ema_is_the_average_of_the_weights(tmp_path, precision, accumulate):
     decay = 0.35
     run, log = averaged_run(tmp_path, precision, accumulate, ema=decay)
@@ -144,7 +149,7 @@ def test_ema_is_the_average_of_the_weights(tmp_path, precision, accumulate):
     assert_average(run, log, average)
 
 
-@pytest.mark.parametrize(("precision", "accumulate"), [("float32", 1), ("float32", 2), ("float16", 1)])
+@pytest.mark.parametrize(("precision", "accumulate"), [("float32", 1), ("float32", 2), pytest.param("float16", 1, marks=backend)])
 def test_the_last_weights_are_averaged_uniformly(tmp_path, precision, accumulate):
     """Of nine steps the last 0.45: after five of them."""
     run, log = averaged_run(tmp_path, precision, accumulate, average_last=0.45)
@@ -178,6 +183,7 @@ def assert_average(run, log, average):
         np.testing.assert_allclose(saved, expected, atol=2 * FLOAT32)
 
 
+@backend
 @pytest.mark.parametrize(
     ("fused", "kind", "settings"),
     [
@@ -204,7 +210,7 @@ def test_fused_optimizers_are_those_of_keras(fused, kind, settings):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.backend
+@backend
 def test_long_matrices_are_orthogonalised_as_keras_does_it():
     """Of singular values down to a millionth of the largest, and of zeros: there 3.4445^5 = 485 times the rounding is left."""
     rows, columns = (np.linalg.qr(random(size, 12, seed=size).astype(np.float64))[0] for size in (12, 60))
@@ -217,6 +223,7 @@ def test_long_matrices_are_orthogonalised_as_keras_does_it():
         assert np.linalg.norm(ours, 2) > 0.7
 
 
+@backend
 @pytest.mark.parametrize("every", [True, False], ids=["fused", "by itself"])
 @pytest.mark.parametrize("shape", [(3, 3, 2, 5), (3, 3, 1, 16)], ids=["tall", "wide"])
 def test_muon_takes_a_convolution_as_a_matrix(monkeypatch, shape, every):

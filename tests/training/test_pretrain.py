@@ -143,7 +143,6 @@ def numbers(run):
     return [{name: row[name] for name in ("loss", "val_loss", "learning_rate")} for row in run.metrics]
 
 
-@backend
 def test_a_kill_within_an_epoch_leaves_the_same_numbers(finished, tmp_path):
     """Also of the pooling, which is not trained but saved."""
     recipe = recipe_of(train={"save_every": "3 steps"})

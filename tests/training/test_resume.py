@@ -16,7 +16,7 @@ from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
 from keras_vit.training.loop import train
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.usefixtures("no_pictures")]
 SCRIPT = "experiments/train_cifar.py"
 
 
@@ -27,9 +27,9 @@ def run(*options):
 # Everything that has a state: dropout seeds, augmentation, momentum, schedule, averaged weights, accumulation; then the
 # scale of the loss, a best model that is older than the state, and a kill before anything was written.
 MUON = ("--train.accumulate", "2", "--augment.mixup", "0.4")
-FLOAT16 = ("--train.optimizer", "adamw", "--train.precision", "float16", "--train.validate_every", "4")
+FLOAT16 = ("--train.optimizer", "adamw", "--train.precision", "float16", "--train.validate_every", "2")
 SETTINGS = ["--recipe", "digits", "--model.depth", "1", "--model.dropout", "0.2", "--model.drop_path", "0.1"]
-SETTINGS += ["--train.epochs", "6", "--train.warmup_epochs", "2"]
+SETTINGS += ["--train.epochs", "4", "--train.warmup_epochs", "1"]
 # The command with a disk so slow that a kill finds it writing.
 SLOW = f"""
 import os, runpy, sys, time
@@ -72,10 +72,10 @@ def writes_a_state(folder, count):
 @pytest.mark.parametrize(
     ("options", "moment", "count"),
     [
-        (MUON, lines_in, 4),
-        (MUON, writes_a_state, 2),
+        (MUON, lines_in, 3),
+        pytest.param(MUON, writes_a_state, 2, marks=pytest.mark.slow),
         pytest.param(MUON, writes_a_state, 1, marks=pytest.mark.slow),
-        pytest.param(FLOAT16, lines_in, 3, marks=pytest.mark.slow),
+        pytest.param(FLOAT16, lines_in, 4, marks=pytest.mark.slow),
         pytest.param(MUON, lines_in, 0, marks=pytest.mark.slow),
     ],
     ids=["muon", "while writing", "while writing the second", "float16", "first epoch"],

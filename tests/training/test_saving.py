@@ -87,23 +87,28 @@ def assert_same(run, other):
         np.testing.assert_array_equal(numpy(a), numpy(b))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two epochs that nothing stops."""
+    return trained(small_recipe(epochs=2), tmp_path_factory.mktemp("runs") / "whole")
+
+
 # Numbers
 
-DROPOUT = {"model": {"dropout": 0.2, "drop_path": 0.1}}
+DROPOUT = {"model": {"depth": 2, "dropout": 0.2, "drop_path": 0.1}}
 CASES = {
-    # In the middle of an update: two of the accumulated gradients are there.
-    "accumulated": {"accumulate": 5, "ema": 0.5, **DROPOUT},
     # In the first epoch of the second stage, whose model is another one; later stages get the trained weights, not the averages.
     "stages": {"stages": [{"until": 0.25, "patch_dropout": 0.5}, {"until": 0.75}], "ema": 0.5, "augment": {"mixup": 0.4}},
-    "muon": {"optimizer": "muon", "augment": {"cutmix": 1.0}, **DROPOUT},
+    # In the middle of an update: two of the accumulated gradients are there.
+    "muon": {"optimizer": "muon", "accumulate": 5, "ema": 0.5, "augment": {"cutmix": 1.0}, **DROPOUT},
     # As a time plans them: the average's steps and the end of mixing move with the steps of the epochs.
     "steps": {"steps_per_epoch": [4, 5, 2], "average_last": 0.7, "augment": {"mixup": 0.4, "mix_until": 0.6}},
     "float16": {"precision": "float16", "accumulate": 2},
 }
+MARKS = {"stages": backend, "muon": backend, "float16": pytest.mark.slow}
 
 
-@backend
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case == "float16" else ()) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS.get(case, ())) for case in CASES])
 def test_a_run_goes_on_within_an_epoch_to_the_same_numbers(tmp_path, case):
     whole = trained(small_recipe(**CASES[case]), tmp_path / "whole")
     recipe = small_recipe(save_every="3 steps", **CASES[case])
@@ -114,7 +119,6 @@ def test_a_run_goes_on_within_an_epoch_to_the_same_numbers(tmp_path, case):
     assert_same(run, whole)
 
 
-@backend
 def test_a_run_ends_within_epochs_again_and_again_and_its_extension_too(tmp_path):
     """In the first epoch, twice in one epoch, and in the first epoch of an extension, whose schedule has begun."""
     recipe = small_recipe(epochs=2, ema=0.5)
@@ -131,7 +135,6 @@ def test_a_run_ends_within_epochs_again_and_again_and_its_extension_too(tmp_path
     assert_same(run, whole)
 
 
-@backend
 def test_a_fine_tuning_goes_on_in_its_first_epoch_without_its_checkpoint(tmp_path):
     checkpoint = trained(small_recipe(epochs=1), tmp_path / "checkpoint")
     settings = {"epochs": 2, "batch_size": 16, "warmup_epochs": 0, "save_every": "3 steps"}
@@ -192,17 +195,16 @@ def test_each_image_is_trained_on_once(tmp_path, monkeypatch):
 # Signals
 
 
-@backend
 @pytest.mark.parametrize(
     ("numbers", "error", "code"),
     [
-        ((signal.SIGTERM,), Terminated, TERMINATED),
+        pytest.param((signal.SIGTERM,), Terminated, TERMINATED, marks=backend),
         ((signal.SIGUSR1, signal.SIGTERM), Terminated, TERMINATED),
         ((signal.SIGINT,), KeyboardInterrupt, None),
     ],
     ids=["SIGTERM", "twice", "Ctrl-C"],
 )
-def test_a_signal_finishes_the_step_saves_and_ends(tmp_path, capsys, numbers, error, code):
+def test_a_signal_finishes_the_step_saves_and_ends(tmp_path, capsys, whole, numbers, error, code):
     recipe = small_recipe(epochs=2)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -213,7 +215,6 @@ def test_a_signal_finishes_the_step_saves_and_ends(tmp_path, capsys, numbers, er
     assert getattr(raised, "code", None) == code
     assert place(run) == (1, 3)
     assert "saved after step 3 of 4 in epoch 2\n" in capsys.readouterr().out
-    whole = trained(recipe, tmp_path / "whole")
     assert_same(trained(recipe, run.path, resume=True), whole)
 
 
@@ -285,7 +286,7 @@ def within(folder):
     return 0
 
 
-@backend
+@pytest.mark.usefixtures("no_pictures")
 def test_the_same_command_goes_on_after_a_kill_and_a_warning(tmp_path, capsys):
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     options = [*QUEUED, "--train.save_every", "10 steps", "--out", str(folder), "--resume", "auto"]
@@ -330,21 +331,20 @@ trained(small_recipe(epochs=2, save_every="1 steps"), sys.argv[1])
 """
 
 
-def test_a_kill_while_a_state_is_written_leaves_the_one_before(tmp_path):
+def test_a_kill_while_a_state_is_written_leaves_the_one_before(tmp_path, whole):
     folder, begun = tmp_path / "run", tmp_path / "begun"
     kill(start("-c", WRITES_FOR_EVER, folder, begun, log=tmp_path / "log.txt"), begun.exists)
     assert list((folder / "last").glob(f"{PARTIAL}*.safetensors"))
     assert place(RunFolder(folder)) < (2, 0)
     run = trained(small_recipe(epochs=2), folder, resume=True)
     assert not list((folder / "last").glob(f"{PARTIAL}*"))
-    assert_same(run, trained(small_recipe(epochs=2), tmp_path / "whole"))
+    assert_same(run, whole)
 
 
 # Errors
 
 
-def test_a_full_disk_ends_the_training(tmp_path, monkeypatch):
-    whole = trained(small_recipe(epochs=2), tmp_path / "whole")
+def test_a_full_disk_ends_the_training(tmp_path, monkeypatch, whole):
     recipe = small_recipe(epochs=2, save_every="2 steps")
     write = RunFolder.write_state
 

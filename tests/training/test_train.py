@@ -141,7 +141,6 @@ def test_a_run_in_parts_ends_like_one_in_one_piece(finished, tmp_path):
         assert whole.summary[name] == finished.summary[name]
 
 
-@backend
 def test_a_run_of_stages_in_parts_ends_like_one_in_one_piece(tmp_path):
     """Smaller images, larger patches, other augmentation, then the recipe's own; stopped within a stage and after one."""
     stages = [

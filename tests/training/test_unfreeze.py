@@ -35,7 +35,7 @@ class Weights(keras.callbacks.Callback):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return trained(small_recipe(epochs=1), tmp_path_factory.mktemp("checkpoint") / "run")
+    return trained(small_recipe(model={"depth": 2}, epochs=1), tmp_path_factory.mktemp("checkpoint") / "run")
 
 
 def gradual(checkpoint, *, stages=GRADUAL, finetune=None, **settings):
@@ -52,17 +52,26 @@ def changed(before, after):
 SETTINGS = [{"ema": 0.5, "finetune": {"layer_decay": 0.5}}, pytest.param({"optimizer": "muon"}, marks=pytest.mark.slow)]
 
 
+@pytest.fixture(scope="module", params=SETTINGS)
+def staged(request, checkpoint, tmp_path_factory):
+    """A recipe, its run in one piece, and the weights of each epoch."""
+    recipe, log = gradual(checkpoint, **request.param), Weights()
+    return recipe, trained(recipe, tmp_path_factory.mktemp("staged") / "whole", callbacks=[log]), log
+
+
 @backend
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_each_stage_changes_what_it_trains_and_nothing_else(checkpoint, tmp_path, settings):
-    """Trained in one piece, and in parts, the first of which ends within a stage."""
-    recipe, log = gradual(checkpoint, **settings), Weights()
-    whole = trained(recipe, tmp_path / "whole", callbacks=[log])
+def test_each_stage_changes_what_it_trains_and_nothing_else(staged):
+    _, whole, log = staged
     for before, after, layers in zip(log.begin, log.end, TRAINED, strict=True):
         assert changed(before, after) == {path for path in before if path.split("/")[0] in layers}
     for end, begin in zip(log.end, log.begin[1:], strict=False):
         assert changed(end, begin) == set()
     assert whole.summary["trained_parameters"] == whole.summary["parameters"]
+
+
+def test_stages_in_parts_give_the_numbers_of_one_piece(staged, tmp_path):
+    """The first part ends within a stage."""
+    recipe, whole, _ = staged
     for until in (2, None):
         part = trained(recipe, tmp_path / "parts", until=until, resume=until is None)
     for name in ("loss", "val_loss", "learning_rate"):

@@ -22,7 +22,6 @@ def test_the_adaptation_is_timms(channels):
     np.testing.assert_allclose(adapt_channels(kernel, 3, channels), theirs, rtol=1e-6)
 
 
-@pytest.mark.backend
 @pytest.mark.parametrize("channels", [1, 5])
 def test_a_checkpoint_of_timm_gives_timms_numbers(tmp_path, channels):
     """timm adapts a pretrained checkpoint to `in_chans`; the file is its own, as `create_model(pretrained=True)` reads it."""
