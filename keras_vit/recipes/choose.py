@@ -11,7 +11,6 @@ PHOTO_SIDE = 64  # pixels: larger pictures are photos, smaller ones are like CIF
 MANY = 50_000  # photos that train a large model from scratch
 EPOCHS_FOR = 8_500  # images: what the epochs of photos-scratch are for
 FEWEST, MOST = 10, 300  # epochs
-SHORT = "10m"  # of standard where the user has not asked for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Choice:
 def choose_recipe(side: int, images: int, accelerator: str) -> Choice:
     """The recipe that trains from scratch.
 
-    `photos-scratch` gets as many epochs as take its usual time, whatever the number of images; `standard` the time of `quick`.
+    `photos-scratch` gets as many epochs as take its usual time, whatever the number of images.
 
     Args:
         side: As of `picture_side`.
@@ -41,7 +40,7 @@ def choose_recipe(side: int, images: int, accelerator: str) -> Choice:
     """
     found = f"{images:,} training pictures of {side} pixels a side, {accelerator or 'no accelerator'}, no checkpoint"
     if side < PHOTO_SIDE:
-        name, options = ("standard", [f"--train.time={SHORT}"]) if accelerator else ("quick", [])
+        name, options = "standard" if accelerator else "quick", []
     elif accelerator and images >= MANY:
         name, options = "photos-gpu", []
     else:

@@ -403,11 +403,11 @@ class Recipe:
             object.__setattr__(self, name, values)
         stages = self.stages()
         self.distill.check_recipe(self, [stage for _, _, stage in stages])
-        averaged = self.train.average_last
-        thawed = max((last / self.train.epochs for _, last, stage in stages if stage.finetune != self.finetune), default=0)
-        if averaged and averaged > 1 - thawed:
-            where = "the epochs after the last stage with another freeze, whose weights have no average before"
-            raise ValueError(f"average_last: received {averaged:g}; allowed: at most {1 - thawed:g}, {where}")
+        averaged, epochs = self.train.average_last, self.train.epochs
+        thawed = max((last for _, last, stage in stages if stage.finetune != self.finetune), default=0)
+        if averaged and averaged * epochs > epochs - thawed + 1e-6:
+            allowed = f"at most {1 - thawed / epochs:g}, as freeze changes until epoch {thawed} of {epochs}"
+            raise ValueError(f"average_last: received {averaged:g}; allowed: {allowed}")
 
     def stages(self) -> list[tuple[int, int, typing.Self]]:
         """(first epoch, epoch after the last one, recipe) of each stage of the training.

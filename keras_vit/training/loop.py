@@ -17,7 +17,7 @@ from keras_vit.data.dataset import DataSet
 from keras_vit.data.labels import class_counts
 from keras_vit.data.stream import own_errors
 from keras_vit.machine import machine, tune, use_deterministic_operations
-from keras_vit.recipes.distill import LOGITS, SMALL_CNN, TIMM, DistillConfig
+from keras_vit.recipes.distill import LOGITS
 from keras_vit.recipes.parse import flatten
 from keras_vit.recipes.schema import RECALL, Recipe
 from keras_vit.runs.folder import RunFolder, WrittenElsewhere, held
@@ -256,7 +256,6 @@ def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
     if seconds is not None:
         check_number("seconds", seconds, above=0)
     check_apart(run_dir, recipe)
-    check_share(recipe, seconds)
     with distribution.alone():
         resolved = resolve_precision(recipe, data)
     recipe, prepared, pace = resolved.recipe, resolved.prepared, None
@@ -426,22 +425,11 @@ def keep_pace(session, pace, epoch, verbose):
 
 def check_apart(run_dir, recipe):
     """Raises a ValueError if the run would overwrite the checkpoint that it starts from, or its teacher."""
-    teacher = recipe.distill.teacher
-    for prefix in (LOGITS, TIMM, SMALL_CNN):
-        teacher = teacher.removeprefix(prefix)
+    teacher = recipe.distill.teacher.removeprefix(LOGITS)
     for path, what in ((recipe.finetune.checkpoint, "checkpoint that the run would start from"), (teacher, "teacher of the run")):
         resolved = Path(path).expanduser().resolve()
-        if path and Path(run_dir).resolve() in (resolved, *resolved.parents):
+        if path and resolved.exists() and Path(run_dir).resolve() in (resolved, *resolved.parents):
             raise ValueError(f"run: {str(run_dir)!r} holds the {what}; choose another folder")
-
-
-def check_share(recipe, seconds):
-    """Raises a ValueError for a length of `small-cnn` that has no effect on it."""
-    config, field = recipe.distill, "distill.epochs"
-    if recipe.train.measured_seconds is not None and seconds is None and config.epochs != DistillConfig.epochs:
-        raise ValueError(f"{field}: received {config.epochs:g}; allowed: none with train.time, of which it takes distill.share")
-    if recipe.train.time is None and seconds is None and config.share != DistillConfig.share:
-        raise ValueError(f"distill.share: received {config.share:g}; allowed: none without train.time; set {field} instead")
 
 
 def check_same_recipe(run, recipe):

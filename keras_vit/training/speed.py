@@ -23,7 +23,7 @@ from keras_vit.training.models import Prepared, compile_model, compiled_model, t
 from keras_vit.training.steps import Pace
 
 CANDIDATES = ("float32", "bfloat16")  # of `train.precision: auto`
-PRODUCT_ROWS, PRODUCT_TURNS, PRODUCT_GAIN = 2048, 30, 1.1  # of `product_gain`; with less a model cannot gain
+PRODUCT_ROWS, PRODUCT_TURNS, PRODUCT_GAIN = 2048, 30, 1.1  # of `product_gain`; below it models are not measured
 MARGIN = 1.02  # bfloat16 must be faster by this factor: float32 has the better numbers
 CLEAR = 1.25  # no further turns once one is faster by this factor
 TURNS, TURN_SECONDS = 3, 0.4
@@ -52,9 +52,9 @@ class Resolved:
 def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
     """Replaces `train.precision: auto` by the faster of float32 and bfloat16 on this machine.
 
-    On a CPU with bfloat16 instructions, a product of matrices is timed first. Where bfloat16 does not make that faster, it makes
-    no model faster. Otherwise both are trained for some steps in turns: their speed depends on the CPU, the backend and the model.
-    The longest stage decides. An accelerator takes bfloat16 if it computes in it, without a measurement. What is measured has no
+    On a CPU with bfloat16 instructions, a product of matrices is timed first. Where bfloat16 gains less than a tenth there, it is
+    float32. Otherwise both are trained for some steps in turns: their speed depends on the CPU, the backend and the model. The
+    longest stage decides. An accelerator takes bfloat16 if it computes in it, without a measurement. What is measured has no
     teacher.
 
     Args:

@@ -12,7 +12,7 @@ from keras_vit.recipes.choose import choose_recipe, picture_side
     ("side", "images", "accelerator", "recipe", "options"),
     [
         (32, 45_000, "", "quick", []),
-        (32, 45_000, "GPU", "standard", ["--train.time=10m"]),
+        (32, 45_000, "GPU", "standard", []),
         (63, 60_000, "", "quick", []),
         (64, 850, "", "photos-scratch", ["--train.epochs=300"]),
         (224, 2**20, "", "photos-scratch", ["--train.epochs=10"]),

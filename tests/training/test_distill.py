@@ -541,20 +541,18 @@ def test_a_damaged_teacher_of_a_run_is_trained_again(tmp_path, data):
 
 
 def test_a_run_does_not_delete_its_teacher(tmp_path, data, teacher):
+    (teacher.path / "logits.npy").touch()
     for path in (teacher.path, teacher.path / "best.keras", f"logits:{teacher.path / 'logits.npy'}"):
         with one_line_error("holds the teacher of the run; choose another folder"):
             train(recipe_of(path), teacher.path, data=data, overwrite=True, verbose=0)
     assert (teacher.path / "best.keras").exists()
 
 
-def test_lengths_of_small_cnn_without_effect_are_refused(tmp_path, data):
-    for distill, length, message in (
-        ({"epochs": 3.0}, {"time": "1m"}, "epochs: received 3; allowed: none with train.time, of which it takes distill.share"),
-        ({"share": 0.5}, {}, "share: received 0.5; allowed: none without train.time; set distill.epochs instead"),
-    ):
-        with one_line_error(message):
-            train(recipe_of("small-cnn", distill=distill, train=length), tmp_path / "run", data=data, verbose=0)
-    assert not (tmp_path / "run").exists()
+def test_lengths_of_small_cnn_without_effect_are_said(tmp_path, data):
+    _, said = taught(recipe_of("small-cnn", data, distill={"epochs": 0.5, "share": 0.5}), data, tmp_path)
+    assert "teacher: distill.share 0.5 has no effect without train.time; distill.epochs decides" in said
+    _, said = taught(recipe_of("small-cnn", data, distill={"epochs": 3.0}), data, tmp_path, seconds=1)
+    assert "teacher: distill.epochs 3 is replaced by what fits into distill.share of the time" in said
 
 
 def test_what_a_run_lacks_is_said_before_the_teacher_is_trained(tmp_path, data, monkeypatch):

@@ -115,6 +115,11 @@ def test_where_products_gain_nothing_no_model_is_measured(monkeypatch, cpu):
 
 
 @pytest.mark.backend
+def test_the_gain_of_products_is_measured(monkeypatch):
+    monkeypatch.setattr(speed, "PRODUCT_TURNS", 2)
+    assert 0.001 < speed.product_gain(16, 32) < 1000
+
+
 @pytest.mark.parametrize(("slow", "gain"), [("float32", 4), ("bfloat16", 0.25)])
 def test_the_gain_of_products_is_that_of_their_best_turns(monkeypatch, slow, gain):
     """Of multiplications that take 5 and 20 ms, apart from some that take longer."""

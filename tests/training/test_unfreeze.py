@@ -125,7 +125,9 @@ def test_a_training_from_scratch_freezes_nothing():
 
 
 def test_an_average_has_all_its_weights_from_its_beginning(checkpoint):
-    stages = [{"until": 0.75, "freeze": 1}]
-    assert gradual(checkpoint, stages=stages, epochs=4, average_last=0.25).train.average_last == 0.25
-    with pytest.raises(ValueError, match=r"^average_last: received 0.5; allowed: at most 0.25, the epochs after the last stage"):
-        gradual(checkpoint, stages=stages, epochs=4, average_last=0.5)
+    for until, share in ((0.75, 0.25), (0.8, 0.2), (0.9, 0.1)):
+        gradual(checkpoint, stages=[{"until": until, "freeze": 1}], epochs=20, average_last=share)
+    with pytest.raises(
+        ValueError, match=r"^average_last: received 0.5; allowed: at most 0.25, as freeze changes until epoch 3 of 4$"
+    ):
+        gradual(checkpoint, stages=[{"until": 0.75, "freeze": 1}], epochs=4, average_last=0.5)

@@ -16,7 +16,7 @@ import numpy as np
 from keras_vit.data.batches import training_batch
 from keras_vit.data.dataset import DataSet, Split
 from keras_vit.data.teaching import Teaching
-from keras_vit.recipes.distill import LOGITS, SMALL_CNN
+from keras_vit.recipes.distill import LOGITS, SMALL_CNN, DistillConfig
 from keras_vit.recipes.schema import Recipe
 from keras_vit.runs.scores import metrics_of
 from keras_vit.training.distill.logits import order_of, read_logits
@@ -106,6 +106,10 @@ def from_teacher(recipe, data, run_dir, distribution, say, seconds, kept):
                 raise refused(SMALL_CNN, f"with {distribution.processes} processes", "a teacher that has been trained")
             from keras_vit.training.distill.small_cnn import small_cnn
 
+            if seconds is None and config.share != DistillConfig.share:
+                say(f"teacher: distill.share {config.share:g} has no effect without train.time; distill.epochs decides")
+            if seconds is not None and config.epochs != DistillConfig.epochs and not kept:
+                say(f"teacher: distill.epochs {config.epochs:g} is replaced by what fits into distill.share of the time")
             seconds = None if seconds is None else config.share * seconds
             trained = small_cnn(recipe, data, run_dir if kept else None, say, seconds)
             known = {"class_names": data.class_names, "mean": recipe.mean, "std": recipe.std, "multi_label": data.multi_label}
@@ -141,7 +145,7 @@ def from_views(recipe, data, teacher, run_dir, distribution, say, summary):
     seen, steps = {**batch_settings(recipe, data), "image_size": recipe.model.image_size}, len(data.train) // size
     del seen["mix_steps"]  # mixing never ends here
     augment = {name: value for name, value in dataclasses.asdict(recipe.augment).items() if name != "label_smoothing"}
-    depends = {"teacher": teacher.fingerprint, "backend": keras.backend.backend(), "data": order_of(data)}
+    depends = {"teacher": teacher.fingerprint, "backend": keras.backend.backend(), "data": [data.fingerprint, order_of(data)]}
     depends |= {"validation": recipe.validation, "subset": recipe.subset, "center_crop": recipe.center_crop}
     depends |= {"augment": augment, **seen}
     folder = Path(config.folder).expanduser() if config.folder else run_dir.resolve().parent / VIEWS
