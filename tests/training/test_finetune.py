@@ -335,14 +335,18 @@ def test_layer_decay_through_training(checkpoint, tmp_path):
 # Recipe and checkpoint
 
 
+def test_who_states_epochs_gets_no_time(checkpoint, tmp_path):
+    (tmp_path / "timed.yaml").write_text("train: {time: 5m, steps_per_epoch: [3, 4], epochs: 2}\n")
+    train = finetune_recipe(checkpoint.path, tmp_path / "timed.yaml", data="digits", train={"epochs": 3}).train
+    assert (train.epochs, train.time, train.steps_per_epoch) == (3, None, None)
+
+
 def test_recipe_takes_what_the_checkpoint_decides(checkpoint):
     recipe = finetune_recipe(checkpoint.path, data="digits")
     assert dataclasses.replace(recipe.model, num_classes=3) == checkpoint.model().config
     assert (recipe.mean, recipe.std) == ([0.4], [0.3])
     assert recipe.train.learning_rate == LEARNING_RATES["full"]
     assert finetune_recipe(checkpoint.path, finetune={"method": "probe"}).train.learning_rate == LEARNING_RATES["probe"]
-    passes = finetune_recipe(checkpoint.path, "quick", train={"epochs": 3})
-    assert (passes.train.epochs, passes.train.time) == (3, None)  # who states passes means no time
     settings = {"train": {"learning_rate": 0.5}, "mean": 0.1, "model": {"image_size": (16, 24), "drop_path": 0.2}}
     recipe = finetune_recipe(checkpoint.path, **settings)
     assert (recipe.train.learning_rate, recipe.mean, recipe.std) == (0.5, [0.1], [0.3])
