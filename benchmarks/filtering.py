@@ -17,12 +17,13 @@ import tempfile
 import time
 
 from record import write_record
+from scipy.special import softmax
 
 from keras_vit.processes import run_command
 
 EPOCHS = 12
 AFTER = 6  # epochs
-RATE = 2000  # images of a batch that is predicted
+BATCH = 2000  # images that are predicted at a time
 NAMES = ("backend", "device", "precision", "seconds", "process_seconds", "val_accuracy", "test_accuracy")
 
 
@@ -69,12 +70,10 @@ def run(folder, keep, steps, seed):
             if epoch + 1 != AFTER or keep == 1:
                 return
             before, found = time.perf_counter(), []
-            for start in range(0, len(data.train), RATE):
-                indices = np.arange(start, min(start + RATE, len(data.train)))
+            for start in range(0, len(data.train), BATCH):
+                indices = np.arange(start, min(start + BATCH, len(data.train)))
                 images = (data.train.images(indices) / 255 - recipe.mean) / recipe.std
-                logits = self.model.predict_on_batch(images.astype("float32"))
-                logits = logits - logits.max(axis=1, keepdims=True)
-                chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+                chances = softmax(self.model.predict_on_batch(images.astype("float32")), axis=1)
                 found.append(chances[np.arange(len(indices)), data.train.labels[indices]])
             left = np.argsort(np.concatenate(found))[: round(keep * len(data.train))]
             batches.order.cache_clear()
