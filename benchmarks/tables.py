@@ -27,6 +27,7 @@ WORDS = {
     "openvino": "OpenVINO",
 }
 DATA = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
+RECIPES = ("quick", "standard", "best", "digits", "mnist", "mnist-conv", "photos-scratch")  # in the order of README's table
 MEASURES = {  # of a row of `throughput.py`: title and how it is written
     "rate": ("images/s", "{:,.1f}"),
     "ratio": ("of timm", "{:.2f}"),
@@ -113,28 +114,30 @@ def of_record(name):
 
 
 def training():
-    """Test accuracies of the recipes: those of records of `levers.py`, then older ones."""
+    """Test accuracies of the recipes: those of records of `levers.py`, a row for all seeds of one, then older ones."""
+    groups = []
+    records = (record(path.stem) for path in sorted(RESULTS.glob("levers-*.json")))
+    for found in sorted(records, key=lambda found: RECIPES.index(found["recipe"])):
+        known = {"recipe": found["recipe"], "data": DATA.get(found["data"], found["data"])}
+        groups.append([{**run, **known, "seconds": round(run["seconds"])} for run in found["runs"] if run["lever"] == "as it is"])
     rows = []
-    for path in sorted(RESULTS.glob("levers-*.json")):
-        found = record(path.stem)
-        data = DATA.get(found["data"], found["data"])
-        plain = [run for run in found["runs"] if run["lever"] == "as it is"]
-        rows += [{**run, "recipe": found["recipe"], "data": data, "seconds": round(run["seconds"])} for run in plain]
-    rows = [
-        (
-            f"`{row['recipe']}`",
-            row["data"],
-            WORDS.get(row["backend"], row["backend"]),
-            row["device"].split()[0].removesuffix("(R)"),
-            row["seed"],
-            f"{row['test_accuracy']:.2%}",
-            f"{row['parameters']:,}",
-            f"{row['seconds']:,}",
-            f"{row['images_per_second']:,}",
+    for group in [*groups, *([row] for row in record("training")["rows"])]:
+        accuracies, seconds, row = [run["test_accuracy"] for run in group], sorted(run["seconds"] for run in group), group[0]
+        several = len(group) > 1
+        rows.append(
+            (
+                f"`{row['recipe']}`",
+                row["data"],
+                WORDS.get(row["backend"], row["backend"]),
+                row["device"].split()[0].removesuffix("(R)"),
+                f"{row['seed']} to {group[-1]['seed']}" if several else row["seed"],
+                f"{statistics.mean(accuracies):.2%}" + (f" ± {100 * statistics.stdev(accuracies):.2f}" if several else ""),
+                f"{row['parameters']:,}",
+                f"{seconds[0]:,}" + (f" to {seconds[-1]:,}" if several else ""),
+                f"{statistics.median(run['images_per_second'] for run in group):,.0f}",
+            )
         )
-        for row in [*rows, *record("training")["rows"]]
-    ]
-    columns = ["recipe", "data", "backend", "machine", "seed", "test accuracy", "parameters", "seconds", "images/s"]
+    columns = ["recipe", "data", "backend", "machine", "seeds", "test accuracy", "parameters", "seconds", "images/s"]
     return table(columns, rows)
 
 
