@@ -6,15 +6,19 @@
 
 The recipe itself is the first row. A run counts from the start of its process to its end. Choices are made by the validation
 accuracy of the best epoch; the test accuracy is the run's own, read once at its end. With `--out`, runs that are finished there are
-not trained again, and one that was killed goes on.
+not trained again, and one that was killed goes on. `--together 2` trains two at a time, each on its share of the processor's cores:
+for runs of equal steps, whose seconds do not count.
 """
 
 import argparse
+import concurrent.futures
 import hashlib
+import itertools
 import json
 import math
 import os
 import pathlib
+import queue
 import shlex
 import statistics
 import subprocess
@@ -41,6 +45,7 @@ def main():
     parser.add_argument("--lever", action="append", default=[], metavar="NAME=OPTIONS", help="settings on top of the recipe")
     parser.add_argument("--options", default="", help="settings of every run, the recipe's own too")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--together", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--out", type=pathlib.Path, help="folder of the runs; default: a temporary one")
     parser.add_argument("--json", type=pathlib.Path, help="file to write, anew after each run")
     parser.add_argument("--plot", type=pathlib.Path, help="picture to draw from records")
@@ -52,17 +57,33 @@ def main():
     runs = []
     with tempfile.TemporaryDirectory() as temporary:
         out = options.out or pathlib.Path(temporary)
-        for seed in options.seeds:  # seed by seed, so that a record that is cut short compares all levers
-            for name, settings in levers.items():
-                same = hashlib.sha256(repr((options.data, options.options, settings)).encode()).hexdigest()[:DIGEST]
-                folder = out / f"{options.recipe}-{seed}-{same}"
-                runs.append({"lever": name, "settings": settings, "seed": seed, **trained(options, settings, seed, folder)})
-                print(f"{name}, seed {seed}: {described(runs[-1])}", flush=True)
+
+        def one(job):
+            seed, (name, settings) = job
+            same = hashlib.sha256(repr((options.data, options.options, settings)).encode()).hexdigest()[:DIGEST]
+            folder = out / f"{options.recipe}-{seed}-{same}"
+            return {"lever": name, "settings": settings, "seed": seed, **trained(options, settings, seed, folder)}
+
+        # Seed by seed, so that a record that is cut short compares all levers.
+        with concurrent.futures.ThreadPoolExecutor(options.together, initializer=take_cores(options.together)) as pool:
+            for run in pool.map(one, itertools.product(options.seeds, levers.items())):
+                runs.append(run)
+                print(f"{run['lever']}, seed {run['seed']}: {described(run)}", flush=True)
                 if options.json:
                     columns, rows = summarised(runs)
                     write_record(options.json, recipe=options.recipe, data=options.data, columns=columns, rows=rows, runs=runs)
     for row in summarised(runs)[1]:
         print(*row, sep="  ")
+
+
+def take_cores(together):
+    """Returns a function that binds the calling thread, and the processes it starts, to its share of the cores (Linux)."""
+    if together == 1:
+        return None
+    cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
+    for number in range(together):
+        shares.put(cores[number::together])
+    return lambda: os.sched_setaffinity(0, shares.get())
 
 
 def trained(options, settings, seed, folder):
