@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 from record import write_record
 
 from keras_vit.processes import run_command
@@ -148,32 +149,45 @@ def spread(values, form):
 
 
 def draw(records, path):
-    """Validation accuracy over the seconds since the start of the process, a line for each lever, its seeds in one colour."""
+    """Validation accuracy over the seconds since the start of the process: recipes, and beside them what was changed in one.
+
+    A line is the mean of the seeds, the band from the lowest to the highest.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    colours = {}
+    panels = {False: [], True: []}
     for record in records:
-        for run in record["runs"]:
-            name = ", ".join([record["recipe"], BACKENDS[run["backend"]], *([run["lever"]] if run["lever"] != PLAIN else [])])
-            known = name in colours
-            colour = colours.setdefault(name, f"C{len(colours) % 10}")
-            seconds, accuracy = zip(*run["curve"], strict=True)
-            axes.plot(seconds, [100 * value for value in accuracy], color=colour, label=None if known else name, linewidth=1.2)
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    ticks = [tick for tick in (15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200) if low / 1.2 <= tick <= high * 1.01]
-    axes.set_xticks(ticks, [f"{tick} s" if tick < 120 else f"{math.floor(tick / 60)} min" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("since the start of the process")
-    axes.set_ylabel("validation accuracy (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+        compares = any(run["lever"] != PLAIN for run in record["runs"])
+        panels[compares] += [{**run, "name": name_of(record["recipe"], run, compares)} for run in record["runs"]]
+    panels = [runs for runs in panels.values() if runs]
+    figure, every = plt.subplots(1, len(panels), figsize=(7 * len(panels), 5), layout="constrained", squeeze=False)
+    for axes, runs in zip(every[0], panels, strict=True):
+        for name in dict.fromkeys(run["name"] for run in runs):
+            curves = np.array([run["curve"] for run in runs if run["name"] == name])  # (seeds, epochs, 2)
+            seconds, accuracies = curves[..., 0].mean(axis=0), 100 * curves[..., 1]
+            (line,) = axes.plot(seconds, accuracies.mean(axis=0), label=name, linewidth=1.2)
+            lowest, highest = accuracies.min(axis=0), accuracies.max(axis=0)
+            axes.fill_between(seconds, lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in (15, 30, 60, 120, 180, 300, 600, 1200, 1800, 3600, 7200) if low / 1.2 <= tick <= high * 1.01]
+        axes.set_xticks(ticks, [f"{tick} s" if tick < 120 else f"{math.floor(tick / 60)} min" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("since the start of the process")
+        axes.set_ylabel("validation accuracy (%)")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     print(f"wrote {os.fspath(path)}")
+
+
+def name_of(recipe, run, compares):
+    if compares:
+        return f"{recipe}, {run['lever']}"
+    return f"{recipe}, {BACKENDS[run['backend']]}, {run['device'].split()[0].removesuffix('(R)')}"
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from keras_vit.training.models import POLICIES, compile_model
 from keras_vit.training.schedule import WarmupSchedule
 from keras_vit.training.speed import stream_settings, training_rates
 
-STEM, WIDTHS = 32, (64, 128)  # channels of the stem, and of each group
-SIDE, MOST_STRIDE = 16, 4  # pixels of the stem's output, about, unless its stride is at its most
+STEM, WIDTHS, SIDE = 32, (64, 128), 16  # of `build`
+MOST_STRIDE = 4  # of the stem
 SMALLEST = 4  # pixels of a side that is not halved any more
 BATCH, RATE, WARMUP, DECAY, SMOOTHING = 128, 0.2, 0.2, 5e-3, 0.1  # warmup: share of the steps
 PLAIN = {"randaugment_layers": 0, "three_augment": False, "color_jitter": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
@@ -59,12 +59,27 @@ class SmallCNN:
         write_sealed_json(folder / TEACHER_FACTS, facts)
 
 
-def build(image_shape: tuple[int, int, int], num_classes: int, dtype: str = "float32") -> keras.Model:
+def build(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    dtype: str = "float32",
+    stem: int = STEM,
+    widths: tuple[int, ...] = WIDTHS,
+    side: int = SIDE,
+) -> keras.Model:
     """The net for images (H, W, C) of any size: a model with logits (B, num_classes).
 
     A stem to about 16 pixels a side, of large images to a quarter, then groups of two convolutions. The stem has no norm, and the
     first norm of a group follows the pooling: on a processor the norms cost as much as the convolutions. Names are given: those
     that Keras gives count the layers of a process, and the weights' names tell one teacher from another.
+
+    Args:
+        image_shape: (H, W, C).
+        num_classes: K.
+        dtype: Keras's dtype policy of the layers but the last.
+        stem: Channels of the stem.
+        widths: Channels of each group; further groups have the last.
+        side: Pixels of a side of the stem's output, about, unless its stride is at its most.
     """
 
     def convolution(x, name, width, pool=False):
@@ -73,11 +88,11 @@ def build(image_shape: tuple[int, int, int], num_classes: int, dtype: str = "flo
         x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm", dtype=dtype)(x)
         return keras.layers.Activation("relu", name=f"{name}_relu", dtype=dtype)(x)
 
-    images, stride = keras.Input(image_shape), round(min(max(1, min(image_shape[:2]) / SIDE), MOST_STRIDE))
-    stem = {"strides": stride, "padding": "same", "activation": "relu", "name": "stem", "dtype": dtype}
-    x, group = keras.layers.Conv2D(STEM, max(3, 2 * stride), **stem)(images), 0  # (B, H / stride, W / stride, STEM)
-    while group < len(WIDTHS) or min(x.shape[1:3]) > 2 * SMALLEST:
-        width = WIDTHS[min(group, len(WIDTHS) - 1)]
+    images, stride = keras.Input(image_shape), round(min(max(1, min(image_shape[:2]) / side), MOST_STRIDE))
+    settings = {"strides": stride, "padding": "same", "activation": "relu", "name": "stem", "dtype": dtype}
+    x, group = keras.layers.Conv2D(stem, max(3, 2 * stride), **settings)(images), 0  # (B, H / stride, W / stride, stem)
+    while group < len(widths) or min(x.shape[1:3]) > 2 * SMALLEST:
+        width = widths[min(group, len(widths) - 1)]
         x = convolution(x, f"group_{group}_first", width, pool=min(x.shape[1:3]) > SMALLEST)
         x, group = convolution(x, f"group_{group}_second", width), group + 1
     x = keras.layers.GlobalMaxPooling2D(name="pool", dtype=dtype)(x)  # (B, width)
@@ -98,8 +113,7 @@ def small_cnn(recipe: Recipe, data: DataSet, kept: Path | None, say, seconds: fl
         return found
     started = time.perf_counter()
     size = min(BATCH, len(data.train))
-    epochs, augment = recipe.distill.epochs, dataclasses.replace(recipe.augment, **PLAIN, label_smoothing=SMOOTHING)
-    recipe = dataclasses.replace(recipe, augment=augment, distill=DistillConfig()).with_train(batch_size=size, stages=[])
+    epochs, recipe = recipe.distill.epochs, own_recipe(recipe, size)
     keras.utils.set_random_seed(recipe.seed)
     model = build((*recipe.model.image_size, recipe.model.channels), recipe.model.num_classes, POLICIES[recipe.train.precision])
     if seconds is not None:
@@ -107,16 +121,27 @@ def small_cnn(recipe: Recipe, data: DataSet, kept: Path | None, say, seconds: fl
         rate = training_rates([model], data, recipe)[0]
         left = seconds - (time.perf_counter() - started)
         epochs = round(min(max(left * rate / len(data.train), FEWEST), MOST), 2)
-    steps = max(1, round(epochs * len(data.train) / size))
     say(f"teacher: small-cnn, {model.count_params():,} parameters, {epochs:g} passes over {len(data.train):,} images")
-    compiled(model, recipe, steps)
-    batches = training_batches(data.train, augment, **stream_settings(recipe, data))
-    model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
+    fit(model, recipe, data, epochs)
     trained = build(model.input_shape[1:], recipe.model.num_classes)
     trained.set_weights(model.get_weights())
     seconds = time.perf_counter() - started
     say(f"teacher: trained in {seconds:.0f} s")
     return SmallCNN(trained, epochs, seconds)
+
+
+def own_recipe(recipe: Recipe, batch_size: int) -> Recipe:
+    """A student's recipe with the augmentation of the net."""
+    augment = dataclasses.replace(recipe.augment, **PLAIN, label_smoothing=SMOOTHING)
+    return dataclasses.replace(recipe, augment=augment, distill=DistillConfig()).with_train(batch_size=batch_size, stages=[])
+
+
+def fit(model: keras.Model, recipe: Recipe, data: DataSet, epochs: float, verbose: int = 0) -> None:
+    """Trains a net of `build` for so many passes, by its `own_recipe`."""
+    steps = max(1, round(epochs * len(data.train) / recipe.train.batch_size))
+    compiled(model, recipe, steps)
+    batches = training_batches(data.train, recipe.augment, **stream_settings(recipe, data))
+    model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=verbose)
 
 
 def compiled(model, recipe, steps):
