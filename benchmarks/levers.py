@@ -30,6 +30,7 @@ import numpy as np
 from record import write_record
 
 from keras_vit.processes import run_command
+from keras_vit.recipes.parse import load_recipe
 from keras_vit.runs.folder import RunFolder
 
 PLAIN = "as it is"  # as tables.py knows it
@@ -61,8 +62,7 @@ def main():
 
         def one(job):
             seed, (name, settings) = job
-            same = hashlib.sha256(repr((options.data, options.options, settings)).encode()).hexdigest()[:DIGEST]
-            folder = out / f"{options.recipe}-{seed}-{same}"
+            folder = out / f"{pathlib.Path(options.recipe).stem}-{seed}-{digest_of(options, settings)}"
             return {"lever": name, "settings": settings, "seed": seed, **trained(options, settings, seed, folder)}
 
         # Seed by seed, so that a record that is cut short compares all levers.
@@ -87,15 +87,21 @@ def take_cores(together):
     return lambda: os.sched_setaffinity(0, shares.get())
 
 
+def digest_of(options, settings):
+    """Of all that decides a run besides its seed."""
+    backend, recipe = os.environ.get("KERAS_BACKEND"), load_recipe(options.recipe, data=options.data).to_dict()
+    return hashlib.sha256(repr((backend, recipe, options.options, settings)).encode()).hexdigest()[:DIGEST]
+
+
 def trained(options, settings, seed, folder):
     """Trains one run and returns what is known of it."""
     command = [sys.executable, "-m", "keras_vit.cli", "train", "--recipe", options.recipe, "--data", options.data]
     command += [*shlex.split(options.options), *shlex.split(settings), f"--seed={seed}"]
-    marker = folder.with_suffix(".seconds")  # of the process, which its own summary cannot know
+    marker = folder.with_name(f"{folder.name}.seconds")  # of the process, which its own summary cannot know
     if not marker.exists():
         before = time.perf_counter()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_suffix(".log"), "a", encoding="utf-8") as log:
+        with open(folder.with_name(f"{folder.name}.log"), "a", encoding="utf-8") as log:
             subprocess.run([*command, "--out", str(folder), "--resume", "auto"], stdout=log, stderr=log, check=True)
         marker.write_text(f"{time.perf_counter() - before:.{DIGITS}f}\n", encoding="utf-8")
     run = RunFolder(folder)

@@ -1,7 +1,7 @@
 """A convolutional net for CIFAR-10 that is better than the students: a teacher that is trained beforehand.
 
     KERAS_BACKEND=torch python benchmarks/teacher.py teacher.keras --epochs 20 --json teacher.json
-    keras-vit train --recipe standard --data cifar10 --distill.teacher teacher.keras --distill.views 4
+    keras-vit train --recipe standard --data cifar10 --distill.teacher teacher.keras --distill.views 4 --augment.mix_until 1
 
 The net of `small-cnn`, with the widths and the resolution of a ResNet-9 (airbench94, arXiv 2404.00498). It sees the training images
 of `standard`, flipped and cropped, normalised as there, and never the validation images. The test images are read once, at the end.
@@ -38,7 +38,7 @@ def main():
 
     recipe = keras_vit.load_recipe("standard", data="cifar10", seed=options.seed, train={"precision": options.precision})
     data = recipe.load_data()
-    recipe = own_recipe(recipe, BATCH)
+    recipe = own_recipe(recipe.for_data(data), BATCH)
     keras.utils.set_random_seed(recipe.seed)
     shape = ((*recipe.model.image_size, recipe.model.channels), len(data.class_names))
     model = build(*shape, POLICIES[recipe.train.precision], STEM, WIDTHS, SIDE)
@@ -49,8 +49,8 @@ def main():
     trained.set_weights(model.get_weights())
     trained.save(options.model)
     found = {"epochs": options.epochs, "precision": options.precision, "seconds": seconds, "parameters": trained.count_params()}
-    for name in ("val", "test"):
-        split, right = getattr(data, name), 0
+    for name, split in (("val", data.validation), ("test", data.test)):
+        right = 0
         for start in range(0, len(split), CHUNK):
             rows = np.arange(start, min(start + CHUNK, len(split)))
             images = ((split.images(rows) / 255 - recipe.mean) / recipe.std).astype("float32")

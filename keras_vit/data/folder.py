@@ -37,6 +37,7 @@ def read_folder(path: str, shape: tuple[int, int, int], notes: list[str]) -> tup
     if below:
         ignored += [printable(folder.name) for folder in folders(root) if folder not in below.values()]
     note_unread(root, notes)
+    note_loose([file for folder in below.values() or [root] for file in images_in(folder)], notes, "left out")
     if ignored:
         notes.append(f"ignored folders without images: {visible(', '.join(ignored[:5]))}{', ...' * (len(ignored) > 5)}")
     if len(class_names) < 2:
@@ -74,6 +75,9 @@ def read_pictures(path: str, shape: tuple[int, int, int], notes: list[str]) -> t
     if not found["train"]:
         raise ValueError(f"{received} with no images; allowed: a folder of images (.jpg, .png, .webp, .tif and others)")
     class_names = {name for _, name in found["train"]}
+    if len(class_names) > 2 and None in class_names:
+        loose = [file for files in found.values() for file, name in files if name is None]
+        note_loose(loose, notes, "taken too, and no labels are read: a training on the labels has other test images")
     labelled = len(class_names) > 1 and None not in class_names
     labelled = labelled and all(name in class_names for files in found.values() for _, name in files)
     class_names = sorted(class_names) if labelled else []
@@ -99,6 +103,13 @@ def note_unread(root, notes):
         named = visible(", ".join(printable(file.relative_to(root)) for file in unread[:SHOWN]))
         notes.append(f"{len(unread):,} files look like images and are not read here: {named}{', ...' * (len(unread) > SHOWN)}")
         warnings.warn(notes[-1], stacklevel=5)
+
+
+def note_loose(files, notes, fate):
+    """Names the images that lie beside the class folders, and what becomes of them, in a note."""
+    if files:
+        named = visible(", ".join(printable(file.name) for file in files[:SHOWN]))
+        notes.append(f"images beside the class folders are {fate} ({len(files):,}): {named}{', ...' * (len(files) > SHOWN)}")
 
 
 def find_parts(root, received):

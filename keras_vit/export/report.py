@@ -96,6 +96,8 @@ def read_report(folder: Path, field: str = "--compare") -> dict:
             check_type(name, report.get(name), kind)
         for side in report["image_shape"]:
             check_int("image_shape", side, 1, MAX_SIDE)
+        check_number("temperature", report["temperature"], above=0)
+        check_number("center_crop", report["center_crop"], above=0, at_most=1)
     except (OSError, ValueError) as error:
         raise ValueError(f"{field}: received {str(folder)!r}; allowed: {allowed} ({one_line(error)})") from None
     if not (folder / FILES[report["format"]]).exists():

@@ -84,6 +84,6 @@ def described(views: list[View]) -> str:
 
 def over_views(logits: Callable[[np.ndarray], np.ndarray], views: Sequence[View]) -> Callable[[np.ndarray], np.ndarray]:
     """A function from images (B, H, W, C) to logits (B, K), averaged over views."""
-    if len(views) == 1:
+    if list(views) == [View()]:
         return logits
     return lambda images: np.mean([logits(view(images)) for view in views], axis=0, dtype=np.float64)

@@ -274,7 +274,8 @@ def prepare(recipe, data, run_dir, seconds, started, verbose, distribution):
         left = max(seconds - taught.seconds, 1.0)
         recipe, prepared = with_length(recipe, data, left, prepared, taught.teaching)
     elif recipe.train.measured_seconds is not None:
-        recipe, pace, reason, prepared = within_time(recipe, data, started, prepared, taught.teaching)
+        trained = taught.seconds if taught.epochs else 0.0
+        recipe, pace, reason, prepared = within_time(recipe, data, started, prepared, taught.teaching, trained)
         if verbose:
             print(reason, flush=True)
     return recipe, prepared, taught, pace

@@ -118,7 +118,12 @@ def with_length(
 
 
 def within_time(
-    recipe: Recipe, data: DataSet, started: float, prepared: Prepared | None, teaching: Teaching | None = None
+    recipe: Recipe,
+    data: DataSet,
+    started: float,
+    prepared: Prepared | None,
+    teaching: Teaching | None = None,
+    teacher_seconds: float = 0.0,
 ) -> tuple[Recipe, Pace, str, Prepared]:
     """The recipe with the `steps_per_epoch` with which everything ends within its `train.time`.
 
@@ -131,6 +136,7 @@ def within_time(
         started: When the time began, on the clock of `time.perf_counter`.
         prepared: The model of the first stage if it exists already.
         teaching: Of the recipe's teacher, which takes time too.
+        teacher_seconds: That a teacher has been trained, a share of the time.
 
     Returns:
         The recipe, the `Pace`, a line for the user, and the model of the first stage.
@@ -152,7 +158,8 @@ def within_time(
     left = config.measured_seconds * (1 - SPARE) - fixed
     steps = int(left / sum(costs))
     if steps < 1:
-        shortest = math.ceil((fixed + sum(costs)) / (1 - SPARE))
+        share = min(teacher_seconds / config.measured_seconds, 1 - 2 * SPARE)
+        shortest = math.ceil((fixed - teacher_seconds + sum(costs)) / (1 - SPARE - share))
         raise ValueError(f"time: received {config.time!r}; allowed: at least {shortest}s for {epochs} epochs on this machine")
     passes = steps * config.batch_size * epochs / len(data.train)
     measured = f"{epochs / sum(needed):,.0f} in training" + (f", {1 / per_image:,.0f} in validation" if per_image else "")

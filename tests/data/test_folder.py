@@ -93,6 +93,9 @@ def test_folders_of_parts_are_told_from_classes(folder, tmp_path):
     data = load_data(f"folder:{root}", image_size=16)
     assert data.class_names == ["Train", "café noir", "東京 タワー"]
     assert "ignored folders without images: docs" in data.notes
+    picture(seed=79).save(root / "TRAINING" / "sheet.png")
+    data = load_data(f"folder:{root}", image_size=16)
+    assert "images beside the class folders are left out (1): sheet.png" in data.notes
 
 
 def test_broken_images_are_skipped_counted_and_named(folder):

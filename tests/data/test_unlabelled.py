@@ -73,6 +73,10 @@ def test_a_folder_without_class_folders(photos, tmp_path):
         assert sorted(rows(data.train) + rows(data.validation)) == every
     other = load_data(f"folder:{loose}", labels="none", image_size=(12, 16), validation=4, seed=2)
     assert rows(other.validation) != rows(data.validation)
+    write(photos / "sheet.png", 99)
+    data = load_data(f"folder:{photos}", labels="none", image_size=(12, 16), validation=4)
+    assert (len(data.train), data.test) == (17, None)
+    assert any(note.startswith("images beside the class folders are taken too, and no labels are read") for note in data.notes)
 
 
 def test_a_folder_that_is_split_trains_on_its_training_images(tmp_path):

@@ -144,6 +144,11 @@ def test_mistakes(run, tmp_path):
         with pytest.raises(ValueError, match=r"^--compare: .*; allowed: a folder with an intact export.json \(.*\)$"):
             compare_exports(run, home, [folder])
     shutil.rmtree(export)
+    for name, value in (("temperature", 0.0), ("temperature", -1.0), ("temperature", float("nan")), ("center_crop", 2.0)):
+        export = write_export(run, home / "changed", **{name: value})
+        with pytest.raises(ValueError, match=rf"^--compare: .*intact export.json \({name}: received"):
+            compare_exports(run, home, [export])
+        shutil.rmtree(export)
     write_export(run, home / "other", parameters=7)
     with pytest.raises(ValueError, match=r"^--compare: .*other', of another model; allowed: exports of the run's model$"):
         compare_exports(run, home, images=1, report=lambda line: None)

@@ -115,6 +115,8 @@ def test_logits_are_averaged():
     images = random_pixels(3, 8, 8, 1)
     first = over_views(lambda seen: seen[:, 0, :2, 0].astype(np.float32), FLIP)
     np.testing.assert_allclose(first(images), (images[:, 0, :2, 0].astype(float) + images[:, 0, :-3:-1, 0]) / 2)
+    mirrored = over_views(lambda seen: seen[:, 0, :2, 0].astype(np.float32), [View(flip=True)])  # one alone is one too
+    np.testing.assert_allclose(mirrored(images), images[:, 0, :-3:-1, 0])
 
 
 def test_evaluation_reports_it_apart(make_run):

@@ -1,6 +1,7 @@
 """Distillation: its loss against NumPy, targets against the teacher by hand, resumed runs, stored views, and what is refused."""
 
 import dataclasses
+import errno
 
 import keras
 import numpy as np
@@ -14,6 +15,7 @@ from keras_vit.data.batches import training_batch, training_batches
 from keras_vit.model.config import ViTConfig
 from keras_vit.recipes.distill import DistillConfig
 from keras_vit.recipes.schema import Recipe, TrainConfig
+from keras_vit.runs.arrays import write_arrays
 from keras_vit.training.distill import small_cnn, teach
 from keras_vit.training.distill.logits import save_logits
 from keras_vit.training.distill.teacher import targets_of_logits
@@ -263,6 +265,24 @@ def test_stored_views_are_used_by_another_run_and_a_damaged_file_is_made_anew(tm
     files[0].write_bytes(changed)
     with pytest.warns(UserWarning, match="it does not fit its digest"):
         taught(recipe, data, tmp_path / "one")
+    header = bytearray(files[0].read_bytes())
+    header[10:60] = b"{" * 50
+    files[0].write_bytes(header)
+    with pytest.warns(UserWarning, match=r"000000000-.*npy' is damaged \(.*\); it is computed anew$"):
+        taught(recipe, data, tmp_path / "one")
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    stored = sorted((tmp_path / "kept").glob("*/*.npy"))
+    with monkeypatch.context() as patch:  # a disk or a limit is no damage: the files stay
+        patch.setattr("keras_vit.training.distill.views.mapped", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            taught(recipe, data, tmp_path / "one")
+    assert sorted((tmp_path / "kept").glob("*/*.npy")) == stored
+    monkeypatch.setattr("keras_vit.training.distill.views.MAPPED", 1)
+    again, _ = taught(recipe, data, tmp_path / "one")
+    np.testing.assert_array_equal(again.teaching.answer(None, 2, np.arange(8)), expected)
 
 
 LARGE = {"model": {"image_size": (16, 24)}}
@@ -320,7 +340,7 @@ def test_files_of_other_logits_are_refused(tmp_path, data):
     refuse("logits of other images, or in another order; allowed: those of the training images of made", other=swapped)
     refuse("logits of other classes; allowed: those of made", other=dataclasses.replace(data, class_names=["a", "c", "b"]))
     shorter = dataclasses.replace(data, train=data.train.take(np.arange(8)))
-    refuse(r"with float32 \(40, 3\); allowed: \(8, 3\), a row for each training image of made", other=shorter)
+    refuse(r"with shape \(40, 3\); allowed: \(8, 3\), a row for each training image of made", other=shorter)
     refuse("which is no such file", name="absent.npy")
     logits[3, 1] = np.nan
     np.save(tmp_path / "diverged.npy", logits)
@@ -330,6 +350,11 @@ def test_files_of_other_logits_are_refused(tmp_path, data):
     refuse("which is damaged", name="cut.safetensors")
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     refuse("which is damaged", name="objects.npy")
+    write_arrays(tmp_path / "classes.safetensors", {"logits": random(len(data.train), 3)}, {"classes": "{"})
+    refuse("which is damaged", name="classes.safetensors")
+    for header in (b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000, 3), }", b"{'descr': '<f4', 'shape': (1"):
+        (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        refuse("which is damaged", name="header.npy")
     with one_line_error("allowed: a name that ends in .safetensors"):
         save_logits(tmp_path / "logits.npy", logits, data)
 
@@ -351,6 +376,28 @@ def test_any_keras_model_is_a_teacher(tmp_path, data):
     images = data.train.images(np.arange(5))
     expected = predict(keras.saving.load_model(probabilities), ((images / 255 - 0.1) / 0.3).astype("float32"))
     np.testing.assert_allclose(found.teaching.answer(images, 0, None), expected, atol=1e-5)
+
+
+def test_a_mean_alone_is_taken_with_the_students_std(tmp_path, data):
+    teacher = save_model(tmp_path / "plain.keras", [keras.layers.Dense(3)])
+    found, said = taught(recipe_of(teacher, data, distill={"mean": 0.1}, std=0.4), data, tmp_path)
+    assert any("does not say its std: the student's are taken; distill.std states another" in line for line in said), said
+    images = data.train.images(np.arange(5))
+    logits = predict(keras.saving.load_model(teacher), ((images / 255 - 0.1) / 0.4).astype("float32"))
+    np.testing.assert_allclose(found.teaching.answer(images, 0, None), softmax(logits, axis=1), atol=1e-5)
+
+
+def test_layers_without_weights_belong_to_a_teacher(tmp_path, data):
+    found = []
+    for factor in (1, 1, 2):
+        keras.utils.clear_session()  # so that names are as in another process
+        keras.utils.set_random_seed(0)
+        scale = keras.layers.Rescaling(factor, name="scale")
+        path = save_model(tmp_path / f"{len(found)}.keras", [scale, keras.layers.Dense(3, name="head")])
+        found.append(taught(recipe_of(path, data), data, tmp_path)[0].fingerprint)
+    assert found[0] == found[1] != found[2]
+    build = lambda: small_cnn.build((16, 16, 1), 3).to_json()  # noqa: E731
+    assert build() == build()  # no name counts what else the process has made
 
 
 def test_a_teacher_of_another_size_and_of_more_classes_is_adapted(tmp_path, data):
@@ -423,7 +470,7 @@ def test_onnx(tmp_path, data):
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
-    def write(name, shape, rank=2, kernel=None, kind=TensorProto.FLOAT):
+    def write(name, shape, rank=2, kernel=None, kind=TensorProto.FLOAT, **settings):
         nodes = [helper.make_node("Cast", ["x"], ["z0"], to=TensorProto.FLOAT), helper.make_node("Flatten", ["z0"], ["flat"])]
         nodes.append(helper.make_node("MatMul", ["flat", "w"], ["y"]))
         out = ["B", 3] if rank == 2 else ["B", 3, 1]
@@ -436,7 +483,7 @@ def test_onnx(tmp_path, data):
         outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)]
         graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-        onnx.save(model, tmp_path / name)
+        onnx.save(model, tmp_path / name, **settings)
         return tmp_path / name, w
 
     images = data.train.images(np.arange(7))
@@ -454,6 +501,23 @@ def test_onnx(tmp_path, data):
         np.testing.assert_allclose(found.teaching.answer(images, 0, None), softmax(images.reshape(7, -1) @ w, axis=1), atol=1e-5)
         with one_line_error("mean: received 0.2; allowed: null, as .* takes pixels from 0 to 255"):
             taught(recipe_of(path, data, distill=moments), data, tmp_path)
+    # Of another size: resizing overshoots, and bytes would wrap.
+    kernel = np.random.default_rng(0).normal(size=(384, 3)).astype("float32") / 255
+    path, w = write("large.onnx", ["B", 16, 24, 1], kernel=kernel, kind=TensorProto.UINT8)
+    large = keras_vit.images.resize(images.astype("float32"), (16, 24))
+    assert large.min() < -1
+    expected = softmax(np.rint(large).clip(0, 255).reshape(7, -1) @ w, axis=1)
+    found, _ = taught(recipe_of(path, data), data, tmp_path)
+    np.testing.assert_allclose(found.teaching.answer(images, 0, None), expected, atol=1e-4)
+    # Weights beside the file belong to the teacher.
+    settings = {"save_as_external_data": True, "location": "apart.onnx.data", "size_threshold": 0}
+    fingerprints = set()
+    for seed in (0, 1):
+        (tmp_path / "apart.onnx.data").unlink(missing_ok=True)
+        kernel = np.random.default_rng(seed).normal(size=(96, 3)).astype("float32")
+        path, _ = write("apart.onnx", ["B", 1, 8, 12], kernel=kernel, **settings)
+        fingerprints.add(taught(recipe_of(path, data), data, tmp_path)[0].fingerprint)
+    assert len(fingerprints) == 2
     for path, message in (
         (write("map.onnx", ["B", 1, 8, 12], rank=3)[0], "which is no classifier; allowed: a classifier: one input of images"),
         (write("vector.onnx", ["B", 96])[0], "which is no classifier"),

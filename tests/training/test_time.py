@@ -1,6 +1,7 @@
 """A training that is given a time gets the steps that fit into it."""
 
 import dataclasses
+import re
 import time
 
 import numpy as np
@@ -219,3 +220,22 @@ def test_another_length_in_python_replaces_the_time_too(tmp_path):
     assert load_recipe(file, train={"epochs": 3, "time": "1h"}).train.measured_seconds == 3600
     assert load_recipe(file, seed=1).train.measured_seconds == 600
     assert dataclasses.replace(load_recipe(file).train, steps_per_epoch=3).measured_seconds is None
+
+
+def test_the_least_time_counts_the_share_of_a_teacher(monkeypatch):
+    """A teacher that has half of the time has half of a longer one too."""
+    monkeypatch.setattr(speed, "image_seconds", lambda recipe, *arguments: ([0.02] * recipe.train.epochs, ("model", [])))
+    monkeypatch.setattr(speed, "evaluation_seconds", lambda *arguments: (0.01, 1.0))
+
+    data = small().load_data()
+
+    def within(seconds):
+        began = time.perf_counter() - 10 - seconds / 2
+        return speed.within_time(small(time=f"{seconds}s").for_data(data), data, began, None, None, seconds / 2)
+
+    with pytest.raises(ValueError, match="allowed: at least") as refused:
+        within(20)
+    least = int(re.search(r"at least (\d+)s", str(refused.value))[1])
+    assert within(least)[0].train.steps_per_epoch == 1
+    with pytest.raises(ValueError, match="allowed: at least"):
+        within(least - 2)

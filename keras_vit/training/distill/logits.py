@@ -3,6 +3,7 @@
 Shapes: N training images, K classes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_vit.archives import open_arrays
+from keras_vit.archives import DAMAGED, open_arrays, reason
 from keras_vit.data.dataset import DataSet, digests
 from keras_vit.files import atomic_path, plain_json
 from keras_vit.runs.arrays import write_arrays
@@ -35,7 +36,8 @@ def save_logits(path: str | os.PathLike, logits: np.ndarray, data: DataSet) -> N
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path: received {str(path)!r}; allowed: a name that ends in .safetensors")
     logits = np.ascontiguousarray(logits, np.float32)
-    check(logits, "logits: received", data)
+    check_shape(logits.shape, "logits: received", data)
+    check(logits, "logits: received")
     known = {"images": order_of(data), "classes": json.dumps(data.class_names, ensure_ascii=False)}
     with atomic_path(path) as temporary:
         write_arrays(temporary, {NAME: logits}, known)
@@ -49,13 +51,16 @@ def read_logits(path: Path, data: DataSet, notes: list[str]) -> np.ndarray:
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise refused(f"logits:{path}", "which is no such file", f"a file ({', '.join(SUFFIXES)})")
-    try:
-        logits, known = read(path)
-    except (OSError, ValueError, KeyError, SafetensorError, EOFError) as error:
-        raise refused(f"logits:{path}", f"which is damaged ({' '.join(str(error).split())[:200]})", "one array of logits") from None
-    if "classes" in known and plain_json(known["classes"]) != data.class_names:
+    with intact(path):
+        shape, known, load = opened(path)
+        classes = plain_json(known["classes"]) if "classes" in known else data.class_names
+    received = f"distill.teacher: received 'logits:{path}' with"
+    check_shape(shape, received, data)  # before they are in memory
+    with intact(path):
+        logits = load()
+    if classes != data.class_names:
         raise refused(f"logits:{path}", "logits of other classes", f"those of {data.name}, in their order")
-    check(logits, f"distill.teacher: received 'logits:{path}' with", data)
+    check(logits, received)
     if "images" not in known:
         notes.append("teacher: the file does not say of which images its logits are; keras_vit.save_logits writes one that does")
     elif known["images"] != order_of(data):
@@ -65,24 +70,42 @@ def read_logits(path: Path, data: DataSet, notes: list[str]) -> np.ndarray:
     return np.asarray(logits, np.float32)
 
 
-def read(path):
-    if path.suffix == ".safetensors":
-        with safe_open(path, "np") as file:
-            return file.get_tensor(NAME), file.metadata() or {}
+@contextlib.contextmanager
+def intact(path):
+    """Within it, what damaged files raise is an error of one line."""
+    try:
+        yield
+    except (*DAMAGED, SafetensorError) as error:
+        raise refused(f"logits:{path}", f"which is damaged ({reason(error)})", "one array of logits") from None
+
+
+def opened(path):
+    """Shape of the array in a file, the file's metadata, and a function that reads the array."""
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False), {}
-    archive = open_arrays(path)
-    if len(archive.shapes) != 1:
-        raise ValueError(f"received {len(archive.shapes)} arrays; allowed: one")
-    return archive.read(next(iter(archive.shapes))), {}
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array.shape, {}, lambda: array
+    if path.suffix == ".npz":
+        archive = open_arrays(path)
+        if len(archive.shapes) != 1:
+            raise ValueError(f"received {len(archive.shapes)} arrays; allowed: one")
+        ((name, shape),) = archive.shapes.items()
+        return shape, {}, lambda: archive.read(name)
+    file = safe_open(path, "np")
+    return tuple(file.get_slice(NAME).get_shape()), file.metadata() or {}, lambda: file.get_tensor(NAME)
 
 
-def check(logits, received, data):
-    """Raises a ValueError, which begins with `received`, for logits that cannot be those of the training images."""
-    shape = (len(data.train), len(data.class_names))
-    if logits.shape != shape or logits.dtype.kind not in "fiu":
-        allowed = f"{shape}, a row for each training image of {data.name} and a column for each class"
-        raise ValueError(f"{received} {logits.dtype} {logits.shape}; allowed: {allowed}")
+def check_shape(shape, received, data):
+    """Raises a ValueError, which begins with `received`, for logits of another number of images or classes."""
+    expected = (len(data.train), len(data.class_names))
+    if shape != expected:
+        allowed = f"{expected}, a row for each training image of {data.name} and a column for each class"
+        raise ValueError(f"{received} shape {shape}; allowed: {allowed}")
+
+
+def check(logits, received):
+    """Likewise, for what are no logits, and for those that are not finite."""
+    if logits.dtype.kind not in "fiu":
+        raise ValueError(f"{received} type {logits.dtype}; allowed: numbers")
     if not np.isfinite(logits).all():
         raise ValueError(f"{received} logits that are not finite: the teacher has diverged; allowed: finite logits")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vit.files import read_json_or_none
+from keras_vit.files import read_json_or_none, sha256
 from keras_vit.training.distill.sources import Source, digest_of_file, refused
 
 TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
@@ -53,7 +53,7 @@ def open_onnx(path: Path) -> Source:
         return np.concatenate(parts)[: len(images)]
 
     def logits(images):
-        images = np.rint(images).astype(np.uint8) if pixels else images
+        images = np.clip(np.rint(images), 0, 255).astype(np.uint8) if pixels else images  # resizing overshoots
         with lock:
             return np.asarray(run(np.ascontiguousarray(np.moveaxis(images, -1, 1)) if first else images), np.float32)
 
@@ -68,10 +68,16 @@ def open_onnx(path: Path) -> Source:
         logits,
         tuple(shape),
         answer.shape[1],
-        digest_of_file(path),
+        fingerprint_of_file(path),
         report.get("class_names"),
         0.0 if pixels else report.get("mean"),
         1 / 255 if pixels else report.get("std"),
         report.get("multi_label"),
         takes_pixels=pixels,
     )
+
+
+def fingerprint_of_file(path: Path) -> str:
+    """SHA-256 (hex) of a file and of those beside it that hold its weights: `NAME.onnx.data`, `NAME.onnx_data` and the like."""
+    beside = sorted(each for each in path.parent.iterdir() if each.name.startswith(path.name) and each.is_file())
+    return sha256(" ".join(f"{each.name} {digest_of_file(each)}" for each in beside))

@@ -88,7 +88,7 @@ def build(
         x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm", dtype=dtype)(x)
         return keras.layers.Activation("relu", name=f"{name}_relu", dtype=dtype)(x)
 
-    images, stride = keras.Input(image_shape), round(min(max(1, min(image_shape[:2]) / side), MOST_STRIDE))
+    images, stride = keras.Input(image_shape, name="images"), round(min(max(1, min(image_shape[:2]) / side), MOST_STRIDE))
     settings = {"strides": stride, "padding": "same", "activation": "relu", "name": "stem", "dtype": dtype}
     x, group = keras.layers.Conv2D(stem, max(3, 2 * stride), **settings)(images), 0  # (B, H / stride, W / stride, stem)
     while group < len(widths) or min(x.shape[1:3]) > 2 * SMALLEST:

@@ -108,7 +108,7 @@ def keras_source(model: keras.Model, name: str, **known) -> Source:
         logits=(lambda images: run(np.ascontiguousarray(np.moveaxis(images, -1, 1)))) if first else run,
         shape=shape,
         num_classes=model.outputs[0].shape[-1],
-        fingerprint=fingerprint_of(arrays),
+        fingerprint=fingerprint_of(arrays, model.to_json()),
         **known,
     )
 

@@ -106,7 +106,7 @@ def from_teacher(recipe, data, run_dir, distribution, say, seconds, kept):
                 raise refused(SMALL_CNN, f"with {distribution.processes} processes", "a teacher that has been trained")
             from keras_vit.training.distill.small_cnn import small_cnn
 
-            if seconds is None and config.share != DistillConfig.share:
+            if recipe.train.time is None and seconds is None and config.share != DistillConfig.share:
                 say(f"teacher: distill.share {config.share:g} has no effect without train.time; distill.epochs decides")
             if seconds is not None and config.epochs != DistillConfig.epochs and not kept:
                 say(f"teacher: distill.epochs {config.epochs:g} is replaced by what fits into distill.share of the time")

@@ -112,20 +112,21 @@ def columns_of(source, name, class_names, notes):
 
 def moments(source, recipe, channels, notes):
     """Mean and std of the teacher's pixels: those of the settings, of its own file, or the student's."""
-    config, found = recipe.distill, []
+    config, found, unknown = recipe.distill, [], []
     for name in ("mean", "std"):
-        own = getattr(config, name)
+        own, ours = getattr(config, name), getattr(recipe, name)
         if own is not None and source.takes_pixels:
             raise ValueError(f"distill.{name}: received {own}; allowed: null, as {config.teacher!r} takes pixels from 0 to 255")
-        found.append(getattr(source, name) if own is None else own)
-    if None in found:
-        notes.append("teacher: does not say its mean and std: the student's are taken; distill.mean and distill.std state others")
-        mean, std = recipe.mean, recipe.std
-        if len(mean) not in (1, channels):
-            mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
-        return as_moments(mean, std, channels, "distill.")
+        known = getattr(source, name) if own is None else own
+        unknown += [name] * (known is None)
+        ours = ours if len(ours) in (1, channels) else [sum(ours) / len(ours)]
+        found.append(ours if known is None else known)
     mean, std = as_moments(*found, channels, "distill.")
-    if (set(mean), set(std)) != (set(recipe.mean), set(recipe.std)):
+    if unknown:
+        others = " and ".join(f"distill.{name}" for name in unknown)
+        taken = "state others" if len(unknown) > 1 else "states another"
+        notes.append(f"teacher: does not say its {' and '.join(unknown)}: the student's are taken; {others} {taken}")
+    if len(unknown) < len(found) and (set(mean), set(std)) != (set(recipe.mean), set(recipe.std)):
         shown = (", ".join(f"{value:.4g}" for value in values) for values in (mean, std))
         notes.append("teacher: sees pixels with mean {} and std {}, not the student's".format(*shown))
     return mean, std

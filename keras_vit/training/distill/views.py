@@ -3,6 +3,7 @@
 Shapes: S steps of a file, B images of a batch, K classes.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vit.archives import DAMAGED, reason
 from keras_vit.files import atomic_path, read_json_or_none, remove_abandoned, write_json
 
 IMAGES = 8192  # of a file, about
+MAPPED = 64  # files that are open at a time: a process may not have many
 DIGEST = 16  # characters, of the digest in a file's name
 SETTINGS, SECONDS = "settings.json", "seconds"  # what the files depend on, and a field beside it
 
@@ -43,7 +46,8 @@ class Views:
         known = read_json_or_none(self.folder / SETTINGS)
         self.seconds = float(known.get(SECONDS, 0)) if isinstance(known, dict) else 0.0
         self.steps_a_file = -(-IMAGES // batch_size)
-        self.files: dict[int, np.ndarray] = {}  # by the first step
+        self.files: dict[int, Path] = {}  # by the first step
+        self.mapped = functools.lru_cache(MAPPED)(mapped)
 
     def spans(self, passes: int, steps: int) -> Iterable[tuple[int, int]]:
         """(first step, step after the last one) of each file of so many passes of so many steps; no file has two passes."""
@@ -52,24 +56,28 @@ class Views:
                 yield begin, min(begin + self.steps_a_file, first + steps)
 
     def missing(self, passes: int, steps: int) -> list[tuple[int, int]]:
-        """The spans whose files are not there. Opens those that are; a damaged one is deleted, with a warning."""
+        """The spans whose files are not there. Reads those that are; a damaged one is deleted, with a warning.
+
+        Raises:
+            OSError: For a file that cannot be read.
+        """
         return [span for span in self.spans(passes, steps) if not self.open(*span)]
 
     def open(self, begin: int, end: int) -> bool:
         for path in sorted(self.folder.glob(f"{begin:09d}-*.npy")):
             try:
-                found = np.load(path, mmap_mode="r", allow_pickle=False)
-                expected = (end - begin, *self.shape)
+                found, expected = mapped(path), (end - begin, *self.shape)
                 if found.shape != expected or found.dtype != np.float32:
                     raise ValueError(f"received {found.dtype} {found.shape}; allowed: float32 {expected}")
                 if not re.fullmatch(rf"\d+-{digest(found)}\.npy", path.name):
                     raise ValueError("it does not fit its digest")
-            except (OSError, ValueError, EOFError) as error:
-                reason = " ".join(str(error).split())[:200]
-                warnings.warn(f"distill.folder: {str(path)!r} is damaged ({reason}); it is computed anew", stacklevel=4)
+            except DAMAGED as error:
+                if isinstance(error, OSError):
+                    raise
+                warnings.warn(f"distill.folder: {str(path)!r} is damaged ({reason(error)}); it is computed anew", stacklevel=4)
                 path.unlink(missing_ok=True)
                 continue
-            self.files[begin] = found
+            self.files[begin] = path
             return True
         return False
 
@@ -101,7 +109,11 @@ class Views:
     def logits(self, step: int, steps: int) -> np.ndarray:
         """Those of a step's batch (B, K), where passes have so many steps."""
         begin = step // steps * steps + step % steps // self.steps_a_file * self.steps_a_file
-        return self.files[begin][step - begin]
+        return self.mapped(self.files[begin])[step - begin]
+
+
+def mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def digest(array: np.ndarray) -> str:
