@@ -1,4 +1,4 @@
-"""A convolutional net for CIFAR-10 that is better than the students: a teacher that is trained beforehand.
+"""A convolutional net for CIFAR-10, wider than `small-cnn`: a teacher that is trained beforehand.
 
     KERAS_BACKEND=torch python benchmarks/teacher.py teacher.keras --epochs 20 --json teacher.json
     keras-vit train --recipe standard --data cifar10 --distill.teacher teacher.keras --distill.views 4 --augment.mix_until 1

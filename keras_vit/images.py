@@ -59,6 +59,6 @@ def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     batch, height, width, channels = images.shape
     rows, columns = (resize_matrix(old, new).astype(images.dtype) for old, new in zip((height, width), size, strict=True))
     # Two matmuls for each image: over the rows, then over columns and channels at once. For a matmul over the whole batch, BLAS
-    # starts threads that disturb the training's: at 32 pixels a step took more than twice as long.
+    # starts threads that disturb the training's.
     images = rows @ images.reshape(batch, height, width * channels) @ np.kron(columns.T, np.eye(channels, dtype=images.dtype))
     return images.reshape(batch, *size, channels)

@@ -137,8 +137,8 @@ class Batches(keras.utils.PyDataset):
 def on_device(batch):
     """`batch` with JAX's arrays where JAX is the backend: the thread that makes them copies them to the device.
 
-    On a CPU, a step that has to wait for its images runs on another thread with other memory, a third slower. Where several devices
-    share a batch, Keras divides it.
+    On a CPU, a step that has to wait for its images runs on another thread with other memory, slower. Where several devices share
+    a batch, Keras divides it.
     """
     if keras.backend.backend() != "jax" or keras.distribution.distribution() is not None:
         return batch

@@ -25,7 +25,7 @@ def exporting() -> bool:
 
 
 def reshape(x, shape):
-    """Pays: Keras takes a tenth of a millisecond to look for symbolic tensors. Test: every test of a layer."""
+    """Pays: Keras takes its time to look for symbolic tensors. Test: every test of a layer."""
     return x.reshape(shape)
 
 
@@ -160,7 +160,7 @@ def split_heads(qkv, num_heads):
 
 
 def attend(q, k, v, mask=None, bias=None, dropout=None):
-    """Pays on an accelerator, and in inference on a processor (175 to 82 ms); there the fused kernel's backward pass is slow.
+    """Pays on an accelerator, and in inference on a processor; there the fused kernel's backward pass is slow.
 
     Test: test_fused_attention, test_attention_of_split_heads_in_inference.
     """

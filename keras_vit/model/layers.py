@@ -63,7 +63,7 @@ class Layer(keras.layers.Layer):
     def inner(self, layer, *args, **kwargs):
         """Calls a built sublayer with this layer's dtype policy, without `__call__`'s overhead.
 
-        Under PyTorch this saves a tenth of a millisecond a call, and a block has a dozen sublayers.
+        Under PyTorch this saves time in every call, and a block has a dozen sublayers.
         """
         return layer(*args, **kwargs) if layer.quantization_mode else layer.call(*args, **kwargs)
 

@@ -1,8 +1,7 @@
 """`small-cnn`: a small convolutional net that is trained first, in the same process, and teaches the Vision Transformer.
 
-Convolutions have what a Vision Transformer must learn: neighbours belong together, and a thing is the same wherever it lies. On few
-seconds and few images they are ahead. The net is a small ResNet-9 (as in 'How to train your ResNet', D. Page, 2018, and airbench,
-arXiv 2404.00498).
+Convolutions have what a Vision Transformer must learn: neighbours belong together, and a thing is the same wherever it lies. The
+net is a small ResNet-9 (as in 'How to train your ResNet', D. Page, 2018, and airbench, arXiv 2404.00498).
 """
 
 import dataclasses
@@ -70,7 +69,7 @@ def build(
     """The net for images (H, W, C) of any size: a model with logits (B, num_classes).
 
     A stem to about 16 pixels a side, of large images to a quarter, then groups of two convolutions. The stem has no norm, and the
-    first norm of a group follows the pooling: on a processor the norms cost as much as the convolutions. Names are given: those
+    first norm of a group follows the pooling: norms take time on a processor. Names are given: those
     that Keras gives count the layers of a process, and the weights' names tell one teacher from another.
 
     Args:
