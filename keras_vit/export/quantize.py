@@ -6,7 +6,8 @@ kernel has one scale for each output channel. Fixed ranges of activations are th
 
 Measured on 2026-11-25 with a trained `quick` of that day, on its 5,000 validation images (float32: 77.34%) and one core of a Xeon
 with AVX512-VNNI, turn by turn; kernels had eight bits in ONNX too. Columns: size relative to float32,
-accuracy, share of images with float32's class, speed relative to float32 in batches of 1 and of 50, and the name of a setting that is kept.
+accuracy, share of images with float32's class, speed relative to float32 in batches of 1 and of 50, and the name of a setting that
+is kept.
 
     LiteRT  activations quantised at run time, token by token       29.2%   77.30%   99.4%   x3.0   x1.9   int8
             ranges fixed, dense layers and convolutions only        31.2%   77.22%   97.9%   x3.2   x2.0
