@@ -52,7 +52,7 @@ class Work:
         self.folder, self.kills, self.details, self.count = folder, kills, [], 0
         self.data = folder / "data.npz"
         write_arrays(self.data)
-        model = {"depth": 1, "width": 8, "mlp_dim": 12, "num_heads": 2, "stem": "patch", "patch_size": 4}
+        model = {"depth": 1, "width": 8, "mlp_dim": 12, "num_heads": 2, "stem": "patch", "stem_depth": 0, "patch_size": 4}
         settings = {"epochs": EPOCHS, "batch_size": 16, "warmup_epochs": 0, "learning_rate": 0.01, "optimizer": "adamw", "ema": 0.0}
         augment = {"flip": False, "crop": 0, "cutmix": 0.0}
         self.recipe = load_recipe("digits", data=f"arrays:{self.data}", model=model, train=settings, augment=augment)

@@ -98,7 +98,7 @@ def measured(variant, turns):
     recipe = load_recipe(
         "quick",
         data="random",
-        model={"variant": variant, "image_size": SIDE, "stem": "patch"},
+        model={"variant": variant, "image_size": SIDE, "stem": "patch", "stem_depth": 0},
         train=TRAIN,
     )
     keras.backend.clear_session()

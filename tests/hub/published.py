@@ -10,7 +10,7 @@ from keras_vit.runs.folder import RunFolder
 NAMES = ["<script>alert(1)</script>", "a, |b| `c`", "line\nbreak", "[x](http://evil.example) $\\frac{1}{2}$ https://evil.example"]
 SHAPE = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32, "channels": 3}
 SHAPES = {
-    "both": {"pool": "cls", "stem": "patch", "position": "learned"},
+    "both": {"pool": "cls", "stem": "patch", "stem_depth": 0, "position": "learned"},
     "neither": {"pool": "gap", "stem": "conv", "patch_size": 2},
 }
 

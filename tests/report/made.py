@@ -17,7 +17,7 @@ FINGERPRINT = "f" * 64
 
 def write_run(folder, name="run", *, finished=True, epochs=3, seed=0, labels="single", summary=(), **settings):
     """A run folder of made numbers, without a model; the settings are those of `train`."""
-    model = {**SMALL, "stem": "patch"}
+    model = {**SMALL, "stem": "patch", "stem_depth": 0}
     settings = {"epochs": epochs, "warmup_epochs": 0, "precision": "float32", **settings}
     recipe = load_recipe("digits", data="made", labels=labels, model=model, seed=seed, train=settings)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=3))

@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
         recipe = keras_vit.load_recipe(
             "digits",
             data=f"csv:{folder / 'photos.csv'}",
-            model={**SMALL, "patch_size": (8, 4), "stem": "patch"},
+            model={**SMALL, "patch_size": (8, 4), "stem": "patch", "stem_depth": 0},
             augment={"flip": False, "crop": 0},
             train={"epochs": 14, "batch_size": 9, "learning_rate": 0.02, "warmup_epochs": 0, "precision": "float32"},
         )

@@ -28,7 +28,7 @@ def small_recipe(*, model=None, augment=None, **settings):
         "ema": 0.0,
         **settings,
     }
-    model = {**SMALL, "stem": "patch", **(model or {})}
+    model = {**SMALL, "stem": "patch", "stem_depth": 0, **(model or {})}
     return load_recipe("digits", data="made", model=model, augment={**PLAIN, **(augment or {})}, train=settings)
 
 

@@ -288,7 +288,7 @@ def test_images_that_vanish_within_an_epoch_are_named_and_the_run_goes_on_when_t
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (10, 10), dtype=np.uint8)).save(file)
     settings = {"epochs": 3, "batch_size": 8, "warmup_epochs": 0}
-    model = {"depth": 1, "width": 8, "mlp_dim": 8, "num_heads": 2, "stem": "patch", "patch_size": 4}
+    model = {"depth": 1, "width": 8, "mlp_dim": 8, "num_heads": 2, "stem": "patch", "stem_depth": 0, "patch_size": 4}
     recipe = load_recipe("digits", data=f"folder:{photos}", model=model, augment={"resized_crop": 0.5}, train=settings)
     whole = train(recipe, tmp_path / "whole", verbose=0, pictures=False)
     vanish = At(1, 1, lambda: photos.rename(tmp_path / "away"))

@@ -53,7 +53,9 @@ def made_data(size=(8, 12), classes=("a", "b", "c"), seed=0):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A run folder whose weights are all random."""
-    recipe = load_recipe("digits", model=MODEL | {"pool": "cls", "stem": "patch"}, augment=PLAIN, train=SETTINGS, mean=0.4, std=0.3)
+    recipe = load_recipe(
+        "digits", model=MODEL | {"pool": "cls", "stem": "patch", "stem_depth": 0}, augment=PLAIN, train=SETTINGS, mean=0.4, std=0.3
+    )
     run = train(recipe, tmp_path_factory.mktemp("checkpoint") / "run", data=made_data(), verbose=0, pictures=False)
     run.write_model(1, randomise(run.model()))
     return run

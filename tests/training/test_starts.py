@@ -42,7 +42,9 @@ def test_mimetic_attention(block):
     assert len(kernels) == (4 if block == "serial" else 8)
 
 
-@pytest.mark.parametrize("stem", [{"stem": "patch", "patch_size": 2}, {"stem": "conv", "patch_size": 4}], ids=str)
+@pytest.mark.parametrize(
+    "stem", [{"stem": "patch", "stem_depth": 0, "patch_size": 2}, {"stem": "conv", "stem_depth": 0, "patch_size": 4}], ids=str
+)
 def test_whitened_pixels_reach_the_first_layer(stem):
     """The kernel is the old one after the pixels' covariance has become the identity, where eigenvalues are not tiny."""
     recipe = load_recipe("digits", data="digits", model={**TINY, **stem})
@@ -61,7 +63,7 @@ def test_whitened_pixels_reach_the_first_layer(stem):
 
 
 def test_patches_of_the_pixels_are_those_of_the_layer():
-    recipe = load_recipe("digits", data="digits", model={**TINY, "stem": "patch", "patch_size": (2, 4)})
+    recipe = load_recipe("digits", data="digits", model={**TINY, "stem": "patch", "stem_depth": 0, "patch_size": (2, 4)})
     data = recipe.load_data()
     stem = build_vit(recipe.for_data(data).model).get_layer("stem")
     pixels = pixels_of(recipe, data)
@@ -75,7 +77,7 @@ def test_the_first_stages_layer_sees_its_own_pixels(monkeypatch, tmp_path, stage
     seen = []
     monkeypatch.setattr(loop, "set_start", lambda model, recipe, data: seen.append((model.config, pixels_of(recipe, data))))
     settings = {"epochs": 2, "steps_per_epoch": 1, "warmup_epochs": 0, "whiten": True, "stages": [{"until": 0.5, **stage}]}
-    recipe = load_recipe("digits", data="digits", model={**TINY, "stem": "patch", "patch_size": 2}, train=settings)
+    recipe = load_recipe("digits", data="digits", model={**TINY, "stem": "patch", "stem_depth": 0, "patch_size": 2}, train=settings)
     train(recipe, tmp_path / "run", verbose=0, pictures=False, until=1)
     [(config, pixels)] = seen
     assert (config.patch_size, config.image_size) == (((4, 4), (8, 8)) if "patch_scale" in stage else ((2, 2), (4, 4)))

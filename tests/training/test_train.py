@@ -148,7 +148,7 @@ def test_a_run_of_stages_in_parts_ends_like_one_in_one_piece(tmp_path):
         {"until": 0.6, "patch_scale": 2},
         {"until": 0.8, "augment": {"crop": 0, "mixup": 0.5}},
     ]
-    model = {"image_size": 8, "patch_size": 2, "stem": "patch"}
+    model = {"image_size": 8, "patch_size": 2, "stem": "patch", "stem_depth": 0}
     recipe = small_recipe(model=model, train={"stages": stages, "ema": 0.9, "epochs": 5, "steps_per_epoch": 3})
     spans = recipe.stages()
     assert [(first, last) for first, last, _ in spans] == [(0, 2), (2, 3), (3, 4), (4, 5)]
