@@ -1,6 +1,7 @@
 """Measures how fast a recipe trains on this machine, before the run; the result decides its precision and length."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def resolve_precision(recipe: Recipe, data: DataSet) -> Resolved:
     recipes = [with_precision(plain, precision) for precision in CANDIDATES]
     stages = [max(each.stages(), key=lambda stage: stage[1] - stage[0])[2] for each in recipes]
     prepared = [compiled_model(stage, 1, data.class_names, class_weights(stage.train.class_weights, data)) for stage in stages]
-    measured = lambda: training_rates([model for model, _ in prepared], data, stages[0], TURNS, TURN_SECONDS)  # noqa: E731
+    measured = functools.partial(training_rates, [model for model, _ in prepared], data, stages[0], TURNS, TURN_SECONDS)
     rates = measured()
     if gain > CLEAR and rates[1] <= MARGIN * rates[0]:  # the products say otherwise: other work may have disturbed the models
         rates = [max(turns) for turns in zip(rates, measured(), strict=True)]

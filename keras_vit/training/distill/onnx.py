@@ -78,6 +78,7 @@ def open_onnx(path: Path) -> Source:
 
 
 def fingerprint_of_file(path: Path) -> str:
-    """SHA-256 (hex) of a file and of those beside it that hold its weights: `NAME.onnx.data`, `NAME.onnx_data` and the like."""
-    beside = sorted(each for each in path.parent.iterdir() if each.name.startswith(path.name) and each.is_file())
-    return sha256(" ".join(f"{each.name} {digest_of_file(each)}" for each in beside))
+    """SHA-256 (hex) of a file, with its weights where they lie beside it: `NAME.onnx.data`, `NAME.onnx_data`. Not of its name."""
+    weights = (each for each in path.parent.iterdir() if each.name.startswith((f"{path.name}.data", f"{path.name}_data")))
+    digests = [digest_of_file(each) for each in (path, *sorted(weights))]
+    return digests[0] if len(digests) == 1 else sha256(" ".join(digests))
